@@ -1,0 +1,152 @@
+r"""Time the wrapped training step against the plain base's, interleaved in one process.
+
+    python benchmarks/train_step.py --backend=jax
+
+prints the ratio of the two (median over rounds) beside the ratio of multiply-adds,
+and the peak memory of each, which a process of its own measures.
+"""
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum(
+    "backend", "tensorflow", ["tensorflow", "jax", "torch"], "Keras backend."
+)
+flags.DEFINE_string(
+    "model", "resnet18", "Name in keras_selfdistill.networks or keras.applications."
+)
+flags.DEFINE_float(
+    "width_multiplier", 1.0, "Scales the widths of keras_selfdistill.networks."
+)
+flags.DEFINE_integer("image_size", 32, "Height and width of the images, in pixels.")
+flags.DEFINE_integer("batch_size", 64, "Images a step.")
+flags.DEFINE_string("taps", "3", "Number of exits, or layer names with commas.")
+flags.DEFINE_string("recipe", "byot", "Recipe of the wrapper.")
+flags.DEFINE_integer("rounds", 9, "Timed rounds; each times both models.", 7)
+flags.DEFINE_integer("steps", 2, "Training steps a round and model.", 1)
+flags.DEFINE_bool("memory", True, "Also measure peak memory.")
+flags.DEFINE_enum(
+    "memory_of", "", ["", "plain", "wrapped"], "Only print this model's peak memory."
+)
+
+
+def build(kind):
+    """Return the compiled plain base or the compiled wrapper around it."""
+    import keras
+
+    import keras_selfdistill as ksd
+
+    shape = (FLAGS.image_size, FLAGS.image_size, 3)
+    if FLAGS.model in ksd.networks.NETWORKS:
+        model = ksd.networks.NETWORKS[FLAGS.model](
+            input_shape=shape, width_multiplier=FLAGS.width_multiplier
+        )
+    else:
+        make = getattr(keras.applications, FLAGS.model)
+        model = make(weights=None, input_shape=shape, classes=100)
+    if kind == "wrapped":
+        taps = int(FLAGS.taps) if FLAGS.taps.isdigit() else FLAGS.taps.split(",")
+        model = ksd.SelfDistiller(model, taps=taps, recipe=FLAGS.recipe)
+    model.compile(
+        keras.optimizers.SGD(0.1, momentum=0.9),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def batches():
+    """Return images and labels for one round."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    count = FLAGS.batch_size * FLAGS.steps
+    shape = (count, FLAGS.image_size, FLAGS.image_size, 3)
+    return random.random(shape, "float32"), random.integers(0, 100, count)
+
+
+def seconds_per_step(model, images, labels):
+    """Return the mean time of a step in one short `fit`."""
+    start = time.perf_counter()
+    model.fit(images, labels, batch_size=FLAGS.batch_size, verbose=0, shuffle=False)
+    return (time.perf_counter() - start) / FLAGS.steps
+
+
+def peak_memory(kind):
+    """Return the peak memory in MiB of a process that trains one of the models."""
+    arguments = [argument for argument in sys.argv if "--memory" not in argument]
+    command = [sys.executable, *arguments, f"--memory_of={kind}"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(output.split()[-1])
+
+
+def print_peak_memory():
+    """Train for one round and print this process's peak memory in MiB."""
+    model, (images, labels) = build(FLAGS.memory_of), batches()
+    seconds_per_step(model, images, labels)
+    if FLAGS.backend == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            print(torch.cuda.max_memory_allocated() / 2**20)
+            return
+    if FLAGS.backend == "jax":
+        import jax
+
+        statistics_of_device = jax.devices()[0].memory_stats()
+        if statistics_of_device:
+            print(statistics_of_device["peak_bytes_in_use"] / 2**20)
+            return
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main(argv):
+    """Run the benchmark."""
+    del argv
+    os.environ["KERAS_BACKEND"] = FLAGS.backend
+    if FLAGS.memory_of:
+        print_peak_memory()
+        return
+    import keras
+
+    from keras_selfdistill.profiling import model_multiply_adds
+
+    plain, wrapped = build("plain"), build("wrapped")
+    images, labels = batches()
+    times = {"plain": [], "wrapped": []}
+    for round_ in range(FLAGS.rounds + 1):
+        for kind, model in (("plain", plain), ("wrapped", wrapped)):
+            seconds = seconds_per_step(model, images, labels)
+            if round_:  # The first one compiles.
+                times[kind].append(seconds)
+    ratios = [w / p for p, w in zip(times["plain"], times["wrapped"], strict=True)]
+    cost = model_multiply_adds(wrapped)[0] / model_multiply_adds(plain)[0]
+    print(
+        f"{FLAGS.model}, batch {FLAGS.batch_size}, taps {wrapped.taps}, "
+        f"{FLAGS.recipe}, {FLAGS.backend}, keras {keras.__version__}, "
+        f"{len(os.sched_getaffinity(0))} cores"
+    )
+    for kind, values in times.items():
+        print(f"{kind:8} {1000 * statistics.median(values):8.1f} ms a step")
+    print(
+        f"ratio    {statistics.median(ratios):8.3f} (median of {len(ratios)}, "
+        f"{min(ratios):.3f} to {max(ratios):.3f}); multiply-adds {cost:.3f}"
+    )
+    if FLAGS.memory:
+        memory = {kind: peak_memory(kind) for kind in times}
+        print(
+            f"peak memory: plain {memory['plain']:.0f} MiB, wrapped "
+            f"{memory['wrapped']:.0f} MiB, ratio "
+            f"{memory['wrapped'] / memory['plain']:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)

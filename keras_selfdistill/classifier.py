@@ -1,0 +1,219 @@
+"""Find where a base ends: its logits, its last feature, its class count."""
+
+import dataclasses
+from typing import Any
+
+import keras
+from keras import layers
+
+from keras_selfdistill.config import PACKAGE
+from keras_selfdistill.graph import producer
+
+# Layers that may stand between the last weights and the output, or between the
+# feature and the last weights, without changing what the values mean.
+_RESHAPING = (
+    layers.Reshape,
+    layers.Flatten,
+    layers.Identity,
+    layers.GlobalAveragePooling1D,
+    layers.GlobalAveragePooling2D,
+)
+_DROPOUT = (
+    layers.Dropout,
+    layers.AlphaDropout,
+    layers.GaussianDropout,
+    layers.GaussianNoise,
+)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class PreActivation(layers.Layer):
+    """What a layer computes before its activation, with the layer's own weights.
+
+    Recovers true logits from, say, `Dense(10, activation="softmax")`. The log of the
+    probabilities would not do: they underflow to 0 for logits 100 apart.
+
+    Args:
+        layer: A built layer with an `activation` attribute; shared, not copied.
+
+    Example:
+        >>> import numpy as np
+        >>> dense = keras.layers.Dense(2, activation="softmax", kernel_initializer="ones")
+        >>> dense.build((None, 1))
+        >>> print(PreActivation(dense)(np.array([[80.0]])).tolist())
+        [[80.0, 80.0]]
+    """
+
+    def __init__(self, layer, **kwargs):
+        kwargs.setdefault("dtype", layer.dtype_policy)
+        super().__init__(**kwargs)
+        self.layer = layer
+        self.built = layer.built
+
+    def call(self, inputs):
+        """Apply the layer without its activation."""
+        # A twin that shares everything but the activation: to switch the activation
+        # of the layer itself, even for a moment, would show in other threads.
+        twin = object.__new__(type(self.layer))
+        twin.__dict__.update(self.layer.__dict__)
+        twin.__dict__["activation"] = keras.activations.linear
+        return twin.call(inputs)
+
+    def get_config(self):
+        """Return the arguments that make an equal layer."""
+        layer = keras.saving.serialize_keras_object(self.layer)
+        return {**super().get_config(), "layer": layer}
+
+    @classmethod
+    def from_config(cls, config):
+        """Make the layer from what `get_config` returned."""
+        config = dict(config)
+        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
+        return cls(layer, **config)
+
+    def build(self, input_shape):
+        """Build the layer inside."""
+        if not self.layer.built:
+            self.layer.build(input_shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """The end of a base, as symbolic tensors.
+
+    Args:
+        logits: Shape `(batch, classes)`, before softmax.
+        feature: Shape `(batch, width)`: what the last layer with weights reads.
+        activation: `"softmax"` or `"linear"`: from logits to the base's output.
+        output: The base's own output.
+        last_spatial: The deepest tensor with spatial axes that leads to the feature,
+            `None` where there is none.
+        data_format: `"channels_last"` or `"channels_first"`.
+    """
+
+    logits: Any
+    feature: Any
+    activation: str
+    output: Any
+    last_spatial: Any
+    data_format: str
+
+    @property
+    def classes(self):
+        """Number of classes."""
+        return self.logits.shape[-1]
+
+
+def find_classifier(base):
+    """Walk back from a base's output to its logits and its last feature.
+
+    Args:
+        base: A functional model with one output of shape `(batch, classes)`.
+
+    Returns:
+        A `Classifier`. The base is left as it is.
+
+    Raises:
+        ValueError: The base has several outputs, its output is no row of class
+            scores, or it ends in something other than softmax or logits.
+
+    Example:
+        >>> inputs = keras.Input((4,))
+        >>> hidden = keras.layers.Dense(3, activation="relu")(inputs)
+        >>> outputs = keras.layers.Dense(2, activation="softmax")(hidden)
+        >>> end = find_classifier(keras.Model(inputs, outputs))
+        >>> end.activation, end.classes, end.feature.shape
+        ('softmax', 2, (None, 3))
+    """
+    output = _only_output(base)
+    node, activation, logits = producer(output), "linear", output
+    after_activation = []  # Calls between the logits and the output, output first.
+    while not _weights(node.operation):
+        kind = _activation_of(node.operation)
+        if kind == "linear" or isinstance(node.operation, _RESHAPING):
+            after_activation.append(node.operation)
+        elif kind == "softmax" and activation == "linear":
+            activation, after_activation = kind, []
+            logits = node.input_tensors[0]
+        else:
+            raise ValueError(_unknown_end(base, node.operation, kind))
+        node = producer(node.input_tensors[0])
+    last = node.operation
+    kind = _activation_of(last)
+    if kind == "softmax" and activation == "linear":
+        activation = kind
+        logits = PreActivation(last, name=f"{last.name}_logits")(node.input_tensors[0])
+        for operation in reversed(after_activation):
+            logits = operation(logits)
+    elif kind != "linear":
+        raise ValueError(_unknown_end(base, last, kind))
+    feature, last_spatial, data_format = _feature(node.input_tensors[0])
+    return Classifier(logits, feature, activation, output, last_spatial, data_format)
+
+
+def _only_output(base):
+    if len(base.outputs) != 1:
+        raise ValueError(
+            f"The base must have one output. Received: model {base.name!r} with "
+            f"{len(base.outputs)} outputs. Wrap the part that classifies, e.g. "
+            f"keras.Model(model.inputs, model.outputs[0])."
+        )
+    output = base.outputs[0]
+    if len(output.shape) != 2 or output.shape[-1] is None or output.shape[-1] < 2:
+        raise ValueError(
+            f"The base must classify. Received: model {base.name!r} with an output of "
+            f"shape {tuple(output.shape)}. Expected: (batch, classes) with at least 2 "
+            "classes. Add pooling and a Dense layer, or build the base with "
+            "include_top=True."
+        )
+    return output
+
+
+def _activation_of(operation):
+    """Return the name of the activation that an operation ends in, `None` if other."""
+    if isinstance(operation, layers.Softmax):
+        return "softmax" if operation.axis in (-1, 1) else None
+    if not isinstance(operation, keras.Layer):
+        return None
+    if isinstance(operation, layers.Activation) or operation.weights:
+        activation = getattr(operation, "activation", None)
+        activation = activation or keras.activations.linear
+        for name in ("linear", "softmax"):
+            if activation is getattr(keras.activations, name):
+                return name
+        return getattr(activation, "__name__", type(activation).__name__)
+    return None
+
+
+def _unknown_end(base, operation, kind):
+    ends_in = f"{operation.name!r} ({type(operation).__name__}"
+    ends_in += f", activation {kind!r})" if kind else ")"
+    return (
+        f"Cannot tell the logits of model {base.name!r}. Received: a base that ends in "
+        f"{ends_in}. Expected: a layer with weights, such as Dense, whose activation "
+        "is softmax or linear, or an Activation or Softmax layer behind it."
+    )
+
+
+def _weights(operation):
+    return operation.weights if isinstance(operation, keras.Layer) else []
+
+
+def _feature(tensor):
+    """Return (feature vector, deepest spatial tensor, data format) before a tensor."""
+    node = producer(tensor)
+    while isinstance(node.operation, _DROPOUT):
+        tensor = node.input_tensors[0]
+        node = producer(tensor)
+    data_format = keras.config.image_data_format()
+    spatial = tensor
+    while len(spatial.shape) < 3:
+        node = producer(spatial)
+        if not node.input_tensors:
+            return tensor, None, data_format
+        data_format = getattr(node.operation, "data_format", data_format)
+        spatial = node.input_tensors[0]
+    if spatial is not tensor:
+        return tensor, spatial, data_format
+    pooling = {3: layers.GlobalAveragePooling1D, 4: layers.GlobalAveragePooling2D}
+    return pooling[len(tensor.shape)](data_format=data_format)(tensor), spatial, data_format

@@ -1,0 +1,79 @@
+"""Frozen configuration objects that Keras can serialise, and their shorthand names."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+PACKAGE = "keras_selfdistill"
+
+
+class Config:
+    """Serialisation of a frozen dataclass whose fields are plain values.
+
+    Example:
+        >>> import dataclasses
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Point(Config):
+        ...     x: int
+        >>> Point.from_config(Point(3).get_config())
+        Point(x=3)
+    """
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the fields, from which `from_config` makes an equal object."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Make an object from what `get_config` returned."""
+        return cls(**config)
+
+
+def resolve(identifier, argument, kind, shorthands):
+    """Return the object given, or the one that a shorthand name stands for.
+
+    Args:
+        identifier: A name, or an object of the class `kind`.
+        argument: Name of the argument, for errors.
+        kind: The class that an object must be of.
+        shorthands: Mapping of names to classes that need no argument.
+
+    Raises:
+        ValueError: No shorthand has this name.
+        TypeError: `identifier` is neither a name nor of the class `kind`.
+
+    Example:
+        >>> resolve("config", "recipe", Config, {"config": Config})  # doctest: +ELLIPSIS
+        <keras_selfdistill.config.Config object at ...>
+    """
+    if isinstance(identifier, kind):
+        return identifier
+    names = ", ".join(repr(name) for name in shorthands)
+    expected = f"Expected one of {names}, or a {kind.__name__} object."
+    if not isinstance(identifier, str):
+        raise TypeError(
+            f"`{argument}` must be a name or a {kind.__name__} object. Received: "
+            f"{argument}={identifier!r} of type {type(identifier).__name__}. {expected}"
+        )
+    if identifier not in shorthands:
+        raise ValueError(
+            f"Unknown {argument}. Received: {argument}={identifier!r}. {expected}"
+            f"{did_you_mean(identifier, shorthands)}"
+        )
+    return shorthands[identifier]()
+
+
+def did_you_mean(name, known):
+    """Return a sentence that offers the nearest of the known names, or nothing.
+
+    Example:
+        >>> did_you_mean("bjot", ["byot", "deep_supervision"])
+        " Did you mean 'byot'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=3)
+    if not near:
+        return ""
+    return f" Did you mean {' or '.join(repr(match) for match in near)}?"

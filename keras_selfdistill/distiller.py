@@ -1,0 +1,271 @@
+"""`SelfDistiller`: a base with exits that trains all of them at once by `fit`."""
+
+import types
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_selfdistill import heads, recipes
+from keras_selfdistill import train_step as backend_step
+from keras_selfdistill.config import PACKAGE, did_you_mean
+from keras_selfdistill.exits import attach_exits
+from keras_selfdistill.metrics import ExitMetrics
+from keras_selfdistill.objective import Objective, check_labels
+
+
+class Step(NamedTuple):
+    """What one batch gave, for the update and the logs."""
+
+    loss: Any  # Scalar: the sum of the terms and of the base's own losses.
+    terms: dict[str, Any]  # Scalar of each term, weighted.
+    outputs: dict[str, Any]  # Every exit's output and the ensemble's.
+    labels: Any
+    sample_weight: Any
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class SelfDistiller(keras.Model):
+    """Wrap a classifier so that its exits learn from the labels and from its end.
+
+    Every tapped layer grows an exit head; `fit` trains all exits with one forward
+    pass per batch. Called on a batch, the wrapper returns a dict of every exit's
+    output in the base's own form. The base's layers and weights are shared, not
+    copied: what is trained here is trained there.
+
+    Logs: `loss`, its weighted parts (`label_loss`, `soft_target_loss`, `hint_loss`,
+    as far as the recipe has them), the metrics of the final exit under their own
+    names, and those of the others and of the ensemble (mean of all logits) as
+    `exit_1_accuracy`, …, `ensemble_accuracy`. `loss` is the sum of its parts and of
+    the base's own losses, such as weight regularisation.
+
+    Args:
+        model: The base: a functional or Sequential classifier with one output of
+            shape `(batch, classes)`, softmax or logits.
+        taps: Layer names from shallow to deep, or a number of exits, which are then
+            placed at the ends of blocks at nearly equal shares of the multiply-adds.
+        recipe: `"byot"`, `"deep_supervision"`, or a `Recipe`.
+        head: `"bottleneck"`, `"linear"`, or a `Head`; the recipe's own by default.
+        name: Name of the wrapper.
+
+    Raises:
+        TypeError: An argument is of the wrong type; subclassed models cannot be tapped.
+        ValueError: The base does not classify, a tap is wrong, or a name is unknown.
+            The base is left as it was.
+
+    Example:
+        >>> base = keras.Sequential([
+        ...     keras.Input((8, 8, 1)),
+        ...     keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="a"),
+        ...     keras.layers.Conv2D(8, 3, strides=2, activation="relu", name="b"),
+        ...     keras.layers.GlobalAveragePooling2D(),
+        ...     keras.layers.Dense(3, activation="softmax"),
+        ... ])
+        >>> model = SelfDistiller(base, taps=["a"], recipe="byot")
+        >>> model.exit_names
+        ['exit_1', 'final']
+        >>> model.compile("sgd", loss="sparse_categorical_crossentropy")
+        >>> {name: output.shape for name, output in model.output.items()}
+        {'exit_1': (None, 3), 'final': (None, 3)}
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        taps: int | Sequence[str],
+        recipe: str | recipes.Recipe,
+        *,
+        head: str | heads.Head | None = None,
+        name: str | None = None,
+    ):
+        recipe = recipes.get(recipe)
+        head = heads.get(recipe.head if head is None else head)
+        graph = attach_exits(model, taps, head)
+        super().__init__(
+            inputs=graph.inputs,
+            outputs={name: e.output for name, e in graph.exits.items()},
+            name=name or f"self_distilled_{model.name}",
+        )
+        # Kept in plain objects, whose layers and metrics Keras does not track twice.
+        self._graph = graph
+        self._recipe = recipe
+        self._head = head
+        # Loss scaling follows the base, also where the global policy is another.
+        self.dtype_policy = model.get_layer(graph.taps[-1]).dtype_policy
+
+    @property
+    def exit_names(self) -> list[str]:
+        """Names of the exits, shallow to deep."""
+        return list(self._graph.exits)
+
+    @property
+    def taps(self) -> list[str]:
+        """Names of the tapped layers, shallow to deep."""
+        return list(self._graph.taps)
+
+    @property
+    def recipe(self) -> recipes.Recipe:
+        """The recipe that weighs the exits' losses."""
+        return self._recipe
+
+    def final_model(self) -> keras.Model:
+        """Return the base, stripped of its exits: same layers, same cost, new weights.
+
+        Example:
+            `model.final_model().save("classifier.keras")`
+        """
+        final = self._graph.exits["final"]
+        return self._graph.model(final.output, name=self._graph.base.name)
+
+    def exit_model(self, name: str) -> keras.Model:
+        """Return a functional model that holds what one exit needs, and no other layer.
+
+        Args:
+            name: One of `exit_names`.
+
+        Raises:
+            ValueError: No exit has this name.
+        """
+        if name == "final":
+            return self.final_model()
+        if name not in self._graph.exits:
+            raise ValueError(
+                f"No exit has this name. Received: {name!r}. Expected one of "
+                f"{self.exit_names}.{did_you_mean(str(name), self.exit_names)}"
+            )
+        output = self._graph.exits[name].output
+        return self._graph.model(output, name=f"{self._graph.base.name}_{name}")
+
+    def ensemble_model(self) -> keras.Model:
+        """Return a functional model of the mean of all exits' logits.
+
+        Its output is in the base's own form: probabilities if the base ends in softmax.
+        """
+        return self._graph.ensemble_model(name=f"{self._graph.base.name}_ensemble")
+
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        run_eagerly=False,
+        steps_per_execution=1,
+        jit_compile="auto",
+        auto_scale_loss=True,
+    ):
+        """Configure training, with the arguments that the base would be given.
+
+        Args:
+            optimizer: As in `keras.Model.compile`.
+            loss: One loss, which serves every exit: name, function or `Loss` object.
+            loss_weights: Not accepted: the recipe weighs the exits.
+            metrics: Names, functions or objects, given once; every exit and the
+                ensemble gets a copy.
+            weighted_metrics: Likewise, with sample and class weights.
+            run_eagerly: As in `keras.Model.compile`.
+            steps_per_execution: As in `keras.Model.compile`.
+            jit_compile: As in `keras.Model.compile`.
+            auto_scale_loss: As in `keras.Model.compile`.
+
+        Raises:
+            TypeError: `loss` is missing or several, or the metrics are a mapping.
+            ValueError: `loss` is unknown, or `loss_weights` is given.
+        """
+        if loss_weights is not None:
+            raise ValueError(
+                "The recipe weighs the exits' losses. Received: "
+                f"loss_weights={loss_weights!r}. Set the weights in the recipe, e.g. "
+                "recipe=recipes.BYOT(alpha=0.3)."
+            )
+        objective = Objective(self._recipe, self.exit_names, loss)
+        meters = ExitMetrics(
+            metrics, weighted_metrics, [*self.exit_names, "ensemble"], objective.terms
+        )
+        super().compile(
+            optimizer=optimizer,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+            auto_scale_loss=auto_scale_loss,
+        )
+        self._objective = objective
+        self._meters = meters
+        self._compile_arguments = types.SimpleNamespace(
+            loss=loss, metrics=metrics, weighted_metrics=weighted_metrics
+        )
+
+    train_step = backend_step.train_step
+    test_step = backend_step.test_step
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        """Return the total loss of a batch.
+
+        `y_pred` is not read: the hint compares features, which outputs do not hold, so
+        the exits run on `x`.
+        """
+        return self._run_exits(x, y, sample_weight, training=training).loss
+
+    def _run_exits(self, x, y, sample_weight, *, training) -> Step:
+        """Run all exits once on a batch and compute the loss; the same on each backend."""
+        exits = self._graph.training_network(x, training=training)
+        outputs = {name: exits[name]["output"] for name in self.exit_names}
+        check_labels(y, outputs["final"])
+        terms = self._objective(y, exits, sample_weight)
+        own_losses = [self._aggregate_additional_loss(loss) for loss in self.losses]
+        outputs["ensemble"] = self._graph.ensemble_output(
+            [exits[name]["logits"] for name in self.exit_names]
+        )
+        loss = sum([*terms.values(), *own_losses])
+        return Step(loss, terms, outputs, y, sample_weight)
+
+    def _update_logs(self, step: Step, loss_scale: float = 1.0) -> dict[str, Any]:
+        """Add a batch to the metrics, its losses times `loss_scale`; return the logs."""
+        batch_size = ops.shape(step.labels)[0]
+        losses = {"loss": step.loss, **step.terms}
+        trackers = {"loss": self._loss_tracker, **self._meters.terms}
+        for name, tracker in trackers.items():
+            tracker.update_state(losses[name] * loss_scale, sample_weight=batch_size)
+        self._meters.update(step.labels, step.outputs, step.sample_weight)
+        return self.get_metrics_result()
+
+    @property
+    def metrics(self) -> list[keras.Metric]:
+        """The loss, its terms, and the metrics of every exit and the ensemble."""
+        meters = getattr(self, "_meters", None)
+        return super().metrics + (meters.all if meters else [])
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal wrapper."""
+        return {
+            "model": keras.saving.serialize_keras_object(self._graph.base),
+            "taps": self.taps,
+            "recipe": keras.saving.serialize_keras_object(self._recipe),
+            "head": keras.saving.serialize_keras_object(self._head),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Make a wrapper from what `get_config` returned."""
+        objects = {
+            key: keras.saving.deserialize_keras_object(config[key], custom_objects)
+            for key in ("model", "recipe", "head")
+        }
+        return cls(**{**config, **objects})
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Return the arguments of `compile`, serialised."""
+        if not self.compiled:
+            return {}
+        arguments = keras.saving.serialize_keras_object(vars(self._compile_arguments))
+        return {**super().get_compile_config(), **arguments}
+
+    def compile_from_config(self, config):
+        """Compile with what `get_compile_config` returned and build the optimizer."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)

@@ -1,0 +1,202 @@
+"""Attach exits to a base: from taps and a head to the symbolic tensors of each exit."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from keras_selfdistill.classifier import Classifier, find_classifier
+from keras_selfdistill.graph import ancestors, graph_nodes
+from keras_selfdistill.heads import Head, Target
+from keras_selfdistill.profiling import multiply_adds
+from keras_selfdistill.taps import named_taps, placed_taps
+
+
+@dataclasses.dataclass(frozen=True)
+class Exit:
+    """Symbolic tensors of one exit.
+
+    Args:
+        output: In the base's own form, shape `(batch, classes)`.
+        logits: Shape `(batch, classes)`; of all but the final exit in float32.
+        feature: Shape `(batch, width)`.
+    """
+
+    output: Any
+    logits: Any
+    feature: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ExitGraph:
+    """A base with exits.
+
+    Args:
+        base: The user's model.
+        taps: Names of the tapped layers, shallow to deep.
+        exits: The exits by name, shallow to deep; the last one is `final`.
+        activation: From logits to output, `"softmax"` or `"linear"`.
+        training_network: Model of all that training reads,
+            `{exit: {"output": …, "logits": …, "feature": …}}`. The final exit's logits
+            may come from a `PreActivation` layer, which has no weights of its own.
+    """
+
+    base: Any
+    taps: tuple[str, ...]
+    exits: dict[str, Exit]
+    activation: str
+    training_network: Any
+
+    @property
+    def inputs(self) -> Any:
+        """The base's inputs, in the structure in which the base takes them."""
+        return _inputs(self.base)
+
+    def model(self, output: Any, name: str) -> keras.Model:
+        """Return a functional model of what one symbolic output needs, and no more."""
+        needed = ancestors(output)
+        inputs = [tensor for tensor in self.base.inputs if id(tensor) in needed]
+        every = len(inputs) == len(self.base.inputs)
+        return keras.Model(self.inputs if every else inputs, output, name=name)
+
+    def ensemble_model(self, name: str) -> keras.Model:
+        """Return a functional model of the mean of all exits' logits."""
+        logits = layers.Average(name="ensemble_logits", dtype="float32")(
+            [e.logits for e in self.exits.values()]
+        )
+        output = layers.Activation(self.activation, name="ensemble", dtype="float32")
+        return self.model(output(logits), name)
+
+    def ensemble_output(self, logits: Sequence[Any]) -> Any:
+        """Return what the ensemble answers, given every exit's logits."""
+        mean = sum(ops.cast(each, "float32") for each in logits) / len(logits)
+        return keras.activations.get(self.activation)(mean)
+
+
+def attach_exits(base: Any, taps: int | Sequence[str], head: Head) -> ExitGraph:
+    """Tap a base, give every tap a head, and return the exits; the base stays usable.
+
+    Args:
+        base: Functional or built Sequential classifier.
+        taps: Layer names from shallow to deep, or a number of exits to place.
+        head: Makes each exit's feature from its tap.
+
+    Raises:
+        TypeError: The base is not a functional model, or `taps` is of another type.
+        ValueError: The base does not classify, a tap is wrong, a layer of the base has
+            a name that exits use, or the head does not fit a tap.
+    """
+    _check_base(base)
+    end = find_classifier(base)
+    chosen = _choose_taps(base, end, taps)
+    names = exit_names(len(chosen))
+    _check_names(base, names)
+    target = _target(end)
+    exits = {
+        name: _make_exit(name, tap, end, head, target)
+        for name, tap in zip(names, chosen.values(), strict=False)
+    }
+    exits["final"] = Exit(end.output, end.logits, end.feature)
+    network = keras.Model(_inputs(base), {name: vars(e) for name, e in exits.items()})
+    return ExitGraph(base, tuple(chosen), exits, end.activation, network)
+
+
+def exit_names(taps: int) -> list[str]:
+    """Return the names of the exits at the taps and the final one, shallow to deep.
+
+    Example:
+        >>> exit_names(2)
+        ['exit_1', 'exit_2', 'final']
+    """
+    digits = len(str(taps))
+    return [f"exit_{i:0{digits}d}" for i in range(1, taps + 1)] + ["final"]
+
+
+def node_costs(base: Any) -> dict[int, int]:
+    """Return the multiply-adds of every call in a base, by the id of its output.
+
+    Calls whose cost is not known are left out.
+    """
+    costs = {
+        id(node.outputs[0]): multiply_adds(node)
+        for node in graph_nodes(base.inputs, base.outputs)
+    }
+    return {tensor: cost for tensor, cost in costs.items() if cost is not None}
+
+
+def _inputs(base):
+    return base.inputs[0] if isinstance(base, keras.Sequential) else base.input
+
+
+def _choose_taps(base, end: Classifier, taps):
+    if isinstance(taps, bool) or not isinstance(taps, (int, list, tuple)):
+        raise TypeError(
+            f"`taps` must be a list of layer names or a number. Received: taps={taps!r} "
+            f"of type {type(taps).__name__}. Expected, say, taps=3 or "
+            f"taps=[{base.layers[len(base.layers) // 2].name!r}]."
+        )
+    if isinstance(taps, int):
+        return placed_taps(base, end.feature, node_costs(base), taps)
+    if not taps:
+        raise ValueError(
+            "`taps` must hold at least one tap. Received: taps=[]. Expected: layer "
+            "names, or a number of exits such as 3."
+        )
+    return named_taps(base, end.feature, taps)
+
+
+def _make_exit(name, tap, end: Classifier, head: Head, target: Target):
+    policy = tap._keras_history.operation.dtype_policy
+    feature = head(tap, target, name=name, dtype=policy)
+    if tuple(feature.shape) != (None, target.width):
+        raise ValueError(
+            f"A head must return a feature as wide as the base's. Received: "
+            f"{head!r} made shape {tuple(feature.shape)} for {name!r}. Expected: "
+            f"(batch, {target.width})."
+        )
+    logits = layers.Dense(end.classes, name=f"{name}_logits", dtype="float32")(feature)
+    output = layers.Activation(end.activation, name=name, dtype="float32")(logits)
+    return Exit(output, logits, feature)
+
+
+def _target(end: Classifier):
+    channels_last = end.data_format == "channels_last"
+    shape = tuple(end.last_spatial.shape) if end.last_spatial is not None else ()
+    return Target(
+        width=end.feature.shape[-1],
+        spatial_shape=shape[1:-1] if channels_last else shape[2:],
+        channels=shape[-1 if channels_last else 1] if shape else end.feature.shape[-1],
+        data_format=end.data_format,
+    )
+
+
+def _check_base(base):
+    if not isinstance(base, (keras.Function, keras.Sequential)):
+        kind = "a subclassed model" if isinstance(base, keras.Model) else "no model"
+        raise TypeError(
+            f"The base must be a functional or Sequential model, whose layers can be "
+            f"tapped. Received: {kind}, {type(base).__name__}. Expected: one built as "
+            "keras.Model(inputs, outputs), such as any of keras.applications."
+        )
+    if not base.built or not base.inputs:
+        raise ValueError(
+            f"The base must be built. Received: Sequential model {base.name!r} whose "
+            "input shape is not known. Start it with keras.Input(shape=...)."
+        )
+
+
+def _check_names(base, names):
+    taken = {
+        layer.name
+        for layer in base.layers
+        for name in [*names[:-1], "ensemble"]
+        if layer.name == name or layer.name.startswith(f"{name}_")
+    }
+    if taken:
+        raise ValueError(
+            f"Layers of the base have names that the exits use. Received: "
+            f"{sorted(taken)} in model {base.name!r}. Rename them; to wrap a model that "
+            "has exits already, wrap its final_model()."
+        )

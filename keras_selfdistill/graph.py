@@ -1,0 +1,58 @@
+"""Read the graph of a functional model: its calls in order, and who feeds whom.
+
+Keras offers the graph through `keras.Function`; the one place that touches its
+node lists is here.
+"""
+
+import keras
+
+
+def graph_nodes(inputs, outputs):
+    """Return every call between two sets of symbolic tensors, in an order that runs.
+
+    Args:
+        inputs: List of symbolic tensors where the graph starts.
+        outputs: Symbolic tensor, or nested structure of them, where it ends.
+
+    Returns:
+        List of Keras nodes; each has `operation`, `input_tensors` and `outputs`.
+        The order is that of Keras' own run: by decreasing distance to the output.
+
+    Example:
+        >>> inputs = keras.Input((4,), name="table")
+        >>> outputs = keras.layers.Dense(2, name="answer")(inputs)
+        >>> [node.operation.name for node in graph_nodes([inputs], outputs)]
+        ['table', 'answer']
+    """
+    by_depth = keras.Function(inputs, outputs)._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+def producer(tensor):
+    """Return the node whose call made a symbolic tensor.
+
+    Example:
+        >>> inputs = keras.Input((4,))
+        >>> producer(keras.layers.Dense(2, name="answer")(inputs)).operation.name
+        'answer'
+    """
+    history = tensor._keras_history
+    return history.operation._inbound_nodes[history.node_index]
+
+
+def ancestors(tensor):
+    """Return the ids of all symbolic tensors that a tensor is made from, and its own.
+
+    Example:
+        >>> inputs = keras.Input((4,))
+        >>> hidden = keras.layers.Dense(3)(inputs)
+        >>> id(inputs) in ancestors(keras.layers.Dense(2)(hidden))
+        True
+    """
+    found, pending = set(), [tensor]
+    while pending:
+        tensor = pending.pop()
+        if id(tensor) not in found:
+            found.add(id(tensor))
+            pending.extend(producer(tensor).input_tensors)
+    return found

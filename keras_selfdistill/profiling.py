@@ -1,0 +1,194 @@
+"""Multiply-adds of a model's operations, from their shapes.
+
+Counted are the layers that multiply by a kernel: convolutions of every kind, dense
+layers and the models that hold them. Activations, normalisation, pooling and sums
+count as zero, as is usual in the field.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import keras
+from keras import layers
+
+from keras_selfdistill.classifier import PreActivation
+from keras_selfdistill.graph import graph_nodes
+
+_FREE = (
+    layers.BatchNormalization,
+    layers.LayerNormalization,
+    layers.GroupNormalization,
+    layers.UnitNormalization,
+    layers.RMSNormalization,
+    layers.Normalization,
+    layers.PReLU,
+    layers.Embedding,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a model costs.
+
+    Args:
+        parameters: Number of weights, trainable or not.
+        multiply_adds: For one sample, of the layers whose cost is known.
+        share: Multiply-adds as a share of the base's.
+        unknown: Names of the layers whose cost is not known.
+    """
+
+    parameters: int
+    multiply_adds: int
+    share: float
+    unknown: tuple[str, ...] = ()
+
+
+def profile(model: Any) -> dict[str, Cost]:
+    """Return the cost of each exit and the ensemble of a wrapper, shallow to deep.
+
+    Each is the cost of the model that `exit_model` or `ensemble_model` returns, so
+    `final` is the base alone.
+
+    Args:
+        model: A `SelfDistiller`.
+
+    Raises:
+        ValueError: The base was built without a fixed input shape.
+
+    Example:
+        >>> import keras_selfdistill as ksd
+        >>> base = ksd.networks.resnet18(width_multiplier=0.125, classes=10)
+        >>> costs = ksd.profile(ksd.SelfDistiller(base, taps=1, recipe="byot"))
+        >>> {name: round(cost.share, 2) for name, cost in costs.items()}
+        {'exit_1': 0.52, 'final': 1.0, 'ensemble': 1.02}
+    """
+    models = {name: model.exit_model(name) for name in model.exit_names}
+    models["ensemble"] = model.ensemble_model()
+    base_cost, _ = model_multiply_adds(models["final"])
+    costs = {}
+    for name, part in models.items():
+        count, unknown = model_multiply_adds(part)
+        share = count / base_cost if base_cost else float("nan")
+        costs[name] = Cost(part.count_params(), count, share, unknown)
+    return costs
+
+
+def model_multiply_adds(model: Any) -> tuple[int, tuple[str, ...]]:
+    """Return a functional model's multiply-adds, and the layers that are unknown.
+
+    Example:
+        >>> dense = keras.layers.Dense(8)
+        >>> model_multiply_adds(keras.Sequential([keras.Input((4,)), dense]))
+        (32, ())
+    """
+    total, unknown = 0, []
+    for node in graph_nodes(model.inputs, model.outputs):
+        count = multiply_adds(node)
+        if count is None:
+            unknown.append(node.operation.name)
+        else:
+            total += count
+    return total, tuple(unknown)
+
+
+def multiply_adds(node: Any) -> int | None:
+    """Return the multiply-adds of one call in a functional graph, for one sample.
+
+    Args:
+        node: A node of a functional graph: an operation with its symbolic inputs
+            and outputs.
+
+    Returns:
+        The count as an integer, or `None` for a layer with weights whose cost is
+        not known here.
+
+    Raises:
+        ValueError: A spatial size is unknown.
+
+    Example:
+        >>> inputs = keras.Input((8, 8, 3))
+        >>> outputs = keras.layers.Conv2D(16, 3, padding="same")(inputs)
+        >>> multiply_adds(outputs._keras_history.operation._inbound_nodes[0])
+        27648
+    """
+    return _count(node.operation, node.input_tensors, node.outputs)
+
+
+@functools.singledispatch
+def _count(operation, inputs, outputs):
+    if not isinstance(operation, keras.Layer) or isinstance(operation, _FREE):
+        return 0
+    return 0 if not operation.weights else None
+
+
+@_count.register(PreActivation)
+def _count_before_activation(layer, inputs, outputs):
+    return _count(layer.layer, inputs, outputs)
+
+
+@_count.register(layers.Dense)
+def _count_dense(layer, inputs, outputs):
+    return _size(outputs[0].shape, layer) * inputs[0].shape[-1]
+
+
+@_count.register(keras.Model)
+def _count_model(model, inputs, outputs):
+    total, unknown = model_multiply_adds(model)
+    return None if unknown else total
+
+
+# Keras has no public base class for these: they are named one by one.
+def _count_convolution(layer, inputs, outputs):
+    positions = _size(_spatial(outputs[0].shape, layer), layer)
+    channels = _channels(inputs[0].shape, layer) // layer.groups
+    return positions * math.prod(layer.kernel_size) * channels * layer.filters
+
+
+def _count_transposed(layer, inputs, outputs):
+    positions = _size(_spatial(inputs[0].shape, layer), layer)
+    channels = _channels(inputs[0].shape, layer)
+    return positions * math.prod(layer.kernel_size) * channels * layer.filters
+
+
+def _count_depthwise(layer, inputs, outputs):
+    positions = _size(_spatial(outputs[0].shape, layer), layer)
+    channels = _channels(inputs[0].shape, layer) * layer.depth_multiplier
+    return positions * math.prod(layer.kernel_size) * channels
+
+
+def _count_separable(layer, inputs, outputs):
+    positions = _size(_spatial(outputs[0].shape, layer), layer)
+    channels = _channels(inputs[0].shape, layer) * layer.depth_multiplier
+    return positions * channels * (math.prod(layer.kernel_size) + layer.filters)
+
+
+for _layer in (layers.Conv1D, layers.Conv2D, layers.Conv3D):
+    _count.register(_layer, _count_convolution)
+for _layer in (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose):
+    _count.register(_layer, _count_transposed)
+for _layer in (layers.DepthwiseConv1D, layers.DepthwiseConv2D):
+    _count.register(_layer, _count_depthwise)
+for _layer in (layers.SeparableConv1D, layers.SeparableConv2D):
+    _count.register(_layer, _count_separable)
+
+
+def _spatial(shape, layer):
+    last = layer.data_format == "channels_last"
+    return (None, *shape[1:-1]) if last else (None, *shape[2:])
+
+
+def _channels(shape, layer):
+    return shape[-1] if layer.data_format == "channels_last" else shape[1]
+
+
+def _size(shape, layer):
+    sizes = shape[1:]
+    if None in sizes:
+        raise ValueError(
+            f"The cost of layer {layer.name!r} depends on a size that is not known. "
+            f"Received: shape {tuple(shape)}. Expected: a base built with a fixed "
+            "input shape, e.g. input_shape=(224, 224, 3)."
+        )
+    return math.prod(sizes)
