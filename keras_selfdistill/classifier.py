@@ -38,10 +38,12 @@ class PreActivation(layers.Layer):
 
     Example:
         >>> import numpy as np
-        >>> dense = keras.layers.Dense(2, activation="softmax", kernel_initializer="ones")
+        >>> ones = keras.initializers.Ones()
+        >>> dense = keras.layers.Dense(1, "softmax", kernel_initializer=ones)
         >>> dense.build((None, 1))
-        >>> print(PreActivation(dense)(np.array([[80.0]])).tolist())
-        [[80.0, 80.0]]
+        >>> logits = PreActivation(dense)(np.array([[80.0]]))
+        >>> print(float(keras.ops.convert_to_numpy(logits)[0, 0]))
+        80.0
     """
 
     def __init__(self, layer, **kwargs):
@@ -216,4 +218,8 @@ def _feature(tensor):
     if spatial is not tensor:
         return tensor, spatial, data_format
     pooling = {3: layers.GlobalAveragePooling1D, 4: layers.GlobalAveragePooling2D}
-    return pooling[len(tensor.shape)](data_format=data_format)(tensor), spatial, data_format
+    return (
+        pooling[len(tensor.shape)](data_format=data_format)(tensor),
+        spatial,
+        data_format,
+    )

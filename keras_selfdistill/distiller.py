@@ -211,10 +211,11 @@ class SelfDistiller(keras.Model):
         return self._run_exits(x, y, sample_weight, training=training).loss
 
     def _run_exits(self, x, y, sample_weight, *, training) -> Step:
-        """Run all exits once on a batch and compute the loss; the same on each backend."""
+        """Run all exits once on a batch and compute the loss, on any backend."""
+        # Before the exits run: batch normalisation would already have learned.
+        check_labels(y, classes=self._graph.exits["final"].output.shape[-1])
         exits = self._graph.training_network(x, training=training)
         outputs = {name: exits[name]["output"] for name in self.exit_names}
-        check_labels(y, outputs["final"])
         terms = self._objective(y, exits, sample_weight)
         own_losses = [self._aggregate_additional_loss(loss) for loss in self.losses]
         outputs["ensemble"] = self._graph.ensemble_output(
@@ -224,7 +225,7 @@ class SelfDistiller(keras.Model):
         return Step(loss, terms, outputs, y, sample_weight)
 
     def _update_logs(self, step: Step, loss_scale: float = 1.0) -> dict[str, Any]:
-        """Add a batch to the metrics, its losses times `loss_scale`; return the logs."""
+        """Add a batch to the metrics, losses times `loss_scale`, and return the logs."""
         batch_size = ops.shape(step.labels)[0]
         losses = {"loss": step.loss, **step.terms}
         trackers = {"loss": self._loss_tracker, **self._meters.terms}

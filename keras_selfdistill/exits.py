@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from absl import logging
 from keras import layers, ops
 
 from keras_selfdistill.classifier import Classifier, find_classifier
@@ -117,12 +118,17 @@ def exit_names(taps: int) -> list[str]:
 def node_costs(base: Any) -> dict[int, int]:
     """Return the multiply-adds of every call in a base, by the id of its output.
 
-    Calls whose cost is not known are left out.
+    Calls whose cost is not known are left out, with a warning in the log.
     """
-    costs = {
-        id(node.outputs[0]): multiply_adds(node)
-        for node in graph_nodes(base.inputs, base.outputs)
-    }
+    nodes = graph_nodes(base.inputs, base.outputs)
+    costs = {id(node.outputs[0]): multiply_adds(node) for node in nodes}
+    unknown = [n.operation.name for n in nodes if costs[id(n.outputs[0])] is None]
+    if unknown:
+        logging.warning(
+            "The multiply-adds of these layers are not known, so taps are placed as if "
+            "they cost nothing: %s. Name the taps to choose them yourself.",
+            unknown,
+        )
     return {tensor: cost for tensor, cost in costs.items() if cost is not None}
 
 
@@ -133,12 +139,14 @@ def _inputs(base):
 def _choose_taps(base, end: Classifier, taps):
     if isinstance(taps, bool) or not isinstance(taps, (int, list, tuple)):
         raise TypeError(
-            f"`taps` must be a list of layer names or a number. Received: taps={taps!r} "
-            f"of type {type(taps).__name__}. Expected, say, taps=3 or "
+            "`taps` must be a list of layer names or a number. Received: "
+            f"taps={taps!r} of type {type(taps).__name__}. Expected, say, taps=3 or "
             f"taps=[{base.layers[len(base.layers) // 2].name!r}]."
         )
     if isinstance(taps, int):
-        return placed_taps(base, end.feature, node_costs(base), taps)
+        placed = placed_taps(base, end.feature, node_costs(base), taps)
+        logging.info("Exits of %s placed at %s.", base.name, list(placed))
+        return placed
     if not taps:
         raise ValueError(
             "`taps` must hold at least one tap. Received: taps=[]. Expected: layer "
@@ -197,6 +205,6 @@ def _check_names(base, names):
     if taken:
         raise ValueError(
             f"Layers of the base have names that the exits use. Received: "
-            f"{sorted(taken)} in model {base.name!r}. Rename them; to wrap a model that "
-            "has exits already, wrap its final_model()."
+            f"{sorted(taken)} in model {base.name!r}. Rename them; to wrap a model "
+            "that has exits already, wrap its final_model()."
         )

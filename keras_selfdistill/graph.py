@@ -25,7 +25,9 @@ def graph_nodes(inputs, outputs):
         ['table', 'answer']
     """
     by_depth = keras.Function(inputs, outputs)._nodes_by_depth
-    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+    return [
+        node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]
+    ]
 
 
 def producer(tensor):

@@ -90,16 +90,17 @@ class Bottleneck(Head):
             )
 
     def __call__(self, tap: Any, target: Target, *, name: str, dtype: Any = None):
-        """Add the head to a symbolic tap of shape `(batch, height, width, channels)`."""
+        """Add the head to a symbolic tap, `(batch, height, width, channels)`."""
         _check_spatial(tap, target, name)
         x = tap
         if target.data_format == "channels_first":
             x = layers.Permute((2, 3, 1), name=f"{name}_channels_last")(x)
         middle = max(1, target.channels // self.reduction)
         x = _dense_bn_relu(x, middle, f"{name}_reduce", dtype)
-        stride = [-(-size // last) for size, last in zip(
-            x.shape[1:3], target.spatial_shape, strict=True
-        )]
+        stride = [
+            -(-size // last)
+            for size, last in zip(x.shape[1:3], target.spatial_shape, strict=True)
+        ]
         x = _patches(x, stride, name)
         x = _dense_bn_relu(x, middle, f"{name}_downsample", dtype)
         x = _dense_bn_relu(x, target.width, f"{name}_expand", dtype)

@@ -24,7 +24,8 @@ class ExitMetrics:
         TypeError: The metrics are a mapping: they are given once for all exits.
 
     Example:
-        >>> metrics = ExitMetrics(["accuracy"], None, ["exit_1", "final"], ["label_loss"])
+        >>> outputs, terms = ["exit_1", "final"], ["label_loss"]
+        >>> metrics = ExitMetrics(["accuracy"], None, outputs, terms)
         >>> [metric.name for metric in metrics.all]
         ['label_loss', 'exit_1_accuracy', 'accuracy']
     """
@@ -44,9 +45,7 @@ class ExitMetrics:
         for output in outputs:
             prefix = "" if output == "final" else f"{output}_"
             taken: set[str] = set()
-            self._plain[output] = [
-                _copy(metric, prefix, "", taken) for metric in plain
-            ]
+            self._plain[output] = [_copy(metric, prefix, "", taken) for metric in plain]
             self._weighted[output] = [
                 _copy(metric, prefix, "weighted_", taken) for metric in weighted
             ]

@@ -135,7 +135,7 @@ class _FunctionLoss(keras.losses.Loss):
 
 
 def crossentropy(y_true: Any, y_pred: Any) -> Any:
-    """Return the crossentropy of each sample, shape `(batch,)`, for either label form."""
+    """Return the crossentropy of each sample, for sparse or one-hot labels."""
     if is_sparse(y_true, y_pred):
         return keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
     return keras.losses.categorical_crossentropy(y_true, y_pred)
@@ -146,18 +146,21 @@ def is_sparse(labels: Any, outputs: Any) -> bool:
     return len(labels.shape) < len(outputs.shape) or labels.shape[-1] == 1
 
 
-def check_labels(labels: Any, outputs: Any) -> None:
+def check_labels(labels: Any, classes: int) -> None:
     """Refuse labels that no classifier could be trained with.
 
     Args:
         labels: Batch of labels.
-        outputs: The final exit's output for that batch, shape `(batch, classes)`.
+        classes: How many the base tells apart.
 
     Raises:
         ValueError: `labels` is missing, a collection, or neither class indices nor
             one row of `classes` scores per sample.
+
+    Example:
+        >>> import numpy as np
+        >>> check_labels(np.zeros((8, 10)), classes=10)
     """
-    classes = outputs.shape[-1]
     expected = (
         f"Expected: one array for all exits, of class indices with shape (batch,) or "
         f"(batch, 1), or of one-hot or soft labels with shape (batch, {classes})."

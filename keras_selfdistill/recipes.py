@@ -79,7 +79,7 @@ class DeepSupervision(Recipe):
     def weights(self, exit_names: Sequence[str]) -> dict[str, TermWeights]:
         """Return the weights of every exit."""
         *shallow, final = exit_names
-        weights = {name: TermWeights(label=self.exit_weight) for name in shallow}
+        weights = dict.fromkeys(shallow, TermWeights(label=self.exit_weight))
         return weights | {final: TermWeights(label=1.0)}
 
 
@@ -129,7 +129,7 @@ class BYOT(Recipe):
         taught = TermWeights(
             label=1.0 - self.alpha, soft_target=self.alpha, hint=self.hint_weight
         )
-        weights = {name: taught for name in shallow}
+        weights = dict.fromkeys(shallow, taught)
         return weights | {final: TermWeights(label=self.final_label_weight)}
 
 
@@ -177,7 +177,9 @@ def _check_weight(recipe, field):
 def _check_temperature(recipe):
     value = _number(recipe, "temperature")
     if not (math.isfinite(value) and value > 0.0):
-        _refuse(recipe, "temperature", "a finite number above 0 (the papers use 3 or 4)")
+        _refuse(
+            recipe, "temperature", "a finite number above 0 (the papers use 3 or 4)"
+        )
 
 
 def _refuse(recipe, field, expected):

@@ -47,9 +47,8 @@ def named_taps(base: Any, feature: Any, names: Sequence[str]) -> dict[str, Any]:
 
     Example:
         >>> import keras
-        >>> model = keras.Sequential(
-        ...     [keras.Input((4,)), keras.layers.Dense(3, name="hidden")]
-        ... )
+        >>> hidden = keras.layers.Dense(3, name="hidden")
+        >>> model = keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(2)])
         >>> named_taps(model, model.outputs[0], ["hidden"])["hidden"].shape
         (None, 3)
     """
@@ -160,7 +159,7 @@ def _single_tensor_cuts(nodes):
     for position, node in enumerate(nodes):
         for tensor in node.input_tensors:
             last_use[id(tensor)] = position
-    alive = set()
+    alive: set[int] = set()
     for position, node in enumerate(nodes):
         alive.update(id(tensor) for tensor in node.outputs if id(tensor) in last_use)
         alive = {tensor for tensor in alive if last_use[tensor] > position}

@@ -1,0 +1,54 @@
+"""Packaging of keras_selfdistill."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (ROOT / "keras_selfdistill" / "__init__.py").read_text()
+).group(1)
+
+TENSORFLOW = ["tensorflow>=2.20"]
+JAX = ["jax>=0.7"]
+PLOT = ["matplotlib>=3.8"]
+DATA = ["scikit-learn>=1.4", "tensorflow-datasets>=4.9.7", "pillow>=10"]
+
+setup(
+    name="keras-selfdistill",
+    version=VERSION,
+    description="Self-distillation and early exits for any Keras 3 classifier",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["keras_selfdistill", "keras_selfdistill.*"]),
+    package_data={"keras_selfdistill": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=["keras>=3.15.1", "numpy>=1.26", "absl-py>=2.0"],
+    extras_require={
+        "tensorflow": TENSORFLOW,
+        "jax": JAX,
+        "torch": ["torch>=2.6"],
+        "plot": PLOT,
+        "demo": [*TENSORFLOW, *PLOT, *DATA],
+        # The versions of torch whose wheels differ by machine are many: the suite
+        # names the one it is run with.
+        "test": [
+            *TENSORFLOW,
+            *JAX,
+            "torch==2.13.0",
+            *PLOT,
+            *DATA,
+            "mypy>=1.15",
+            "pytest>=8.3",
+            "ruff>=0.9",
+            "tensorboard>=2.18",
+        ],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

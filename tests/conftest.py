@@ -1,0 +1,151 @@
+"""Shared fixtures: a small residual base, a batch, and gradients on any backend."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def miss(reason):
+    """Skip a test whose means are missing; fail it where everything is required."""
+    if os.environ.get("KSD_REQUIRE_ALL"):
+        pytest.fail(f"{reason}, and KSD_REQUIRE_ALL is set")
+    pytest.skip(reason)
+
+
+def require_backend(name):
+    """Skip unless a backend's package is installed."""
+    if importlib.util.find_spec(name) is None:
+        miss(f"backend {name} is not installed")
+
+
+def run_python(*arguments, backend=None, check=True, **environment):
+    """Run Python in a process of its own and return what it printed."""
+    result = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "KERAS_BACKEND": backend or keras.backend.backend(),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            **environment,
+        },
+    )
+    if check and result.returncode:
+        pytest.fail(f"exit status {result.returncode}\n{result.stdout}{result.stderr}")
+    return result
+
+
+def small_base(activation="softmax", classes=4, size=8, regularizer=None, name="small"):
+    """Return an 8×8 network with one residual block after each of two sizes."""
+    inputs = keras.Input((size, size, 3), name="image")
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="stem")(inputs)
+    x = layers.BatchNormalization(name="stem_bn")(x)
+    x = layers.ReLU(name="stem_relu")(x)
+    for stage, width in ((1, 8), (2, 16)):
+        shortcut = x
+        if stage == 2:
+            shortcut = layers.Conv2D(width, 1, strides=2, name="shortcut")(x)
+        x = layers.Conv2D(
+            width,
+            3,
+            strides=stage,
+            padding="same",
+            kernel_regularizer=regularizer,
+            name=f"conv_{stage}a",
+        )(x)
+        x = layers.BatchNormalization(name=f"bn_{stage}")(x)
+        x = layers.ReLU(name=f"relu_{stage}")(x)
+        x = layers.Conv2D(width, 3, padding="same", name=f"conv_{stage}b")(x)
+        x = layers.Add(name=f"add_{stage}")([x, shortcut])
+        x = layers.ReLU(name=f"out_{stage}")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    outputs = layers.Dense(classes, activation=activation, name="predictions")(x)
+    return keras.Model(inputs, outputs, name=name)
+
+
+@pytest.fixture
+def base():
+    """A fresh small base with seeded weights."""
+    keras.utils.set_random_seed(1)
+    return small_base()
+
+
+@pytest.fixture
+def batch():
+    """Sixteen images and sparse labels of four classes."""
+    return make_batch()
+
+
+def make_batch():
+    """Return the same sixteen images and labels every time."""
+    random = np.random.default_rng(2)
+    return random.normal(size=(16, 8, 8, 3)).astype("float32"), np.arange(16) % 4
+
+
+@pytest.fixture
+def mixed_precision():
+    """A function that sets the global dtype policy, which is restored afterwards."""
+    before = keras.config.dtype_policy()
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy(before)
+
+
+def to_numpy(value):
+    """Return a tensor or variable as an array."""
+    return keras.ops.convert_to_numpy(value)
+
+
+def value_and_gradients(function, arrays):
+    """Return a scalar function's value and gradients by the backend's own autodiff."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        tensors = [tf.constant(array) for array in arrays]
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            value = function(*tensors)
+        gradients = tape.gradient(value, tensors, unconnected_gradients="zero")
+    elif backend == "jax":
+        import jax
+
+        arguments = tuple(range(len(arrays)))
+        value, gradients = jax.value_and_grad(function, argnums=arguments)(*arrays)
+    else:
+        import torch
+
+        tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
+        value = function(*tensors)
+        gradients = torch.autograd.grad(
+            value, tensors, allow_unused=True, materialize_grads=True
+        )
+    return float(to_numpy(value)), [to_numpy(gradient) for gradient in gradients]
+
+
+def finite_differences(function, arrays, step=1e-6):
+    """Return the gradients of a NumPy function by central differences in float64."""
+    arrays = [np.array(array, "float64") for array in arrays]
+    gradients = []
+    for array in arrays:
+        gradient = np.zeros_like(array)
+        for index in np.ndindex(array.shape):
+            kept = array[index]
+            array[index] = kept + step
+            above = function(*arrays)
+            array[index] = kept - step
+            below = function(*arrays)
+            array[index] = kept
+            gradient[index] = (above - below) / (2 * step)
+        gradients.append(gradient)
+    return gradients

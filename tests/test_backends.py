@@ -1,0 +1,91 @@
+"""The three backends compute the same, each in a process of its own."""
+
+import importlib.util
+import itertools
+
+import keras
+import numpy as np
+import pytest
+
+import keras_selfdistill as ksd
+
+from .conftest import ROOT, make_batch, require_backend, run_python, small_base
+
+pytestmark = pytest.mark.process
+BACKENDS = ("tensorflow", "jax", "torch")
+RECIPES = {
+    "byot": ksd.recipes.BYOT(alpha=0.3, hint_weight=0.01),
+    "deep_supervision": ksd.recipes.DeepSupervision(),
+}
+
+
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory):
+    """What each installed backend makes of the same model, weights and batch."""
+    folder = tmp_path_factory.mktemp("backends")
+    x, y = make_batch()
+    np.savez(
+        folder / "batch.npz", x=x, y=y, sample_weight=np.linspace(0.5, 1.5, len(y))
+    )
+    found = {}
+    for name, recipe in RECIPES.items():
+        keras.utils.set_random_seed(6)
+        base = small_base(regularizer=keras.regularizers.L2(1e-3))
+        model = ksd.SelfDistiller(base, ["stem_relu", "out_1"], recipe)
+        model.compile(
+            keras.optimizers.SGD(0.1, momentum=0.9),
+            "sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+        )
+        model.optimizer.build(model.trainable_variables)
+        model.save(folder / f"{name}.keras")
+        for backend in BACKENDS:
+            if importlib.util.find_spec(backend) is None:
+                continue
+            out = folder / f"{name}_{backend}.npz"
+            run_python(
+                "-m",
+                "tests.backend_probe",
+                folder / f"{name}.keras",
+                folder / "batch.npz",
+                out,
+                backend=backend,
+            )
+            found[name, backend] = dict(np.load(out))
+    return found
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "pair", list(itertools.combinations(BACKENDS, 2)), ids="-".join
+)
+def test_losses_and_one_step_agree(one_step, recipe, pair):
+    for backend in pair:
+        require_backend(backend)
+    first, second = (one_step[recipe, backend] for backend in pair)
+    assert set(first) == set(second)
+    assert any(key.startswith("weight/exit_1") for key in first)
+    for key, value in first.items():
+        np.testing.assert_allclose(
+            second[key], value, rtol=1e-4, atol=1e-4, err_msg=f"{pair} {key}"
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_suite_passes_on(backend):
+    """All tests that do not choose a backend themselves, on the other backends."""
+    require_backend(backend)
+    if backend == keras.backend.backend():
+        return  # This very run.
+    result = run_python(
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "not process and not real_data",
+        "-p",
+        "no:cacheprovider",
+        ROOT,
+        backend=backend,
+    )
+    assert " passed" in result.stdout

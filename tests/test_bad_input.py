@@ -1,0 +1,296 @@
+"""Bad input raises before training, says what to do, and leaves the base whole."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_selfdistill as ksd
+
+from .conftest import small_base
+
+LOSS = "sparse_categorical_crossentropy"
+
+
+class Subclassed(keras.Model):
+    """A model without a graph."""
+
+    def call(self, inputs):
+        return inputs
+
+
+def headless(*extra):
+    base = small_base()
+    x = base.get_layer("out_2").output
+    for layer in extra:
+        x = layer(x)
+    return keras.Model(base.input, x)
+
+
+def two_outputs():
+    base = small_base()
+    return keras.Model(base.input, [base.output, base.get_layer("pool").output])
+
+
+def ends_in(activation):
+    return small_base(activation=activation)
+
+
+def shared_layer():
+    inputs = keras.Input((8, 8, 3))
+    shared = layers.Conv2D(3, 3, padding="same", name="shared")
+    x = layers.GlobalAveragePooling2D()(shared(shared(inputs)))
+    return keras.Model(inputs, layers.Dense(4, activation="softmax")(x))
+
+
+def branches():
+    inputs = keras.Input((8, 8, 3))
+    left = layers.Conv2D(4, 3, padding="same", name="left")(inputs)
+    right = layers.Conv2D(4, 3, padding="same", name="right")(inputs)
+    x = layers.GlobalAveragePooling2D()(layers.Add()([left, right]))
+    return keras.Model(inputs, layers.Dense(4, activation="softmax")(x))
+
+
+def collides():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="exit_1_reduce")(inputs)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(4, activation="softmax")(x))
+
+
+def unsized():
+    inputs = keras.Input((None, None, 3))
+    x = layers.Conv2D(4, 3, name="conv")(inputs)
+    x = layers.Conv2D(4, 3)(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(4, activation="softmax")(x))
+
+
+WRAPS = {
+    # name: (base, taps, recipe, head, error, words of the message)
+    "no model": (dict, ["out_1"], "byot", None, TypeError, "functional"),
+    "subclassed": (Subclassed, ["out_1"], "byot", None, TypeError, "subclassed"),
+    "unbuilt": (
+        lambda: keras.Sequential([layers.Dense(3)]),
+        1,
+        "byot",
+        None,
+        ValueError,
+        "Input",
+    ),
+    "two outputs": (two_outputs, ["out_1"], "byot", None, ValueError, "one output"),
+    "no classes": (headless, ["out_1"], "byot", None, ValueError, "include_top"),
+    "one class": (
+        lambda: small_base(None, classes=1),
+        ["out_1"],
+        "byot",
+        None,
+        ValueError,
+        "2 classes",
+    ),
+    "relu end": (lambda: ends_in("relu"), ["out_1"], "byot", None, ValueError, "relu"),
+    "sigmoid end": (
+        lambda: ends_in("sigmoid"),
+        ["out_1"],
+        "byot",
+        None,
+        ValueError,
+        "softmax or linear",
+    ),
+    "unknown tap": (small_base, ["out1"], "byot", None, ValueError, "'out_1'"),
+    "empty name": (small_base, [""], "byot", None, ValueError, "No layer"),
+    "tap behind the feature": (
+        small_base,
+        ["predictions"],
+        "byot",
+        None,
+        ValueError,
+        "before the last feature",
+    ),
+    "tap at the feature": (
+        small_base,
+        ["pool"],
+        "byot",
+        None,
+        ValueError,
+        "before the last feature",
+    ),
+    "repeated tap": (small_base, ["out_1", "out_1"], "byot", None, ValueError, "once"),
+    "unordered taps": (
+        small_base,
+        ["out_1", "stem_relu"],
+        "byot",
+        None,
+        ValueError,
+        "shallow to deep",
+    ),
+    "parallel taps": (
+        branches,
+        ["left", "right"],
+        "byot",
+        None,
+        ValueError,
+        "one path",
+    ),
+    "shared layer": (shared_layer, ["shared"], "byot", None, ValueError, "2 times"),
+    "no taps": (small_base, [], "byot", None, ValueError, "at least one"),
+    "zero taps": (small_base, 0, "byot", None, ValueError, "at least one"),
+    "negative taps": (small_base, -1, "byot", None, ValueError, "at least one"),
+    "too many taps": (small_base, 99, "byot", None, ValueError, "too few"),
+    "a name alone": (small_base, "out_1", "byot", None, TypeError, "list"),
+    "taps of no kind": (small_base, None, "byot", None, TypeError, "list"),
+    "true for taps": (small_base, True, "byot", None, TypeError, "list"),
+    "layer for tap": (
+        small_base,
+        [layers.ReLU()],
+        "byot",
+        None,
+        TypeError,
+        "layer.name",
+    ),
+    "unknown recipe": (small_base, 1, "bjot", None, ValueError, "'byot'"),
+    "recipe class": (small_base, 1, ksd.recipes.BYOT, None, TypeError, "Recipe"),
+    "unknown head": (small_base, 1, "byot", "bottelneck", ValueError, "'bottleneck'"),
+    "head of no kind": (small_base, 1, "byot", 3, TypeError, "Head"),
+    "flat tap": (
+        lambda: keras.Sequential(
+            [
+                keras.Input((8, 8, 3)),
+                layers.Flatten(),
+                layers.Dense(8, name="flat"),
+                layers.Dense(8),
+                layers.Dense(4, activation="softmax"),
+            ]
+        ),
+        ["flat"],
+        "byot",
+        None,
+        ValueError,
+        "head='linear'",
+    ),
+    "name collision": (collides, ["exit_1_reduce"], "byot", None, ValueError, "Rename"),
+    "unknown size": (unsized, ["conv"], "byot", None, ValueError, "input_shape"),
+    "unknown size by number": (unsized, 1, "byot", None, ValueError, "input_shape"),
+}
+
+
+@pytest.mark.parametrize("name", WRAPS)
+def test_a_wrap_that_cannot_be(name):
+    make, taps, recipe, head, error, words = WRAPS[name]
+    base = make()
+    with pytest.raises(error, match=words) as caught:
+        ksd.SelfDistiller(base, taps, recipe, head=head)
+    assert "Received" in str(caught.value)
+    if isinstance(base, keras.Model) and base.built and base.inputs:
+        images = np.zeros((2, 8, 8, 3), "float32")
+        assert base.predict(images, verbose=0) is not None
+
+
+def test_a_wrap_that_fails_can_be_made_right(batch):
+    base = small_base()
+    before = base.predict(batch[0], verbose=0)
+    with pytest.raises(ValueError, match="Did you mean 'out_1'"):
+        ksd.SelfDistiller(base, ["out_11"], "byot")
+    model = ksd.SelfDistiller(base, ["out_1"], "byot")
+    np.testing.assert_array_equal(model.predict(batch[0], verbose=0)["final"], before)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fields", "error"),
+    [
+        (ksd.recipes.BYOT, {"alpha": -0.1}, ValueError),
+        (ksd.recipes.BYOT, {"alpha": 1.1}, ValueError),
+        (ksd.recipes.BYOT, {"alpha": float("nan")}, ValueError),
+        (ksd.recipes.BYOT, {"alpha": "0.3"}, TypeError),
+        (ksd.recipes.BYOT, {"alpha": True}, TypeError),
+        (ksd.recipes.BYOT, {"temperature": 0}, ValueError),
+        (ksd.recipes.BYOT, {"temperature": -3.0}, ValueError),
+        (ksd.recipes.BYOT, {"temperature": float("inf")}, ValueError),
+        (ksd.recipes.BYOT, {"hint_weight": -1e-6}, ValueError),
+        (ksd.recipes.BYOT, {"hint_weight": float("nan")}, ValueError),
+        (ksd.recipes.BYOT, {"final_label_weight": -1}, ValueError),
+        (ksd.recipes.DeepSupervision, {"exit_weight": -1}, ValueError),
+        (ksd.recipes.DeepSupervision, {"exit_weight": float("inf")}, ValueError),
+        (ksd.heads.Bottleneck, {"reduction": 0}, ValueError),
+        (ksd.heads.Bottleneck, {"reduction": 2.5}, ValueError),
+    ],
+)
+def test_fields_out_of_range(recipe, fields, error):
+    with pytest.raises(error) as caught:
+        recipe(**fields)
+    (name,) = fields
+    assert name in str(caught.value)
+    assert "Received" in str(caught.value)
+
+
+def test_fields_are_given_by_name_and_stay():
+    with pytest.raises(TypeError):
+        ksd.recipes.BYOT(0.3)
+    with pytest.raises(AttributeError):
+        ksd.recipes.BYOT().alpha = 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({}, TypeError, "needs one loss"),
+        ({"loss": None}, TypeError, "needs one loss"),
+        ({"loss": [LOSS, LOSS]}, TypeError, "needs one loss"),
+        ({"loss": {"final": LOSS}}, TypeError, "needs one loss"),
+        ({"loss": "crossentropie"}, ValueError, "crossentropie"),
+        (
+            {"loss": keras.losses.CategoricalCrossentropy(reduction=None)},
+            ValueError,
+            "scalar",
+        ),
+        ({"loss": LOSS, "loss_weights": [1, 2]}, ValueError, "recipe weighs"),
+        ({"loss": LOSS, "metrics": {"final": "accuracy"}}, TypeError, "every exit"),
+        ({"loss": LOSS, "metrics": ["acuracy"]}, ValueError, "acuracy"),
+    ],
+)
+def test_compile_refuses(base, arguments, error, words):
+    model = ksd.SelfDistiller(base, ["out_1"], "byot")
+    with pytest.raises(error, match=words):
+        model.compile("sgd", **arguments)
+    assert not model.compiled
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.zeros((16, 3)),
+        np.zeros((16, 4, 2)),
+        np.zeros((16, 2), "int32"),
+        [np.zeros(16), np.zeros(16)],
+        {"exit_1": np.zeros(16), "final": np.zeros(16)},
+        None,
+    ],
+    ids=["classes", "rank", "pairs", "list", "dict", "none"],
+)
+def test_labels_of_the_wrong_shape(base, batch, labels):
+    model = ksd.SelfDistiller(base, ["out_1"], "byot")
+    model.compile("sgd", LOSS)
+    before = base.get_weights()
+    with pytest.raises(ValueError, match=r"\(batch,\)"):
+        model.fit(batch[0], labels, verbose=0)
+    for actual, expected in zip(base.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_fit_before_compile(base, batch):
+    model = ksd.SelfDistiller(base, ["out_1"], "byot")
+    with pytest.raises(ValueError, match="compile"):
+        model.fit(*batch, verbose=0)
+
+
+def test_an_exit_that_is_not_there(base):
+    model = ksd.SelfDistiller(base, ["out_1"], "byot")
+    with pytest.raises(ValueError, match="Did you mean 'exit_1'"):
+        model.exit_model("exit1")
+
+
+def test_nothing_is_printed(base, batch, capfd):
+    model = ksd.SelfDistiller(base, 2, "byot")
+    model.compile("sgd", LOSS)
+    model.fit(*batch, verbose=0)
+    assert capfd.readouterr() == ("", "")

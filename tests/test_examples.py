@@ -1,0 +1,59 @@
+"""The examples run as a newcomer would run them, at tiny size."""
+
+import keras
+import numpy as np
+import pytest
+
+from .conftest import ROOT, run_python
+
+pytestmark = pytest.mark.process
+
+
+def test_quickstart(tmp_path):
+    result = run_python(
+        ROOT / "examples" / "quickstart.py", "--epochs=2", f"--output_dir={tmp_path}"
+    )
+    table = result.stdout[result.stdout.index("parameters") :].splitlines()
+    rows = {line[:12].strip(): line[12:].split() for line in table[1:6]}
+    assert list(rows) == ["plain base", "exit_1", "exit_2", "final", "ensemble"]
+    assert rows["plain base"][1:] == rows["final"][1:] == ["24,282", "100.0%"]
+    shares = [float(rows[f"exit_{i}"][2].rstrip("%")) for i in (1, 2)]
+    assert 0 < shares[0] < shares[1] < 100
+    for accuracy, *_ in rows.values():
+        assert 10 < float(accuracy.rstrip("%")) <= 100
+    assert (tmp_path / "accuracy_vs_compute.png").read_bytes()[:4] == b"\x89PNG"
+    model = keras.saving.load_model(tmp_path / "selfdistilled.keras")
+    images = np.zeros((2, 8, 8, 1), "float32")
+    assert list(model.predict(images, verbose=0)) == ["exit_1", "exit_2", "final"]
+
+
+@pytest.mark.parametrize("script", ["quickstart", "train_cifar100"])
+def test_help_explains_every_flag(script):
+    result = run_python(ROOT / "examples" / f"{script}.py", "--help", check=False)
+    text = result.stdout + result.stderr
+    assert "--recipe" in text
+    source = (ROOT / "examples" / f"{script}.py").read_text()
+    names = [part.split('"')[1] for part in source.split("flags.DEFINE_")[1:]]
+    assert len(names) >= 6
+    for name in names:
+        assert f"{name}:" in text, name
+
+
+def test_quickstart_refuses_stray_arguments(tmp_path):
+    result = run_python(ROOT / "examples" / "quickstart.py", "stray", check=False)
+    assert result.returncode
+    assert "stray" in result.stdout + result.stderr
+
+
+def test_the_benchmark_prints_its_ratio():
+    result = run_python(
+        ROOT / "benchmarks" / "train_step.py",
+        f"--backend={keras.backend.backend()}",
+        "--width_multiplier=0.125",
+        "--batch_size=4",
+        "--steps=1",
+        "--rounds=7",
+    )
+    assert "median of 7" in result.stdout
+    assert "multiply-adds 1." in result.stdout
+    assert "peak memory" in result.stdout
