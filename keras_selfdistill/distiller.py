@@ -92,7 +92,7 @@ class SelfDistiller(keras.Model):
         self._recipe = recipe
         self._head = head
         # Loss scaling follows the base, also where the global policy is another.
-        self.dtype_policy = model.get_layer(graph.taps[-1]).dtype_policy
+        self.dtype_policy = graph.dtype_policy
 
     @property
     def exit_names(self) -> list[str]:

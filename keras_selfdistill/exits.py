@@ -9,7 +9,7 @@ from absl import logging
 from keras import layers, ops
 
 from keras_selfdistill.classifier import Classifier, find_classifier
-from keras_selfdistill.graph import ancestors, graph_nodes
+from keras_selfdistill.graph import ancestors, graph_nodes, producer
 from keras_selfdistill.heads import Head, Target
 from keras_selfdistill.profiling import multiply_adds
 from keras_selfdistill.taps import named_taps, placed_taps
@@ -42,6 +42,7 @@ class ExitGraph:
         training_network: Model of all that training reads,
             `{exit: {"output": …, "logits": …, "feature": …}}`. The final exit's logits
             may come from a `PreActivation` layer, which has no weights of its own.
+        dtype_policy: That of the deepest tap.
     """
 
     base: Any
@@ -49,6 +50,7 @@ class ExitGraph:
     exits: dict[str, Exit]
     activation: str
     training_network: Any
+    dtype_policy: Any
 
     @property
     def inputs(self) -> Any:
@@ -101,7 +103,8 @@ def attach_exits(base: Any, taps: int | Sequence[str], head: Head) -> ExitGraph:
     }
     exits["final"] = Exit(end.output, end.logits, end.feature)
     network = keras.Model(_inputs(base), {name: vars(e) for name, e in exits.items()})
-    return ExitGraph(base, tuple(chosen), exits, end.activation, network)
+    policy = dtype_policy(list(chosen.values())[-1])
+    return ExitGraph(base, tuple(chosen), exits, end.activation, network, policy)
 
 
 def exit_names(taps: int) -> list[str]:
@@ -113,6 +116,18 @@ def exit_names(taps: int) -> list[str]:
     """
     digits = len(str(taps))
     return [f"exit_{i:0{digits}d}" for i in range(1, taps + 1)] + ["final"]
+
+
+def dtype_policy(tensor: Any) -> Any:
+    """Return the dtype policy of the layer that a tensor comes from.
+
+    Where an operation without one, such as `x + shortcut`, made the tensor, it is that
+    of the nearest layer before.
+    """
+    node = producer(tensor)
+    while not isinstance(node.operation, keras.Layer):
+        node = producer(node.input_tensors[0])
+    return node.operation.dtype_policy
 
 
 def node_costs(base: Any) -> dict[int, int]:
@@ -156,7 +171,7 @@ def _choose_taps(base, end: Classifier, taps):
 
 
 def _make_exit(name, tap, end: Classifier, head: Head, target: Target):
-    policy = tap._keras_history.operation.dtype_policy
+    policy = dtype_policy(tap)
     feature = head(tap, target, name=name, dtype=policy)
     if tuple(feature.shape) != (None, target.width):
         raise ValueError(

@@ -1,6 +1,7 @@
 """Where taps are placed."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
@@ -104,3 +105,42 @@ def test_the_base_keeps_its_own_layers_and_answers(base, batch):
     assert base.layers == layers_before
     assert base.get_config() == config
     assert (base.predict(batch[0], verbose=0) == before).all()
+
+
+def test_sums_and_activations_written_as_operations_can_be_tapped(tmp_path):
+    image = keras.Input((8, 8, 3), name="image")
+    table = keras.Input((4,), name="table")
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="stem")(image)
+    x = keras.ops.relu(layers.Conv2D(8, 3, padding="same", name="branch")(x) + x)
+    tap = x._keras_history.operation.name
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, strides=2)(x))
+    x = layers.Concatenate()([x, layers.Dense(4)(table)])
+    outputs = layers.Dense(3, activation="softmax")(x)
+    base = keras.Model({"image": image, "table": table}, outputs)
+    model = ksd.SelfDistiller(base, [tap], "byot")
+    data = {"image": np.zeros((2, 8, 8, 3)), "table": np.zeros((2, 4))}
+    expected = model.predict(data, verbose=0)
+    # An exit that does not read the table does not ask for it.
+    assert [tensor.name for tensor in model.exit_model("exit_1").inputs] == ["image"]
+    alone = model.exit_model("exit_1").predict(data["image"], verbose=0)
+    np.testing.assert_allclose(alone, expected["exit_1"], atol=1e-6)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras").predict(data, verbose=0)
+    np.testing.assert_allclose(loaded["exit_1"], expected["exit_1"], atol=1e-6)
+
+
+def test_a_classifier_that_is_a_convolution():
+    base = keras.applications.MobileNet(
+        weights=None, input_shape=(32, 32, 3), classes=7, alpha=0.25
+    )
+    model = ksd.SelfDistiller(base, 2, "byot")
+    end = find_classifier(base)
+    assert end.feature.shape == (None, 256)
+    assert {output.shape for output in model.output.values()} == {(None, 7)}
+    x = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+    logits = keras.Model(base.input, end.logits).predict(x, verbose=0)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(keras.ops.softmax(logits)),
+        base.predict(x, verbose=0),
+        atol=1e-6,
+    )

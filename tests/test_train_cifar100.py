@@ -22,6 +22,7 @@ TESTS = pathlib.Path(__file__).resolve().parent
 ROOT = TESTS.parent
 SCRIPT = ROOT / "examples" / "train_cifar100.py"
 sys.path[:0] = [str(TESTS), str(SCRIPT.parent)]
+import cifar100  # noqa: E402
 import train_cifar100  # noqa: E402
 from test_cifar100 import tfds_folder, write_fake  # noqa: E402, F401
 
@@ -170,8 +171,8 @@ def test_results_name_every_exit_and_how_they_came_about(runs):
 def test_accuracies_equal_a_count_over_predictions(runs, data_dir):
     folder = runs[0]
     model = keras.saving.load_model(folder / "checkpoint.keras")
-    test = train_cifar100.cifar100.load(data_dir).test
-    outputs = model.predict(train_cifar100.cifar100.normalize(test.images), verbose=0)
+    test = cifar100.load(data_dir).test
+    outputs = model.predict(cifar100.normalize(test.images), verbose=0)
     for name in ("exit_1", "final"):
         correct = np.mean(np.argmax(outputs[name], axis=-1) == test.labels)
         assert results(folder)["test_accuracy"][name] == pytest.approx(correct)
@@ -214,6 +215,36 @@ def test_a_checkpoint_of_other_flags_is_refused(runs, flags):
     ):
         train_cifar100.main(["train"])
     assert json.loads((runs[0] / "flags.json").read_text())["epochs"] == 3
+
+
+def test_fit_tells_the_images_which_epoch_it_is(flags, tmp_path, monkeypatch):
+    drawn = []
+
+    class Model:
+        def fit(self, batches, *, callbacks, **arguments):
+            for callback in callbacks:
+                callback.on_epoch_begin(7, {})
+            drawn.append(batches[1])
+
+    set_flags(flags, **TINY)
+    monkeypatch.setattr(train_cifar100, "build_model", lambda steps_per_epoch: Model())
+    data = cifar100.load(flags.data_dir, train_examples=200)
+    train_cifar100.train(data, tmp_path)
+    expected = cifar100.Augmented(*data.train, 50, seed=0)
+    expected.set_epoch(7)
+    np.testing.assert_array_equal(drawn[0][0], expected[1][0])
+
+
+def test_a_checkpoint_counts_epochs_not_updates(tmp_path):
+    """Steps that loss scaling skips are no updates, yet part of their epoch."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", loss="mean_squared_error")
+    checkpoint = train_cifar100.Checkpoint(tmp_path / "checkpoint.keras")
+    checkpoint.set_model(model)
+    checkpoint.on_epoch_end(4)
+    restored, finished_epochs = checkpoint.restore()
+    assert int(restored.optimizer.iterations) == 0
+    assert finished_epochs == 5
 
 
 def rates(schedule, steps):
