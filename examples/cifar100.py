@@ -7,6 +7,7 @@ every class" means the same everywhere.
 
 import importlib.util
 import io
+import itertools
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -141,8 +142,7 @@ def _read_npz(folder: pathlib.Path) -> tuple[_Encoded, _Encoded]:
             png, offset = arrays["png"].tobytes(), arrays["offset"]
             labels.append(arrays["label"])
             splits.append(arrays["split"])
-        ends = zip(offset[:-1], offset[1:], strict=True)
-        images += [png[start:end] for start, end in ends]
+        images += [png[start:end] for start, end in itertools.pairwise(offset)]
     label, is_test = np.concatenate(labels), np.concatenate(splits) == 1
 
     def split(mask: np.ndarray) -> _Encoded:

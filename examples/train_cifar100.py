@@ -12,7 +12,7 @@ seeds; no network of `keras_selfdistill.networks` has any.
 """
 
 import csv
-import importlib.metadata
+import importlib
 import inspect
 import json
 import os
@@ -260,21 +260,22 @@ def refuse_other_flags(path: pathlib.Path) -> None:
         )
 
 
-def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+def write(path: pathlib.Path, content: bytes) -> None:
     """Writes a file, whole or not at all."""
     temporary = path.with_suffix(".unfinished")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_bytes(content)
     os.replace(temporary, path)
+
+
+def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes an indented JSON file."""
+    write(path, json.dumps(content, indent=2).encode() + b"\n")
 
 
 def trim_history(path: pathlib.Path, finished_epochs: int) -> None:
     """Drops the rows of epochs that ended after the checkpoint was saved."""
-    lines = []
-    if finished_epochs:
-        with path.open(newline="") as file:
-            lines = file.readlines()[: 1 + finished_epochs]  # the first names columns
-    with path.open("w", newline="") as file:
-        file.writelines(lines)
+    lines = path.read_bytes().splitlines(keepends=True) if finished_epochs else []
+    write(path, b"".join(lines[: 1 + finished_epochs]))  # the first names the columns
 
 
 def train(data: cifar100.Cifar100, output_dir: pathlib.Path) -> keras.Model:
@@ -336,7 +337,7 @@ def summary(accuracies: dict[str, float], history: pathlib.Path) -> dict[str, An
         "versions": {
             "python": platform.python_version(),
             "keras": keras.version(),
-            "backend": f"{backend} {importlib.metadata.version(backend)}",
+            backend: importlib.import_module(backend).__version__,
         },
     }
 

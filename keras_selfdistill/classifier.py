@@ -1,5 +1,6 @@
 """Find where a base ends: its logits, its last feature, its class count."""
 
+import collections
 import dataclasses
 from typing import Any
 
@@ -11,12 +12,12 @@ from keras_selfdistill.graph import producer
 
 # Layers that may stand between the last weights and the output, or between the
 # feature and the last weights, without changing what the values mean.
-_RESHAPING = (
-    layers.Reshape,
-    layers.Flatten,
-    layers.Identity,
+_RESHAPING = (layers.Reshape, layers.Flatten, layers.Identity)
+_POOLING = (
     layers.GlobalAveragePooling1D,
     layers.GlobalAveragePooling2D,
+    layers.AveragePooling1D,
+    layers.AveragePooling2D,
 )
 _DROPOUT = (
     layers.Dropout,
@@ -128,29 +129,50 @@ def find_classifier(base):
         ('softmax', 2, (None, 3))
     """
     output = _only_output(base)
-    node, activation, logits = producer(output), "linear", output
-    after_activation = []  # Calls between the logits and the output, output first.
-    while not _weights(node.operation):
-        kind = _activation_of(node.operation)
-        if kind == "linear" or isinstance(node.operation, _RESHAPING):
-            after_activation.append(node.operation)
-        elif kind == "softmax" and activation == "linear":
-            activation, after_activation = kind, []
-            logits = node.input_tensors[0]
-        else:
-            raise ValueError(_unknown_end(base, node.operation, kind))
-        node = producer(node.input_tensors[0])
+    node, logits, behind, explicit = _walk_to_weights(base, output)
     last = node.operation
     kind = _activation_of(last)
-    if kind == "softmax" and activation == "linear":
-        activation = kind
-        logits = PreActivation(last, name=f"{last.name}_logits")(node.input_tensors[0])
-        for operation in reversed(after_activation):
+    softmax = logits is not None or kind == "softmax"
+    if softmax:
+        if any(isinstance(operation, _POOLING) for operation in behind):
+            raise ValueError(_unknown_end(base, last))  # No softmax of any logits.
+        if logits is None:
+            before = PreActivation(last, name=f"{last.name}_logits")
+            logits = before(node.input_tensors[0])
+        for operation in reversed(behind):
             logits = operation(logits)
-    elif kind != "linear":
-        raise ValueError(_unknown_end(base, last, kind))
-    feature, last_spatial, data_format = _feature(node.input_tensors[0])
+    elif kind == "linear" or (kind is None and explicit):
+        logits = output
+    else:
+        raise ValueError(_unknown_end(base, last))
+    feature, last_spatial, data_format = _feature(node)
+    activation = "softmax" if softmax else "linear"
     return Classifier(logits, feature, activation, output, last_spatial, data_format)
+
+
+def _walk_to_weights(base, output):
+    """Walk back from the output to the last layer with weights.
+
+    Returns:
+        Its node; the input of a softmax of its own behind it, `None` if there is
+        none; the operations between that and the output; and whether an activation
+        layer says that the output is linear.
+    """
+    node, logits, behind, explicit = producer(output), None, [], False
+    while not _weights(node.operation):
+        operation = node.operation
+        kind = _activation_of(operation)
+        if len(node.input_tensors) != 1:
+            raise ValueError(_unknown_end(base, operation))
+        if logits is None and kind == "softmax":
+            logits = node.input_tensors[0]
+        elif logits is None:
+            if kind != "linear" and not isinstance(operation, _RESHAPING + _POOLING):
+                raise ValueError(_unknown_end(base, operation))
+            behind.append(operation)
+            explicit = explicit or kind == "linear"
+        node = producer(node.input_tensors[0])
+    return node, logits, behind, explicit
 
 
 def _only_output(base):
@@ -172,28 +194,24 @@ def _only_output(base):
 
 
 def _activation_of(operation):
-    """Return the name of the activation that an operation ends in, `None` if other."""
+    """Return the name of the activation that a layer ends in, `None` if it has none."""
     if isinstance(operation, layers.Softmax):
-        return "softmax" if operation.axis in (-1, 1) else None
-    if not isinstance(operation, keras.Layer):
+        return "softmax" if operation.axis == -1 else None
+    if not isinstance(operation, keras.Layer) or not hasattr(operation, "activation"):
         return None
-    if isinstance(operation, layers.Activation) or operation.weights:
-        activation = getattr(operation, "activation", None)
-        activation = activation or keras.activations.linear
-        for name in ("linear", "softmax"):
-            if activation is getattr(keras.activations, name):
-                return name
-        return getattr(activation, "__name__", type(activation).__name__)
-    return None
+    activation = operation.activation or keras.activations.linear
+    return getattr(activation, "__name__", type(activation).__name__)
 
 
-def _unknown_end(base, operation, kind):
+def _unknown_end(base, operation):
+    kind = _activation_of(operation)
     ends_in = f"{operation.name!r} ({type(operation).__name__}"
     ends_in += f", activation {kind!r})" if kind else ")"
     return (
         f"Cannot tell the logits of model {base.name!r}. Received: a base that ends in "
-        f"{ends_in}. Expected: a layer with weights, such as Dense, whose activation "
-        "is softmax or linear, or an Activation or Softmax layer behind it."
+        f"{ends_in}. Expected: a layer whose activation is softmax or linear, such as "
+        "Dense. If it is another layer, put keras.layers.Activation('softmax') behind "
+        "its logits, or Activation('linear') if the base is to answer in logits."
     )
 
 
@@ -201,25 +219,37 @@ def _weights(operation):
     return operation.weights if isinstance(operation, keras.Layer) else []
 
 
-def _feature(tensor):
-    """Return (feature vector, deepest spatial tensor, data format) before a tensor."""
-    node = producer(tensor)
-    while isinstance(node.operation, _DROPOUT):
-        tensor = node.input_tensors[0]
-        node = producer(tensor)
-    data_format = keras.config.image_data_format()
-    spatial = tensor
-    while len(spatial.shape) < 3:
-        node = producer(spatial)
-        if not node.input_tensors:
-            return tensor, None, data_format
-        data_format = getattr(node.operation, "data_format", data_format)
-        spatial = node.input_tensors[0]
-    if spatial is not tensor:
-        return tensor, spatial, data_format
+def _feature(classifier_node):
+    """Return (feature vector, deepest spatial tensor, its data format)."""
+    classifier = classifier_node.operation
+    feature = classifier_node.input_tensors[0]
+    while isinstance(producer(feature).operation, _DROPOUT):
+        feature = producer(feature).input_tensors[0]
+    data_format = getattr(classifier, "data_format", keras.config.image_data_format())
+    spatial, data_format = _deepest_spatial(feature, data_format)
     pooling = {3: layers.GlobalAveragePooling1D, 4: layers.GlobalAveragePooling2D}
-    return (
-        pooling[len(tensor.shape)](data_format=data_format)(tensor),
-        spatial,
-        data_format,
-    )
+    if len(feature.shape) in pooling:
+        # A name of its own: an automatic one may be taken in a loaded base.
+        pool = pooling[len(feature.shape)](
+            data_format=data_format, name=f"{classifier.name}_feature"
+        )
+        feature = pool(feature)
+    return feature, spatial, data_format
+
+
+def _deepest_spatial(tensor, data_format):
+    """Search backwards for the nearest tensor with more than one position."""
+    pending, seen = collections.deque([(tensor, data_format)]), set()
+    while pending:
+        tensor, nearest_format = pending.popleft()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        last = nearest_format == "channels_last"
+        sizes = tensor.shape[1:-1] if last else tensor.shape[2:]
+        if any(size != 1 for size in sizes):
+            return tensor, nearest_format
+        node = producer(tensor)
+        nearest_format = getattr(node.operation, "data_format", nearest_format)
+        pending.extend((source, nearest_format) for source in node.input_tensors)
+    return None, data_format

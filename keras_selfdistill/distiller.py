@@ -1,5 +1,6 @@
 """`SelfDistiller`: a base with exits that trains all of them at once by `fit`."""
 
+import collections
 import types
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from keras_selfdistill import heads, recipes
 from keras_selfdistill import train_step as backend_step
 from keras_selfdistill.config import PACKAGE, did_you_mean
 from keras_selfdistill.exits import attach_exits
-from keras_selfdistill.metrics import ExitMetrics
+from keras_selfdistill.metrics import exit_metrics
 from keras_selfdistill.objective import Objective, check_labels
 
 
@@ -110,7 +111,7 @@ class SelfDistiller(keras.Model):
         return self._recipe
 
     def final_model(self) -> keras.Model:
-        """Return the base, stripped of its exits: same layers, same cost, new weights.
+        """Return the base, stripped of its exits: same layers, weights and cost.
 
         Example:
             `model.final_model().save("classifier.keras")`
@@ -140,9 +141,12 @@ class SelfDistiller(keras.Model):
     def ensemble_model(self) -> keras.Model:
         """Return a functional model of the mean of all exits' logits.
 
-        Its output is in the base's own form: probabilities if the base ends in softmax.
+        Its output is in the base's own form: the softmax of that mean if the base ends
+        in softmax. To load a saved one, `import keras_selfdistill` first: it may hold
+        a layer of ours, which recovers the base's logits.
         """
-        return self._graph.ensemble_model(name=f"{self._graph.base.name}_ensemble")
+        name = f"{self._graph.base.name}_ensemble"
+        return self._graph.model(self._graph.ensemble, name=name)
 
     def compile(
         self,
@@ -181,18 +185,34 @@ class SelfDistiller(keras.Model):
                 "recipe=recipes.BYOT(alpha=0.3)."
             )
         objective = Objective(self._recipe, self.exit_names, loss)
-        meters = ExitMetrics(
-            metrics, weighted_metrics, [*self.exit_names, "ensemble"], objective.terms
+        outputs = ["final", *self.exit_names[:-1], "ensemble"]
+        plain = exit_metrics(metrics, outputs, argument="metrics")
+        weighted = exit_metrics(
+            weighted_metrics,
+            outputs,
+            argument="weighted_metrics",
+            taken=[metric.name for metric in plain["final"]],
         )
         super().compile(
             optimizer=optimizer,
+            metrics=plain,
+            weighted_metrics=weighted,
             run_eagerly=run_eagerly,
             steps_per_execution=steps_per_execution,
             jit_compile=jit_compile,
             auto_scale_loss=auto_scale_loss,
         )
         self._objective = objective
-        self._meters = meters
+        self._logs = types.SimpleNamespace(
+            terms={term: keras.metrics.Mean(name=term) for term in objective.terms},
+            outputs=outputs,
+            # Keras prefixes the name of a metric with that of its output.
+            names={
+                f"{output}_{metric.name}": metric.name
+                for output in outputs
+                for metric in plain[output] + weighted[output]
+            },
+        )
         self._compile_arguments = types.SimpleNamespace(
             loss=loss, metrics=metrics, weighted_metrics=weighted_metrics
         )
@@ -213,51 +233,99 @@ class SelfDistiller(keras.Model):
     def _run_exits(self, x, y, sample_weight, *, training) -> Step:
         """Run all exits once on a batch and compute the loss, on any backend."""
         # Before the exits run: batch normalisation would already have learned.
-        check_labels(y, classes=self._graph.exits["final"].output.shape[-1])
-        exits = self._graph.training_network(x, training=training)
-        outputs = {name: exits[name]["output"] for name in self.exit_names}
+        check_labels(y, classes=self._graph.classes)
+        found = self._graph.training_network(x, training=training)
+        exits = found["exits"]
         terms = self._objective(y, exits, sample_weight)
+        # Keras scales the base's own losses for the number of replicas here.
         own_losses = [self._aggregate_additional_loss(loss) for loss in self.losses]
-        outputs["ensemble"] = self._graph.ensemble_output(
-            [exits[name]["logits"] for name in self.exit_names]
-        )
+        outputs = {name: exits[name]["output"] for name in self.exit_names}
+        outputs["ensemble"] = found["ensemble"]
         loss = sum([*terms.values(), *own_losses])
         return Step(loss, terms, outputs, y, sample_weight)
 
     def _update_logs(self, step: Step, loss_scale: float = 1.0) -> dict[str, Any]:
-        """Add a batch to the metrics, losses times `loss_scale`, and return the logs."""
+        """Add a batch to the metrics, losses times `loss_scale`; return the logs."""
         batch_size = ops.shape(step.labels)[0]
         losses = {"loss": step.loss, **step.terms}
-        trackers = {"loss": self._loss_tracker, **self._meters.terms}
+        trackers = {"loss": self._loss_tracker, **self._logs.terms}
         for name, tracker in trackers.items():
             tracker.update_state(losses[name] * loss_scale, sample_weight=batch_size)
-        self._meters.update(step.labels, step.outputs, step.sample_weight)
-        return self.get_metrics_result()
+        return self.compute_metrics(
+            None, step.labels, step.outputs, sample_weight=step.sample_weight
+        )
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Add a batch to the metrics of every exit and return the logs.
+
+        Args:
+            x: Not read.
+            y: Labels of the batch.
+            y_pred: Output of every exit and, under `ensemble`, of the ensemble.
+            sample_weight: `None` or shape `(batch,)`.
+        """
+        if "ensemble" not in y_pred:
+            # Keras builds the metrics with symbolic outputs of `call`, before the first
+            # step: the time to refuse labels, while no weight has moved.
+            check_labels(y, classes=self._graph.classes)
+            self._objective.label_loss(y, y_pred["final"], sample_weight)
+            y_pred = {**y_pred, "ensemble": y_pred["final"]}
+        # Keras would sort the names of a plain dict.
+        outputs = collections.OrderedDict(
+            (name, y_pred[name]) for name in self._logs.outputs
+        )
+        labels = dict.fromkeys(outputs, y)
+        return super().compute_metrics(x, labels, outputs, sample_weight)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Return the logs: the loss and its terms, and the metrics of every exit."""
+        return {
+            self._logs.names.get(name, name): value
+            for name, value in super().get_metrics_result().items()
+        }
 
     @property
     def metrics(self) -> list[keras.Metric]:
         """The loss, its terms, and the metrics of every exit and the ensemble."""
-        meters = getattr(self, "_meters", None)
-        return super().metrics + (meters.all if meters else [])
+        if not self.compiled:
+            return super().metrics
+        loss, *others = super().metrics
+        return [loss, *self._logs.terms.values(), *others]
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make an equal wrapper."""
+        base = keras.saving.serialize_keras_object(self._graph.base)
+        base.pop("compile_config", None)  # The wrapper has an optimizer of its own.
         return {
-            "model": keras.saving.serialize_keras_object(self._graph.base),
+            "model": base,
             "taps": self.taps,
             "recipe": keras.saving.serialize_keras_object(self._recipe),
             "head": keras.saving.serialize_keras_object(self._head),
             "name": self.name,
+            "frozen": [
+                layer.name for layer in self._added_layers if not layer.trainable
+            ],
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """Make a wrapper from what `get_config` returned."""
-        objects = {
-            key: keras.saving.deserialize_keras_object(config[key], custom_objects)
-            for key in ("model", "recipe", "head")
-        }
-        return cls(**{**config, **objects})
+        config = dict(config)
+        frozen = set(config.pop("frozen"))
+        for key in ("model", "recipe", "head"):
+            config[key] = keras.saving.deserialize_keras_object(
+                config[key], custom_objects
+            )
+        model = cls(**config)
+        for layer in model._added_layers:
+            layer.trainable = layer.name not in frozen
+        return model
+
+    @property
+    def _added_layers(self):
+        """The layers of the exits, which the base's config does not describe."""
+        own = {id(layer) for layer in self._graph.base.layers}
+        return [layer for layer in self.layers if id(layer) not in own]
 
     def get_compile_config(self) -> dict[str, Any]:
         """Return the arguments of `compile`, serialised."""

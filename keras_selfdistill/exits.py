@@ -1,12 +1,13 @@
 """Attach exits to a base: from taps and a head to the symbolic tensors of each exit."""
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 from absl import logging
-from keras import layers, ops
+from keras import layers
 
 from keras_selfdistill.classifier import Classifier, find_classifier
 from keras_selfdistill.graph import ancestors, graph_nodes, producer
@@ -38,19 +39,26 @@ class ExitGraph:
         base: The user's model.
         taps: Names of the tapped layers, shallow to deep.
         exits: The exits by name, shallow to deep; the last one is `final`.
-        activation: From logits to output, `"softmax"` or `"linear"`.
-        training_network: Model of all that training reads,
-            `{exit: {"output": …, "logits": …, "feature": …}}`. The final exit's logits
-            may come from a `PreActivation` layer, which has no weights of its own.
+        ensemble: Output of the ensemble, the mean of all exits' logits, in the base's
+            own form.
+        training_network: Model of all that training reads: for every exit
+            `{"output": …, "logits": …, "feature": …}`, and the ensemble's output. The
+            final exit's logits may come from a `PreActivation` layer, which has no
+            weights of its own.
         dtype_policy: That of the deepest tap.
     """
 
     base: Any
     taps: tuple[str, ...]
     exits: dict[str, Exit]
-    activation: str
+    ensemble: Any
     training_network: Any
     dtype_policy: Any
+
+    @property
+    def classes(self) -> int:
+        """How many classes the base tells apart."""
+        return self.exits["final"].output.shape[-1]
 
     @property
     def inputs(self) -> Any:
@@ -63,19 +71,6 @@ class ExitGraph:
         inputs = [tensor for tensor in self.base.inputs if id(tensor) in needed]
         every = len(inputs) == len(self.base.inputs)
         return keras.Model(self.inputs if every else inputs, output, name=name)
-
-    def ensemble_model(self, name: str) -> keras.Model:
-        """Return a functional model of the mean of all exits' logits."""
-        logits = layers.Average(name="ensemble_logits", dtype="float32")(
-            [e.logits for e in self.exits.values()]
-        )
-        output = layers.Activation(self.activation, name="ensemble", dtype="float32")
-        return self.model(output(logits), name)
-
-    def ensemble_output(self, logits: Sequence[Any]) -> Any:
-        """Return what the ensemble answers, given every exit's logits."""
-        mean = sum(ops.cast(each, "float32") for each in logits) / len(logits)
-        return keras.activations.get(self.activation)(mean)
 
 
 def attach_exits(base: Any, taps: int | Sequence[str], head: Head) -> ExitGraph:
@@ -102,9 +97,13 @@ def attach_exits(base: Any, taps: int | Sequence[str], head: Head) -> ExitGraph:
         for name, tap in zip(names, chosen.values(), strict=False)
     }
     exits["final"] = Exit(end.output, end.logits, end.feature)
-    network = keras.Model(_inputs(base), {name: vars(e) for name, e in exits.items()})
+    ensemble = _ensemble(exits, end.activation)
+    network = keras.Model(
+        _inputs(base),
+        {"exits": {name: vars(e) for name, e in exits.items()}, "ensemble": ensemble},
+    )
     policy = dtype_policy(list(chosen.values())[-1])
-    return ExitGraph(base, tuple(chosen), exits, end.activation, network, policy)
+    return ExitGraph(base, tuple(chosen), exits, ensemble, network, policy)
 
 
 def exit_names(taps: int) -> list[str]:
@@ -136,15 +135,17 @@ def node_costs(base: Any) -> dict[int, int]:
     Calls whose cost is not known are left out, with a warning in the log.
     """
     nodes = graph_nodes(base.inputs, base.outputs)
-    costs = {id(node.outputs[0]): multiply_adds(node) for node in nodes}
-    unknown = [n.operation.name for n in nodes if costs[id(n.outputs[0])] is None]
+    costs = multiply_adds(nodes)
+    unknown = [node.operation.name for node in nodes if costs[node] is None]
     if unknown:
         logging.warning(
             "The multiply-adds of these layers are not known, so taps are placed as if "
             "they cost nothing: %s. Name the taps to choose them yourself.",
             unknown,
         )
-    return {tensor: cost for tensor, cost in costs.items() if cost is not None}
+    return {
+        id(node.outputs[0]): cost for node, cost in costs.items() if cost is not None
+    }
 
 
 def _inputs(base):
@@ -152,14 +153,14 @@ def _inputs(base):
 
 
 def _choose_taps(base, end: Classifier, taps):
-    if isinstance(taps, bool) or not isinstance(taps, (int, list, tuple)):
+    if isinstance(taps, bool) or not isinstance(taps, (numbers.Integral, list, tuple)):
         raise TypeError(
             "`taps` must be a list of layer names or a number. Received: "
             f"taps={taps!r} of type {type(taps).__name__}. Expected, say, taps=3 or "
             f"taps=[{base.layers[len(base.layers) // 2].name!r}]."
         )
-    if isinstance(taps, int):
-        placed = placed_taps(base, end.feature, node_costs(base), taps)
+    if isinstance(taps, numbers.Integral):
+        placed = placed_taps(base, end.feature, node_costs(base), int(taps))
         logging.info("Exits of %s placed at %s.", base.name, list(placed))
         return placed
     if not taps:
@@ -173,7 +174,7 @@ def _choose_taps(base, end: Classifier, taps):
 def _make_exit(name, tap, end: Classifier, head: Head, target: Target):
     policy = dtype_policy(tap)
     feature = head(tap, target, name=name, dtype=policy)
-    if tuple(feature.shape) != (None, target.width):
+    if tuple(feature.shape[1:]) != (target.width,):
         raise ValueError(
             f"A head must return a feature as wide as the base's. Received: "
             f"{head!r} made shape {tuple(feature.shape)} for {name!r}. Expected: "
@@ -182,6 +183,13 @@ def _make_exit(name, tap, end: Classifier, head: Head, target: Target):
     logits = layers.Dense(end.classes, name=f"{name}_logits", dtype="float32")(feature)
     output = layers.Activation(end.activation, name=name, dtype="float32")(logits)
     return Exit(output, logits, feature)
+
+
+def _ensemble(exits, activation):
+    logits = layers.Average(name="ensemble_logits", dtype="float32")(
+        [each.logits for each in exits.values()]
+    )
+    return layers.Activation(activation, name="ensemble", dtype="float32")(logits)
 
 
 def _target(end: Classifier):

@@ -11,6 +11,7 @@ import keras
 from keras import layers
 
 from keras_selfdistill.config import PACKAGE, Config, resolve
+from keras_selfdistill.graph import producer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +58,14 @@ class Bottleneck(Head):
     Convolution 1×1 to `channels / reduction`, k×k with stride k down to the size of
     the base's last spatial tensor, 1×1 to the width of its feature, each with batch
     normalisation and ReLU; then global average pooling. k is the ratio of the tap's
-    size to the last size, rounded up; what does not divide is padded with zeros on
-    both sides, as `padding="same"` does.
+    size to the last size, rounded up; a tap that does not divide is first padded with
+    zeros, evenly on both sides.
 
-    The convolutions are written as dense layers: 1×1 is one by nature, and k×k with
-    stride k is a dense layer over patches that do not overlap. They compute the same
-    function with the same number of weights, and faster (benchmarks/train_step.py).
+    The convolutions are written as dense layers on rows of pixels: 1×1 is one by
+    nature, and k×k with stride k is one on patches that do not overlap. They compute
+    the same function with the same number of weights, and faster
+    (benchmarks/train_step.py): the gradient of a dense layer on a matrix needs no
+    transposed copy of the activations.
 
     Args:
         reduction: How many times fewer channels the middle has than the base's last
@@ -83,7 +86,8 @@ class Bottleneck(Head):
 
     def __post_init__(self):
         """Check the fields."""
-        if not isinstance(self.reduction, int) or self.reduction < 1:
+        whole = isinstance(self.reduction, int) and not isinstance(self.reduction, bool)
+        if not whole or self.reduction < 1:
             raise ValueError(
                 "Bottleneck.reduction is out of range. Received: "
                 f"reduction={self.reduction!r}. Expected: an integer of at least 1."
@@ -95,16 +99,18 @@ class Bottleneck(Head):
         x = tap
         if target.data_format == "channels_first":
             x = layers.Permute((2, 3, 1), name=f"{name}_channels_last")(x)
+        sizes = zip(x.shape[1:3], target.spatial_shape, strict=True)
+        stride = [-(-size // last) for size, last in sizes]
+        x = _pad(x, stride, name)
+        patches = (x.shape[1] // stride[0]) * (x.shape[2] // stride[1])
         middle = max(1, target.channels // self.reduction)
+        x = _pixel_rows(x, stride, name)
         x = _dense_bn_relu(x, middle, f"{name}_reduce", dtype)
-        stride = [
-            -(-size // last)
-            for size, last in zip(x.shape[1:3], target.spatial_shape, strict=True)
-        ]
-        x = _patches(x, stride, name)
+        x = _rows(x, (-1, stride[0] * stride[1] * middle), f"{name}_patches")
         x = _dense_bn_relu(x, middle, f"{name}_downsample", dtype)
         x = _dense_bn_relu(x, target.width, f"{name}_expand", dtype)
-        return layers.GlobalAveragePooling2D(
+        x = _rows(x, (-1, patches, target.width), f"{name}_images")
+        return layers.GlobalAveragePooling1D(
             data_format="channels_last", name=f"{name}_feature", dtype=dtype
         )(x)
 
@@ -183,20 +189,30 @@ def _dense_bn_relu(x, units, name, dtype):
     return layers.ReLU(name=f"{name}_relu", dtype=dtype)(x)
 
 
-def _patches(x, stride, name):
-    """Stack the pixels of each stride-sized patch: (h, w, c) -> (h/s, w/s, s·s·c)."""
-    if stride == [1, 1]:
-        return x
+def _pad(x, stride, name):
     missing = [-size % step for size, step in zip(x.shape[1:3], stride, strict=True)]
-    if any(missing):
-        padding = [(gap // 2, gap - gap // 2) for gap in missing]
-        x = layers.ZeroPadding2D(
-            padding, data_format="channels_last", name=f"{name}_pad"
-        )(x)
+    if not any(missing):
+        return x
+    padding = [(gap // 2, gap - gap // 2) for gap in missing]
+    return layers.ZeroPadding2D(
+        padding, data_format="channels_last", name=f"{name}_pad"
+    )(x)
+
+
+def _pixel_rows(x, stride, name):
+    """Return one row for each pixel of a batch, those of a patch in succession."""
     _, height, width, channels = x.shape
-    rows, columns = height // stride[0], width // stride[1]
-    split = (rows, stride[0], columns, stride[1], channels)
-    x = layers.Reshape(split, name=f"{name}_split")(x)
-    x = layers.Permute((1, 3, 2, 4, 5), name=f"{name}_group")(x)
-    merged = (rows, columns, stride[0] * stride[1] * channels)
-    return layers.Reshape(merged, name=f"{name}_patches")(x)
+    if stride != [1, 1]:
+        rows, columns = height // stride[0], width // stride[1]
+        split = (rows, stride[0], columns, stride[1], channels)
+        x = layers.Reshape(split, name=f"{name}_split")(x)
+        x = layers.Permute((1, 3, 2, 4, 5), name=f"{name}_group")(x)
+    return _rows(x, (-1, channels), f"{name}_pixels")
+
+
+def _rows(x, shape, name):
+    """Reshape across the batch axis, which `keras.layers.Reshape` cannot."""
+    x = keras.ops.reshape(x, shape)
+    # Operations take no name when called, and an automatic one may be taken.
+    producer(x).operation.name = name
+    return x

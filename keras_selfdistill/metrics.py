@@ -1,4 +1,4 @@
-"""What the logs show: the loss terms, and the user's metrics for every exit."""
+"""The user's metrics, one copy for every exit, named as the logs show them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,106 +8,98 @@ import keras
 from keras_selfdistill.objective import crossentropy, is_sparse
 
 
-class ExitMetrics:
-    """The metrics given to `compile`, once for each output.
+def exit_metrics(
+    metrics: Any, outputs: Iterable[str], *, argument: str, taken: Iterable[str] = ()
+) -> dict[str, list[keras.Metric]]:
+    """Return the metrics that `compile` was given, once for each output.
 
     Metrics of the output `final` keep their names, so that `val_accuracy` is what it
-    was for the base; others are prefixed with the output's name.
+    was for the base; others are prefixed with the output's name. A metric object is
+    itself the final exit's; the others get copies, made from its config.
 
     Args:
-        metrics: What the user gave as `metrics`: names, functions or objects.
-        weighted_metrics: Likewise, with sample weights.
+        metrics: What the user gave: a name, function or object, or a list of them.
         outputs: Names of the outputs.
-        terms: Names of the loss terms.
+        argument: Name of the argument, for errors and for names that are taken.
+        taken: Names that other metrics of an output have, without prefix.
 
     Raises:
-        TypeError: The metrics are a mapping: they are given once for all exits.
+        TypeError: The metrics are a mapping, as they are given once for all exits, or
+            a metric object cannot be copied.
+        ValueError: A name is unknown.
 
     Example:
-        >>> outputs, terms = ["exit_1", "final"], ["label_loss"]
-        >>> metrics = ExitMetrics(["accuracy"], None, outputs, terms)
-        >>> [metric.name for metric in metrics.all]
-        ['label_loss', 'exit_1_accuracy', 'accuracy']
+        >>> both = exit_metrics(["accuracy"], ["final", "exit_1"], argument="metrics")
+        >>> {output: [metric.name for metric in own] for output, own in both.items()}
+        {'final': ['accuracy'], 'exit_1': ['exit_1_accuracy']}
     """
-
-    def __init__(
-        self,
-        metrics: Any,
-        weighted_metrics: Any,
-        outputs: Iterable[str],
-        terms: Iterable[str],
-    ):
-        plain = _as_list(metrics, "metrics")
-        weighted = _as_list(weighted_metrics, "weighted_metrics")
-        self.terms = {term: keras.metrics.Mean(name=term) for term in terms}
-        self._plain: dict[str, list[keras.Metric]] = {}
-        self._weighted: dict[str, list[keras.Metric]] = {}
-        for output in outputs:
-            prefix = "" if output == "final" else f"{output}_"
-            taken: set[str] = set()
-            self._plain[output] = [_copy(metric, prefix, "", taken) for metric in plain]
-            self._weighted[output] = [
-                _copy(metric, prefix, "weighted_", taken) for metric in weighted
-            ]
-
-    @property
-    def all(self) -> list[keras.Metric]:
-        """Every metric: the loss terms, then output by output."""
-        return list(self.terms.values()) + [
-            metric
-            for output in self._plain
-            for metric in self._plain[output] + self._weighted[output]
-        ]
-
-    def update(self, labels: Any, outputs: dict[str, Any], sample_weight: Any) -> None:
-        """Add a batch: `outputs` maps each name to a tensor `(batch, classes)`."""
-        for name, prediction in outputs.items():
-            for metric in self._plain[name]:
-                metric.update_state(labels, prediction)
-            for metric in self._weighted[name]:
-                metric.update_state(labels, prediction, sample_weight=sample_weight)
-
-
-def _as_list(metrics, argument):
-    if metrics is None:
-        return []
     if isinstance(metrics, dict):
         raise TypeError(
             f"`{argument}` are given once and serve every exit. Received: "
             f"{argument}={metrics!r}. Expected: what you would pass for the base, e.g. "
             f"{argument}=['accuracy']."
         )
-    return list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+    if not isinstance(metrics, (list, tuple)):
+        metrics = [] if metrics is None else [metrics]
+    found: dict[str, list[keras.Metric]] = {}
+    for output in outputs:
+        names = set(taken)
+        found[output] = []
+        for identifier in metrics:
+            metric = _resolve(identifier, copy=output != "final")
+            name = _free_name(_plain_name(identifier, metric), argument, names)
+            names.add(name)
+            metric.name = name if output == "final" else f"{output}_{name}"
+            found[output].append(metric)
+    return found
 
 
-def _copy(identifier, prefix, if_taken, taken):
-    """Return a fresh metric with a name that no other metric of the output has."""
-    metric = _resolve(identifier)
-    name = metric.name if metric.name not in taken else f"{if_taken}{metric.name}"
+def _plain_name(identifier, metric):
+    # Copies are made after the final exit's metric, which has no prefix yet.
+    return identifier.name if isinstance(identifier, keras.Metric) else metric.name
+
+
+def _free_name(name, argument, names):
+    """Return the name, or one like it that no other metric of the output has."""
+    if name in names and argument == "weighted_metrics":
+        name = f"weighted_{name}"
     stem, count = name, 0
-    while name in taken:
+    while name in names:
         count += 1
         name = f"{stem}_{count}"
-    taken.add(name)
-    metric.name = prefix + name
+    return name
+
+
+def _resolve(identifier, copy):
+    if isinstance(identifier, keras.Metric):
+        return _copy(identifier) if copy else identifier
+    if isinstance(identifier, str) and identifier.lower() in ("accuracy", "acc"):
+        metric = keras.metrics.MeanMetricWrapper(_accuracy, name=identifier)
+        # As Keras' own accuracies tell its callbacks what is better.
+        metric._direction = "up"
+        return metric
+    if isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce"):
+        metric = keras.metrics.MeanMetricWrapper(crossentropy, name=identifier)
+        metric._direction = "down"
+        return metric
+    metric = keras.metrics.get(identifier)
+    if not isinstance(metric, keras.Metric):
+        metric = keras.metrics.MeanMetricWrapper(metric, name=metric.__name__)
+    if isinstance(identifier, str):
+        metric.name = identifier
     return metric
 
 
-def _resolve(identifier):
-    if isinstance(identifier, str) and identifier.lower() in ("accuracy", "acc"):
-        return keras.metrics.MeanMetricWrapper(_accuracy, name=identifier)
-    if isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce"):
-        return keras.metrics.MeanMetricWrapper(crossentropy, name=identifier)
-    if isinstance(identifier, keras.Metric):
-        return type(identifier).from_config(identifier.get_config())
-    metric = keras.metrics.get(identifier)
-    if isinstance(metric, keras.Metric):
-        # Keras names a metric given by name after that name.
-        if isinstance(identifier, str):
-            metric.name = identifier
-        return metric
-    name = identifier if isinstance(identifier, str) else metric.__name__
-    return keras.metrics.MeanMetricWrapper(metric, name=name)
+def _copy(metric):
+    try:
+        return type(metric).from_config(metric.get_config())
+    except TypeError as error:
+        raise TypeError(
+            "Every exit needs a copy of each metric. Received: "
+            f"{type(metric).__name__}, whose get_config() does not fit its __init__(). "
+            "Expected: a metric with the get_config() that keras.Metric asks for, and "
+            "with an __init__() that passes further keywords (name, dtype) on."
+        ) from error
 
 
 def _accuracy(labels, outputs):

@@ -165,12 +165,14 @@ def check_labels(labels: Any, classes: int) -> None:
         f"Expected: one array for all exits, of class indices with shape (batch,) or "
         f"(batch, 1), or of one-hot or soft labels with shape (batch, {classes})."
     )
+    if getattr(getattr(labels, "shape", ()), "rank", 0) is None:
+        return  # A tf.data set that does not say: the loss will.
     if not hasattr(labels, "shape"):
         raise ValueError(
             f"Received labels: {type(labels).__name__}. {expected} The wrapper hands "
             "the same labels to every exit."
         )
     shape = tuple(labels.shape)
-    if len(shape) == 1 or (len(shape) == 2 and shape[-1] in (1, classes)):
+    if len(shape) == 1 or (len(shape) == 2 and shape[-1] in (1, classes, None)):
         return
     raise ValueError(f"Received labels of shape {shape}. {expected}")

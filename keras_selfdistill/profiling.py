@@ -8,6 +8,7 @@ count as zero, as is usual in the field.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -83,26 +84,21 @@ def model_multiply_adds(model: Any) -> tuple[int, tuple[str, ...]]:
         >>> model_multiply_adds(keras.Sequential([keras.Input((4,)), dense]))
         (32, ())
     """
-    total, unknown = 0, []
-    for node in graph_nodes(model.inputs, model.outputs):
-        count = multiply_adds(node)
-        if count is None:
-            unknown.append(node.operation.name)
-        else:
-            total += count
-    return total, tuple(unknown)
+    nodes = graph_nodes(model.inputs, model.outputs)
+    counts = multiply_adds(nodes)
+    unknown = [node.operation.name for node in nodes if counts[node] is None]
+    return sum(count or 0 for count in counts.values()), tuple(unknown)
 
 
-def multiply_adds(node: Any) -> int | None:
-    """Return the multiply-adds of one call in a functional graph, for one sample.
+def multiply_adds(nodes: Sequence[Any]) -> dict[Any, int | None]:
+    """Return the multiply-adds of each call in a functional graph, for one sample.
 
     Args:
-        node: A node of a functional graph: an operation with its symbolic inputs
-            and outputs.
+        nodes: What `graph_nodes` returned.
 
     Returns:
-        The count as an integer, or `None` for a layer with weights whose cost is
-        not known here.
+        The count of each node, `None` for a layer with weights whose cost is not known
+        here.
 
     Raises:
         ValueError: A spatial size is unknown.
@@ -110,10 +106,26 @@ def multiply_adds(node: Any) -> int | None:
     Example:
         >>> inputs = keras.Input((8, 8, 3))
         >>> outputs = keras.layers.Conv2D(16, 3, padding="same")(inputs)
-        >>> multiply_adds(outputs._keras_history.operation._inbound_nodes[0])
-        27648
+        >>> list(multiply_adds(graph_nodes([inputs], outputs)).values())
+        [0, 27648]
     """
-    return _count(node.operation, node.input_tensors, node.outputs)
+    counts: dict[Any, int | None] = {}
+    rows: dict[int, float] = {}  # Rows that one sample has in each tensor.
+    for node in nodes:
+        row = max((rows[id(tensor)] for tensor in node.input_tensors), default=1)
+        count = _count(node.operation, node.input_tensors, node.outputs)
+        counts[node] = None if count is None else round(count * row)
+        if _reshapes_the_batch(node.operation):
+            before, after = node.input_tensors[0].shape, node.outputs[0].shape
+            row *= math.prod(before[1:]) / math.prod(after[1:])
+        rows |= {id(tensor): row for tensor in node.outputs}
+    return counts
+
+
+def _reshapes_the_batch(operation):
+    # `keras.ops.reshape`; the layer of this name leaves the batch axis alone.
+    is_layer = isinstance(operation, keras.Layer)
+    return type(operation).__name__ == "Reshape" and not is_layer
 
 
 @functools.singledispatch
@@ -135,6 +147,8 @@ def _count_dense(layer, inputs, outputs):
 
 @_count.register(keras.Model)
 def _count_model(model, inputs, outputs):
+    if any(None in tensor.shape[1:] for tensor in model.inputs):
+        return None  # Its own graph does not tell the sizes of this call.
     total, unknown = model_multiply_adds(model)
     return None if unknown else total
 

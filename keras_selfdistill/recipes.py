@@ -6,6 +6,7 @@ loss term; the deepest exit (`final`) teaches the others.
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -155,11 +156,13 @@ def get(identifier: "str | Recipe") -> Recipe:
 
 def _number(recipe, field):
     value = getattr(recipe, field)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
             f"{type(recipe).__name__}.{field} must be a number. "
             f"Received: {field}={value!r} of type {type(value).__name__}."
         )
+    # NumPy's numbers would not serialise; the class is frozen for everyone else.
+    object.__setattr__(recipe, field, float(value))
     return float(value)
 
 

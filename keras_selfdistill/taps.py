@@ -1,5 +1,6 @@
 """Taps: which tensors of a base feed exits, given by name or placed automatically."""
 
+import collections
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -103,7 +104,8 @@ def placed_taps(
         raise ValueError(
             f"The base has too few block ends for that many exits. Received: "
             f"taps={exits}. Expected: at most {len(ends)} for model {base.name!r}, "
-            f"at {[name for name, _, _ in ends]}."
+            f"at {[name for name, _, _ in ends]}. The layers inside a nested model do "
+            "not count: wrap the nested model's own classifier instead."
         )
     chosen: list[tuple[str, Any, float]] = []
     for i in range(exits):
@@ -141,8 +143,12 @@ def block_ends(
             continue
         ends.append((node, so_far))
         unfinished = True
+    calls = collections.Counter(node.operation.name for node in nodes)
     return [
-        (node.operation.name, node.outputs[0], so_far / total) for node, so_far in ends
+        (node.operation.name, node.outputs[0], so_far / total)
+        for node, so_far in ends
+        # The name of a layer that is called again does not say which call is meant.
+        if calls[node.operation.name] == 1
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import keras_selfdistill as ksd
 
-from .conftest import ROOT, make_batch, require_backend, run_python, small_base
+from .conftest import make_batch, require_backend, run_python, small_base
 
 pytestmark = pytest.mark.process
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -85,7 +85,6 @@ def test_the_suite_passes_on(backend):
         "not process and not real_data",
         "-p",
         "no:cacheprovider",
-        ROOT,
         backend=backend,
     )
     assert " passed" in result.stdout

@@ -76,7 +76,7 @@ def test_the_final_model_is_the_base(trained):
         layer.name for layer in base.layers
     ]
     assert final.count_params() == base.count_params()
-    assert type(final) is keras.Model or type(final).__name__ == "Functional"
+    assert not isinstance(final, ksd.SelfDistiller)
 
 
 def test_cut_models_share_their_weights(trained):
@@ -171,8 +171,10 @@ def test_options_come_back_from_a_file(recipe, batch, tmp_path):
     assert loaded.name == "mine"
     assert loaded.get_config()["head"] == model.get_config()["head"]
     assert loaded.get_compile_config()["loss"] == model.get_compile_config()["loss"]
-    assert loaded.metrics_names == model.metrics_names
-    assert "exit_1_top2" in loaded.metrics_names
+    hot = np.eye(4, dtype="float32")[y]
+    logs = [m.evaluate(x, hot, verbose=0, return_dict=True) for m in (model, loaded)]
+    assert logs[0] == logs[1]
+    assert {"top2", "exit_1_top2", "exit_1_accuracy", "ensemble_top2"} <= set(logs[1])
 
 
 def test_an_uncompiled_wrapper_saves_too(base, batch, tmp_path):
@@ -227,11 +229,12 @@ def test_a_sequential_base(batch, tmp_path):
     )
 
 
-def test_compiling_again_replaces_the_metrics(base):
+def test_compiling_again_replaces_the_metrics(base, batch):
     model = ksd.SelfDistiller(base, TAPS, "byot")
     for _ in range(2):
         model.compile("sgd", LOSS, metrics=["accuracy"])
-        assert len(model.metrics_names) == len(set(model.metrics_names)) == 8
+        logs = model.evaluate(*batch, verbose=0)
+        assert len(logs) == 8
 
 
 def test_profile_counts_what_each_exit_costs(trained):

@@ -94,16 +94,21 @@ PUBLISHED = {
 }
 
 
+@pytest.fixture
+def cheap_weights(monkeypatch):
+    """Zeros: random numbers for 50 million weights would take most of the time."""
+    zeros = keras.initializers.Zeros()
+    for initializer in (keras.initializers.HeNormal, keras.initializers.GlorotUniform):
+        monkeypatch.setattr(initializer, "__call__", zeros.__call__)
+
+
 def test_every_network_is_counted_by_hand():
     assert set(BY_HAND) == set(networks.NETWORKS)
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)
-def test_parameters_equal_the_count_by_hand(name, monkeypatch):
-    # Random numbers for 50 million weights would be most of this file's time.
-    zeros = keras.initializers.Zeros()
-    monkeypatch.setattr(keras.initializers.HeNormal, "__call__", zeros.__call__)
-    monkeypatch.setattr(keras.initializers.GlorotUniform, "__call__", zeros.__call__)
+@pytest.mark.usefixtures("cheap_weights")
+def test_parameters_equal_the_count_by_hand(name):
     assert trainable(networks.NETWORKS[name]()) == BY_HAND[name]
 
 
@@ -246,6 +251,7 @@ def test_strided_block_equals_the_papers_formula(name, block, kind):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("cheap_weights")
 def test_width_multiplier_rounds_to_multiples_of_eight():
     widths = {
         layer.filters

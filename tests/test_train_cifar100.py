@@ -1,13 +1,11 @@
 """The CIFAR-100 training script: killed and resumed, refused, schedules, optimizer."""
 
+import concurrent.futures
 import csv
 import io
 import json
 import math
-import os
-import pathlib
 import signal
-import subprocess
 import sys
 import zipfile
 
@@ -18,13 +16,13 @@ import pytest
 from absl import app
 from absl.testing import flagsaver
 
-TESTS = pathlib.Path(__file__).resolve().parent
-ROOT = TESTS.parent
+from .conftest import ROOT, run_python
+from .test_cifar100 import tfds_folder, write_fake  # noqa: F401
+
 SCRIPT = ROOT / "examples" / "train_cifar100.py"
-sys.path[:0] = [str(TESTS), str(SCRIPT.parent)]
+sys.path.insert(0, str(SCRIPT.parent))
 import cifar100  # noqa: E402
 import train_cifar100  # noqa: E402
-from test_cifar100 import tfds_folder, write_fake  # noqa: E402, F401
 
 TINY = {
     "width_multiplier": 0.125,
@@ -36,11 +34,10 @@ TINY = {
     "validation_examples": 100,
 }
 
-# Runs the script, killed without warning when it is about to put the second epoch's
-# checkpoint, complete on disk, in the first one's place.
+# Killed without warning when it is about to put the second epoch's checkpoint, complete
+# on disk, in the first one's place.
 KILLED = """
-import os, runpy, signal, sys
-
+import os, signal
 replace, saved = os.replace, []
 
 def deadly_replace(source, target):
@@ -50,15 +47,17 @@ def deadly_replace(source, target):
     replace(source, target)
 
 os.replace = deadly_replace
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 WITHOUT_TENSORFLOW = """
-import runpy, sys
-
+import sys
 sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
+"""
+
+THEN_RUN_THE_SCRIPT = """
+import os, runpy, sys
 del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -70,31 +69,21 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def start(data_dir, output_dir, *interpreter_options):
+def run(data_dir, output_dir, before=""):
+    """Runs the script in its own process, after some Python code."""
     flags = {**TINY, "data_dir": data_dir, "output_dir": output_dir}
-    arguments = [str(SCRIPT), *(f"--{name}={value}" for name, value in flags.items())]
-    paths = [str(ROOT), str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")]
-    return subprocess.Popen(
-        [sys.executable, *interpreter_options, *arguments],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            # The resumed run need not compile again what the killed one did.
-            "JAX_COMPILATION_CACHE_DIR": str(data_dir / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            # Two trainings at a time, whose threads would wait for each other.
-            "OMP_NUM_THREADS": "1",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    return run_python(
+        "-c",
+        before + THEN_RUN_THE_SCRIPT,
+        SCRIPT,
+        *(f"--{name}={value}" for name, value in flags.items()),
+        check=False,
+        # The resumed run need not compile again what the killed one did.
+        JAX_COMPILATION_CACHE_DIR=str(data_dir / "compiled"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        # Two trainings at a time, whose threads would wait for each other.
+        OMP_NUM_THREADS="1",
     )
-
-
-def finish(process, code=0):
-    output, _ = process.communicate()
-    assert process.returncode == code, output
-    return output
 
 
 def history(folder):
@@ -114,28 +103,30 @@ def runs(data_dir, tmp_path_factory):
     """Two equal trainings: one at a stretch, one killed and begun again."""
     whole, killed = (tmp_path_factory.mktemp(name) for name in ("whole", "killed"))
     needs_tensorflow = keras.backend.backend() == "tensorflow"
-    options = [] if needs_tensorflow else ["-c", WITHOUT_TENSORFLOW]
-    uninterrupted = start(data_dir, whole, *options)
-    finish(start(data_dir, killed, "-c", KILLED), code=-signal.SIGKILL)
-    # More than the checkpoint holds, which the second part has to set right.
-    assert [row["epoch"] for row in history(killed)] == ["0", "1"]
-    assert not (killed / "results.json").exists()
-    output = finish(start(data_dir, killed))
-    finish(uninterrupted)
-    return whole, killed, output
+    alone = "" if needs_tensorflow else WITHOUT_TENSORFLOW
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        uninterrupted = pool.submit(run, data_dir, whole, alone)
+        first = run(data_dir, killed, KILLED)
+        assert first.returncode == -signal.SIGKILL, first.stderr
+        # More than the checkpoint holds, which the second part has to set right.
+        assert [row["epoch"] for row in history(killed)] == ["0", "1"]
+        assert not (killed / "results.json").exists()
+        second = run(data_dir, killed)
+    for finished in (second, uninterrupted.result()):
+        assert finished.returncode == 0, finished.stderr
+    return whole, killed, second.stdout + second.stderr
 
 
 def saved_variables(folder):
     with zipfile.ZipFile(folder / "checkpoint.keras") as archive:
         weights = h5py.File(io.BytesIO(archive.read("model.weights.h5")))
     variables = {}
-    weights.visititems(
-        lambda name, item: (
-            variables.update({name: item[()]})
-            if isinstance(item, h5py.Dataset)
-            else None
-        )
-    )
+
+    def collect(name, item):
+        if isinstance(item, h5py.Dataset):
+            variables[name] = item[()]
+
+    weights.visititems(collect)
     return variables
 
 
@@ -163,6 +154,7 @@ def test_results_name_every_exit_and_how_they_came_about(runs):
     assert found["flags"]["taps"] == TINY["taps"]
     assert found["flags"]["backend"] == keras.backend.backend()
     assert found["versions"]["keras"] == keras.version()
+    assert set(found["versions"]) == {"python", "keras", keras.backend.backend()}
     with (folder / "history.csv").open() as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     assert found["seconds"] == pytest.approx(sum(seconds))
@@ -336,7 +328,7 @@ def test_impossible_models_are_refused(flags, model, message):
 
 @pytest.mark.real_data
 def test_real_images_train(flags, tfds_folder, tmp_path):  # noqa: F811
-    set_flags(flags, **{**TINY, "epochs": 1, "recipe": "plain"})
+    set_flags(flags, **{**TINY, "epochs": 1, "recipe": "plain", "batch_size": 200})
     set_flags(flags, data_dir=str(tfds_folder), output_dir=str(tmp_path))
     train_cifar100.main(["train"])
     assert results(tmp_path)["test_accuracy"].keys() == {"final"}

@@ -9,10 +9,11 @@ def train_step(self, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     step = self._run_exits(x, y, sample_weight, training=True)
     self.zero_grad()
-    self.optimizer.scale_loss(step.loss).backward()
     variables = self.trainable_variables
-    with torch.no_grad():
-        self.optimizer.apply([v.value.grad for v in variables], variables)
+    if variables:
+        self.optimizer.scale_loss(step.loss).backward()
+        with torch.no_grad():
+            self.optimizer.apply([v.value.grad for v in variables], variables)
     return self._update_logs(step)
 
 
