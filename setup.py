@@ -42,6 +42,7 @@ setup(
             *DATA,
             "mypy>=1.15",
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
             "tensorboard>=2.18",
         ],

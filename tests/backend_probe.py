@@ -21,6 +21,7 @@ def main(model_path, batch_path, out_path):
         ("test", model.test_on_batch(x, y, sample_weight, return_dict=True)),
         ("train", model.train_on_batch(x, y, sample_weight, return_dict=True)),
     ):
+        model.reset_metrics()
         found |= {f"{kind}/{name}": float(value) for name, value in logs.items()}
     found |= {
         f"weight/{variable.path}": keras.ops.convert_to_numpy(variable.value)

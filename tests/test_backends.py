@@ -82,9 +82,19 @@ def test_the_suite_passes_on(backend):
         "pytest",
         "-q",
         "-m",
-        "not process and not real_data",
+        "not process and not real_data and not once",
         "-p",
         "no:cacheprovider",
+        "-n",
+        "0",
         backend=backend,
     )
     assert " passed" in result.stdout
+
+
+def test_two_replicas_train_as_one_device():
+    require_backend("tensorflow")
+    result = run_python("-m", "tests.distributed_probe", backend="tensorflow")
+    weights, logs = map(float, result.stdout.split()[-2:])
+    assert weights < 1e-6
+    assert logs < 1e-5

@@ -66,6 +66,21 @@ def unsized():
     return keras.Model(inputs, layers.Dense(4, activation="softmax")(x))
 
 
+def nested_end():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="conv")(inputs)
+    end = [layers.GlobalAveragePooling2D(), layers.Dense(4, activation="softmax")]
+    return keras.Model(inputs, keras.Sequential([keras.Input((6, 6, 4)), *end])(x))
+
+
+def pooled_softmax():
+    """The mean of softmaxes is no softmax of any logits."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="conv")(inputs)
+    x = layers.Conv2D(4, 1, activation="softmax")(x)
+    return keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
+
+
 WRAPS = {
     # name: (base, taps, recipe, head, error, words of the message)
     "no model": (dict, ["out_1"], "byot", None, TypeError, "functional"),
@@ -97,6 +112,8 @@ WRAPS = {
         ValueError,
         "softmax or linear",
     ),
+    "nested end": (nested_end, ["conv"], "byot", None, ValueError, "Activation"),
+    "pooled softmax": (pooled_softmax, ["conv"], "byot", None, ValueError, "logits"),
     "unknown tap": (small_base, ["out1"], "byot", None, ValueError, "'out_1'"),
     "empty name": (small_base, [""], "byot", None, ValueError, "No layer"),
     "tap behind the feature": (
@@ -275,6 +292,27 @@ def test_labels_of_the_wrong_shape(base, batch, labels):
         model.fit(batch[0], labels, verbose=0)
     for actual, expected in zip(base.get_weights(), before, strict=True):
         np.testing.assert_array_equal(actual, expected)
+    model.fit(*batch, verbose=0)  # The wrapper is as good as new.
+
+
+def test_labels_that_do_not_fit_the_loss(base, batch):
+    model = ksd.SelfDistiller(base, ["out_1"], "byot")
+    model.compile("sgd", "categorical_crossentropy")
+    before = base.get_weights()
+    with pytest.raises(ValueError, match="shape"):
+        model.fit(*batch, verbose=0)
+    for actual, expected in zip(base.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_metric_that_cannot_be_copied(base):
+    class Stubborn(keras.Metric):
+        def __init__(self):
+            super().__init__(name="stubborn")
+
+    model = ksd.SelfDistiller(base, ["out_1"], "byot")
+    with pytest.raises(TypeError, match=r"get_config"):
+        model.compile("sgd", LOSS, metrics=[Stubborn()])
 
 
 def test_fit_before_compile(base, batch):

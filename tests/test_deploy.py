@@ -254,3 +254,47 @@ def test_profile_counts_what_each_exit_costs(trained):
     assert costs["exit_2"].share == pytest.approx((stem + conv_1 + head) / final)
     for name in trained.exit_names:
         assert costs[name].parameters == trained.exit_model(name).count_params()
+
+
+def test_frozen_exits_stay_frozen_in_a_file(batch, tmp_path):
+    model = train("softmax")
+    model.get_layer("exit_1_reduce").trainable = False
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), LOSS)
+    model.fit(*batch, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert not loaded.get_layer("exit_1_reduce").trainable
+    assert loaded.get_layer("exit_2_reduce").trainable
+    assert_same_state(loaded, model)
+
+
+def test_the_bases_own_compilation_stays_behind(batch, tmp_path):
+    def own_loss(y_true, y_pred):
+        return keras.ops.mean(y_pred, axis=-1)
+
+    base = small_base()
+    base.compile("sgd", own_loss)  # Could not be loaded without its code.
+    model = ksd.SelfDistiller(base, TAPS, "byot")
+    model.compile("sgd", LOSS)
+    model.fit(*batch, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert_same_state(loaded, model)
+
+
+def test_a_base_with_a_fixed_batch_size(batch):
+    inputs = keras.Input(batch_shape=(16, 8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="relu", name="tap")(inputs)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, strides=2)(x))
+    base = keras.Model(inputs, layers.Dense(4, activation="softmax")(x))
+    model = ksd.SelfDistiller(base, ["tap"], "byot")
+    model.compile("sgd", LOSS)
+    model.fit(*batch, batch_size=16, verbose=0)
+    assert model.predict(batch[0], batch_size=16, verbose=0)["exit_1"].shape == (16, 4)
+
+
+def test_numpy_numbers_serve_as_fields():
+    recipe = ksd.recipes.BYOT(alpha=np.float32(0.5), temperature=np.int64(2))
+    assert recipe == ksd.recipes.BYOT(alpha=0.5, temperature=2.0)
+    model = ksd.SelfDistiller(small_base(), np.int64(1), recipe)
+    assert ksd.SelfDistiller.from_config(model.get_config()).recipe == recipe

@@ -1,5 +1,7 @@
 """Where taps are placed."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -25,36 +27,35 @@ def chosen(base, taps):
 def test_the_papers_taps_are_found_by_number():
     base = ksd.networks.resnet18(width_multiplier=0.125)
     assert chosen(base, 3) == [f"stage{i}_block2_out" for i in (1, 2, 3)]
-    base = ksd.networks.vgg19_bn(width_multiplier=0.125)
-    assert set(chosen(base, 3)) <= set(ends_of(base))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
-    ("name", "taps"),
+    ("name", "ending"),
     [
-        ("ResNet50", ["conv3_block1_out", "conv4_block1_out", "conv4_block5_out"]),
-        ("ResNet50V2", None),
-        ("MobileNetV2", None),
-        ("DenseNet121", None),
-        ("EfficientNetB0", None),
-        ("VGG16", None),
+        ("ResNet50", r"conv\d_block\d_out"),
+        ("ResNet50V2", r"conv\d_block\d_out"),
+        ("MobileNetV2", r"block_\d+_add|block_\d+_project_BN"),
+        ("DenseNet121", r"conv\d_block\d+_concat|pool\d_pool"),
+        ("EfficientNetB0", r"block\d[a-z]_(add|project_bn)"),
+        ("VGG16", r"block\d_(pool|conv\d)"),
     ],
 )
-def test_applications_are_tapped_at_block_ends(name, taps):
+def test_applications_are_tapped_at_block_ends(name, ending):
     make = getattr(keras.applications, name)
     base = make(weights=None, input_shape=(64, 64, 3), classes=10)
-    found = chosen(base, 3)
+    ends, found = ends_of(base), chosen(base, 3)
     assert len(set(found)) == 3
-    shares = [ends_of(base)[tap] for tap in found]
+    assert all(re.fullmatch(ending, tap) for tap in found), found
+    shares = [ends[tap] for tap in found]
     assert shares == sorted(shares)
     # Nowhere is a block end nearer to a quarter, a half or three quarters.
     for share, target in zip(shares, (0.25, 0.5, 0.75), strict=True):
-        nearest = min(abs(other - target) for other in ends_of(base).values())
+        nearest = min(abs(other - target) for other in ends.values())
         assert abs(share - target) == pytest.approx(nearest)
-    if taps:
-        assert found == taps
 
 
+@pytest.mark.once
 def test_no_block_is_cut_in_the_middle():
     base = keras.applications.ResNet50V2(
         weights=None, input_shape=(64, 64, 3), classes=10
@@ -91,11 +92,27 @@ def test_a_block_of_a_plain_stack_ends_behind_its_activation_and_pooling():
     assert ends_of(base)["conv_2"] == pytest.approx((first + second) / total)
 
 
-def test_placing_is_stable():
-    def base():
-        return ksd.networks.resnet50(width_multiplier=0.125)
+def test_a_layer_that_is_called_again_is_left_out():
+    inputs = keras.Input((8, 8, 4))
+    shared = layers.Conv2D(4, 3, padding="same", name="shared")
+    x = shared(shared(inputs))
+    x = layers.Conv2D(4, 3, padding="same", name="single")(x)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(x))
+    base = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+    model = ksd.SelfDistiller(base, 1, "byot")
+    assert model.taps == ["single"]
+    assert ksd.SelfDistiller.from_config(model.get_config()).taps == ["single"]
 
-    assert chosen(base(), 5) == chosen(base(), 5)
+
+def test_the_spatial_input_of_several_is_found():
+    image, table = keras.Input((8, 8, 3)), keras.Input((4,))
+    x = layers.Conv2D(8, 3, padding="same", name="tap")(image)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, strides=2)(x))
+    x = layers.Concatenate()([layers.Dense(4)(table), x])
+    base = keras.Model([image, table], layers.Dense(3, activation="softmax")(x))
+    model = ksd.SelfDistiller(base, ["tap"], "byot")
+    assert model.get_layer("exit_1_reduce").units == 2  # A quarter of 8 channels.
+    assert model.get_layer("exit_1_expand").units == 12
 
 
 def test_the_base_keeps_its_own_layers_and_answers(base, batch):
@@ -134,6 +151,8 @@ def test_a_classifier_that_is_a_convolution():
         weights=None, input_shape=(32, 32, 3), classes=7, alpha=0.25
     )
     model = ksd.SelfDistiller(base, 2, "byot")
+    # Of the size of the last map, not of the single pixel that pooling keeps.
+    assert ksd.profile(model)["exit_1"].parameters < base.count_params()
     end = find_classifier(base)
     assert end.feature.shape == (None, 256)
     assert {output.shape for output in model.output.values()} == {(None, 7)}
@@ -144,3 +163,34 @@ def test_a_classifier_that_is_a_convolution():
         base.predict(x, verbose=0),
         atol=1e-6,
     )
+
+
+def test_a_softmax_that_is_reshaped():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="tap")(inputs)
+    x = layers.GlobalAveragePooling2D(keepdims=True)(layers.Conv2D(8, 3)(x))
+    x = layers.Activation("softmax")(layers.Conv2D(4, 1)(x))
+    base = keras.Model(inputs, layers.Reshape((4,))(x))
+    end = find_classifier(base)
+    assert end.logits.shape == (None, 4)
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3))
+    logits = keras.Model(base.input, end.logits).predict(images, verbose=0)
+    rows = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(rows, base.predict(images, verbose=0), atol=1e-6)
+
+
+def test_an_explicit_linear_end_of_a_layer_unknown_to_us():
+    class Scores(layers.Layer):
+        def build(self, shape):
+            self.kernel = self.add_weight(shape=(shape[-1], 3))
+
+        def call(self, x):
+            return keras.ops.matmul(x, self.kernel)
+
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="tap")(inputs)
+    x = Scores()(layers.GlobalAveragePooling2D()(x))
+    with pytest.raises(ValueError, match=r"Activation\('linear'\)"):
+        find_classifier(keras.Model(inputs, x))
+    base = keras.Model(inputs, layers.Activation("linear")(x))
+    assert find_classifier(base).activation == "linear"

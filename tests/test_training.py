@@ -9,7 +9,7 @@ from keras import layers
 
 import keras_selfdistill as ksd
 
-from .conftest import small_base, to_numpy
+from .conftest import require_backend, small_base, to_numpy
 
 TAPS = ["out_1"]
 LOSS = "sparse_categorical_crossentropy"
@@ -57,6 +57,41 @@ def test_logs_have_the_documented_keys(base, batch, tmp_path):
     order += ["exit_1_accuracy", "exit_2_accuracy", "ensemble_accuracy"]
     values = model.evaluate(*batch, verbose=0)
     assert values == pytest.approx([logs[name] for name in order])
+
+
+@pytest.mark.parametrize("monitor", ["val_accuracy", "val_exit_1_accuracy"])
+def test_callbacks_monitor_as_they_do_for_the_base(base, batch, tmp_path, monitor):
+    model = wrap(base, metrics=["accuracy"])
+    path = tmp_path / "best.keras"
+    checkpoint = keras.callbacks.ModelCheckpoint(
+        path, monitor=monitor, save_best_only=True
+    )
+    stopping = keras.callbacks.EarlyStopping(monitor=monitor, patience=5)
+    slower = keras.callbacks.ReduceLROnPlateau(monitor=monitor, patience=5)
+    fit(model, *batch, validation_data=batch, callbacks=[checkpoint, stopping, slower])
+    assert path.exists()
+    assert checkpoint.monitor_op is stopping.monitor_op is keras.ops.greater
+
+
+def test_a_metric_object_is_the_final_exits(base, batch):
+    top = keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")
+    model = wrap(base, metrics=[top])
+    logs = model.evaluate(*batch, verbose=0, return_dict=True)
+    assert float(to_numpy(top.result())) == pytest.approx(logs["top2"])
+
+
+def test_class_weight_with_one_hot_labels(base, batch):
+    x, y = batch
+    by_class = {0: 0.5, 1: 2.0, 2: 0.0, 3: 1.0}
+    model = wrap(base)
+    start = model.get_weights()
+    expected = fit(model, x, y, class_weight=by_class).history
+    model.set_weights(start)
+    model.compile(keras.optimizers.SGD(0.1), "categorical_crossentropy")
+    hot = np.eye(4, dtype="float32")[y]
+    actual = fit(model, x, hot, class_weight=by_class).history
+    for key, values in expected.items():
+        assert actual[key] == pytest.approx(values, rel=1e-5)
 
 
 def test_deep_supervision_logs_no_distillation(base, batch):
@@ -110,7 +145,9 @@ def test_exits_of_ten_or_more_keep_their_own_metrics():
 
 
 def test_tensorboard_gets_every_exit(base, batch, tmp_path):
-    event_file = pytest.importorskip("tensorflow").compat.v1.train.summary_iterator
+    require_backend("tensorflow")
+    from tensorflow.compat.v1.train import summary_iterator as event_file
+
     callback = keras.callbacks.TensorBoard(tmp_path, write_graph=False)
     fit(wrap(base, metrics=["accuracy"]), *batch, callbacks=[callback])
     tags = {
@@ -155,6 +192,7 @@ def test_the_exits_run_once_a_step(batch):
     x = layers.Conv2D(4, 3, strides=2)(x)
     outputs = layers.Dense(4, "softmax")(layers.GlobalAveragePooling2D()(x))
     model = wrap(keras.Model(inputs, outputs), taps=["tap"], run_eagerly=True)
+    fit(model, *batch)  # Builds the metrics with symbolic data, too.
     calls.clear()
     fit(model, *batch)
     assert calls == [8, 8]
@@ -423,6 +461,38 @@ def test_steps_per_execution(batch):
     for model in (single, double):
         fit(model, *batch, batch_size=4)
     assert_equal_weights(double, single, tolerance=1e-4)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="tf.data sets without shapes"
+)
+def test_labels_of_unknown_shape(base, batch):
+    import tensorflow as tf
+
+    x, y = batch
+    hot = np.eye(4, dtype="float32")[y]
+    data = tf.data.Dataset.from_generator(
+        lambda: iter([(x, hot)]),
+        output_signature=(
+            tf.TensorSpec((None, 8, 8, 3), "float32"),
+            tf.TensorSpec((None, None), "float32"),
+        ),
+    )
+    model = wrap(base, loss="categorical_crossentropy")
+    expected = model.evaluate(x, hot, verbose=0, return_dict=True, batch_size=16)
+    actual = model.evaluate(data.repeat(), steps=1, verbose=0, return_dict=True)
+    assert actual == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
+def test_nothing_to_train(base, batch):
+    model = wrap(base)
+    model.trainable = False
+    model.compile("sgd", LOSS)
+    before = model.get_weights()
+    fit(model, *batch)
+    for actual, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_a_frozen_base_stays(base, batch):
