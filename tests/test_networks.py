@@ -9,6 +9,8 @@ import pytest
 
 from keras_selfdistill import networks
 
+pytestmark = pytest.mark.once
+
 TINY = {"width_multiplier": 0.125, "classes": 10}
 FAMILIES = ["resnet18", "resnet50", "vgg19_bn", "wide_resnet20_8", "resnext29_8"]
 
