@@ -32,8 +32,8 @@ setup(
         "torch": ["torch>=2.6"],
         "plot": PLOT,
         "demo": [*TENSORFLOW, *PLOT, *DATA],
-        # The versions of torch whose wheels differ by machine are many: the suite
-        # names the one it is run with.
+        # One version of torch, because each has wheels of its own for every kind of
+        # machine: install the fitting one beforehand, and this keeps it.
         "test": [
             *TENSORFLOW,
             *JAX,

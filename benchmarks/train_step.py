@@ -109,7 +109,8 @@ def print_peak_memory():
 
 def main(argv):
     """Run the benchmark."""
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {argv[1:]}. See --help.")
     os.environ["KERAS_BACKEND"] = FLAGS.backend
     if FLAGS.memory_of:
         print_peak_memory()
@@ -142,7 +143,8 @@ def main(argv):
     if FLAGS.memory:
         memory = {kind: peak_memory(kind) for kind in times}
         print(
-            f"peak memory: plain {memory['plain']:.0f} MiB, wrapped "
+            "peak memory of the process or device: plain "
+            f"{memory['plain']:.0f} MiB, wrapped "
             f"{memory['wrapped']:.0f} MiB, ratio "
             f"{memory['wrapped'] / memory['plain']:.3f}"
         )

@@ -1,0 +1,58 @@
+"""What the documents show can be run."""
+
+import re
+
+import keras
+import pytest
+
+import keras_selfdistill as ksd
+
+from .conftest import ROOT
+
+pytestmark = pytest.mark.once
+
+
+def code_blocks(name, language):
+    text = (ROOT / name).read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_a_users_own_recipe_and_head(base, batch, tmp_path):
+    names: dict = {}
+    exec("\n".join(code_blocks("CONTRIBUTING.md", "python")), names)
+    model = ksd.SelfDistiller(
+        base, ["out_1"], names["SoftTargetsOnly"](), head=names["MaxPooled"]()
+    )
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    history = model.fit(*batch, verbose=0).history
+    assert set(history) == {"loss", "label_loss", "soft_target_loss"}
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.recipe == names["SoftTargetsOnly"](temperature=4.0)
+    assert "exit_1_max" in {layer.name for layer in loaded.layers}
+
+
+def test_the_readme_example(batch, tmp_path, monkeypatch):
+    (code,) = code_blocks("README.md", "python")
+    assert len(code.splitlines()) <= 10
+    x, y = batch
+    images = (keras.ops.convert_to_numpy(keras.ops.tile(x, (1, 4, 4, 1))), y[:, None])
+    monkeypatch.setattr(keras.datasets.cifar100, "load_data", lambda: (images, images))
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code.replace("epochs=200", "epochs=1, verbose=0"), names)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "classifier.keras",
+        "smaller.keras",
+    }
+    loaded = keras.saving.load_model(tmp_path / "smaller.keras")
+    assert loaded.output_shape == (None, 100)
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    commands = "\n".join(code_blocks("README.md", "bash")).splitlines()
+    assert 'python -m pip install -e ".[test]" && python -m pytest' in commands
+    assert (
+        'python -m pip install -e ".[demo]" && python examples/quickstart.py'
+        in commands
+    )
