@@ -11,6 +11,7 @@ import keras
 from keras import layers
 
 from keras_selfdistill.config import PACKAGE, Config, resolve
+from keras_selfdistill.fused import use_fused_kernel
 from keras_selfdistill.graph import producer
 
 
@@ -183,9 +184,10 @@ def _dense_bn_relu(x, units, name, dtype):
     x = layers.Dense(
         units, use_bias=False, kernel_initializer="he_normal", name=name, dtype=dtype
     )(x)
-    x = layers.BatchNormalization(
+    normalization = layers.BatchNormalization(
         momentum=0.9, epsilon=1e-5, name=f"{name}_bn", dtype=dtype
-    )(x)
+    )
+    x = use_fused_kernel(normalization)(x)
     return layers.ReLU(name=f"{name}_relu", dtype=dtype)(x)
 
 
