@@ -10,6 +10,15 @@ from keras_selfdistill.fused import use_fused_kernel
 from .conftest import to_numpy, value_and_gradients
 
 
+ON_TORCH = keras.backend.backend() == "torch"
+
+
+def test_it_is_for_pytorch_alone():
+    layer = use_fused_kernel(layers.BatchNormalization())
+    assert ("call" in vars(layer)) == ON_TORCH
+
+
+@pytest.mark.skipif(not ON_TORCH, reason="There is nothing to compare elsewhere")
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_it_equals_keras(policy):
     random = np.random.default_rng(0)
