@@ -9,7 +9,6 @@ from keras_selfdistill.fused import use_fused_kernel
 
 from .conftest import to_numpy, value_and_gradients
 
-
 ON_TORCH = keras.backend.backend() == "torch"
 
 
