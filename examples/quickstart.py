@@ -116,7 +116,7 @@ def plot(rows, path):
             axes.annotate(
                 name,
                 (share, accuracy),
-                xytext=(0, 11),
+                xytext=(0, -20),
                 textcoords="offset points",
                 ha="center",
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
