@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 
+import keras_selfdistill as ksd
+
 from .conftest import ROOT, run_python
 
 pytestmark = pytest.mark.process
@@ -23,6 +25,7 @@ def test_quickstart(tmp_path):
         assert 10 < float(accuracy.rstrip("%")) <= 100
     assert (tmp_path / "accuracy_vs_compute.png").read_bytes()[:4] == b"\x89PNG"
     model = keras.saving.load_model(tmp_path / "selfdistilled.keras")
+    assert isinstance(model, ksd.SelfDistiller)
     images = np.zeros((2, 8, 8, 1), "float32")
     assert list(model.predict(images, verbose=0)) == ["exit_1", "exit_2", "final"]
 
