@@ -1,8 +1,8 @@
 """Batch normalisation by PyTorch's own kernel.
 
-Keras computes it on PyTorch as a chain of elementwise operations, whose forward and
-backward pass write a tensor as large as the activations some fourteen times. The
-kernel that PyTorch has for it writes two. TensorFlow and JAX fuse the chain.
+Keras computes it on PyTorch as a chain of elementwise operations, each of which writes
+a tensor as large as the activations, forward and backward. PyTorch has one kernel for
+the whole chain (benchmarks/train_step.py shows what it saves).
 """
 
 import keras
