@@ -297,7 +297,14 @@ def _enlarge(image, like, name, dtype):
 
 
 def _interpolate(image, size, name, dtype):
-    """Enlarge an image by whole factors, and crop what is too much at the end."""
+    """Enlarge an image by whole factors, and crop what is too much at the end.
+
+    An image that is too large, as a padded tensor near a base's end may be, is shrunk.
+    """
+    if any(old > new for old, new in zip(image.shape[1:3], size, strict=True)):
+        return layers.Resizing(
+            *size, data_format="channels_last", name=name, dtype=dtype
+        )(image)
     factors = [-(-new // old) for old, new in zip(image.shape[1:3], size, strict=True)]
     if factors == [1, 1]:
         return image

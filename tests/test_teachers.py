@@ -424,6 +424,7 @@ def test_wrong_distillation_losses_are_refused(base, options, error, message):
         ksd.SelfDistiller(base, ["out_1"], "byot", **options)
 
 
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # Keras on JAX.
 def test_mixed_labels(batch):
     """Keras' own layers mix images and labels; label smoothing is the loss' own."""
     images, labels = batch
