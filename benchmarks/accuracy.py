@@ -242,7 +242,7 @@ def prepare_cutmix(cell: Cell) -> Callable[..., Batch]:
             seed = keras.random.SeedGenerator(int(rng.integers(2**31)))
             drawn = layer.get_random_transformation(images, seed=seed)
             mixed = layer.transform_images(images, drawn)
-            rows = layer.transform_labels(rows, drawn)
+            rows = layer.transform_labels(keras.ops.convert_to_tensor(rows), drawn)
             to_numpy = keras.ops.convert_to_numpy
             return to_numpy(mixed), to_numpy(rows)
 
