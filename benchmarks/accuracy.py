@@ -416,6 +416,11 @@ def _variables(model):
 
 def refuse_other_settings(path: pathlib.Path, begun: Any, now: Any) -> None:
     """Raises unless a file was made with the present settings."""
+    if "recipe" in begun and "recipe" in now:
+        # A field that a later version of the recipe added has a default that does what
+        # the earlier one did.
+        old = begun["recipe"]
+        now = {**now, "recipe": {k: v for k, v in now["recipe"].items() if k in old}}
     changed = [
         f"{name}={now.get(name)!r} (was {begun.get(name)!r})"
         for name in sorted({*begun, *now})

@@ -148,6 +148,14 @@ def test_a_cell_names_every_exit_and_how_it_came_about(grid, capsys):
         accuracy.run_cell(grid, cell("byot", variant="strong", alpha=0.4))
 
 
+def test_a_field_that_a_recipe_gained_later_is_no_change():
+    refuse = accuracy.refuse_other_settings
+    begun = {"recipe": {"alpha": 0.1}}
+    refuse("file", begun, {"recipe": {"alpha": 0.1, "teacher": "final"}})
+    with pytest.raises(app.UsageError, match=r"recipe=.*0\.2.*\(was .*0\.1"):
+        refuse("file", begun, {"recipe": {"alpha": 0.2, "teacher": "final"}})
+
+
 def test_batches_go_through_the_epochs_in_order(grid):
     drawn = list(accuracy.batches(grid.data[0], cell("plain"), None, first_epoch=1))
     expected = cifar100.Augmented(*grid.data[0], SMOKE.batch_size, seed=0)
