@@ -18,9 +18,12 @@ from .test_cifar100 import tfds_folder, write_fake  # noqa: F401
 SCRIPT = ROOT / "benchmarks" / "accuracy.py"
 sys.path.insert(0, str(SCRIPT.parent))
 import accuracy  # noqa: E402
+import accuracy_methods  # noqa: E402
+import accuracy_table  # noqa: E402
+import accuracy_training  # noqa: E402
 import cifar100  # noqa: E402
 
-SMOKE = accuracy.PRESETS["smoke"]
+SMOKE = accuracy_methods.PRESETS["smoke"]
 
 # Killed without warning when it is about to put the last of four checkpoints, complete
 # on disk, in the third one's place: two are the teacher's, two the student's.
@@ -40,6 +43,7 @@ os.replace = deadly_replace
 THEN_RUN_THE_SCRIPT = """
 import os, runpy, sys
 del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -109,8 +113,8 @@ def test_a_killed_cell_ends_like_one_that_was_not(data_dir, tmp_path):
 
 
 def cell(method, seed=0, variant="", **fields):
-    constants = {**accuracy.METHODS[method].fields, **fields}
-    return accuracy.Cell(
+    constants = {**accuracy_methods.METHODS[method].fields, **fields}
+    return accuracy_methods.Cell(
         preset=SMOKE, method=method, seed=seed, fields=constants, variant=variant
     )
 
@@ -119,7 +123,7 @@ def cell(method, seed=0, variant="", **fields):
 def grid(data_dir, tmp_path):
     return accuracy.Grid(
         preset_name="smoke",
-        data=tuple(accuracy.read_data(SMOKE, data_dir, select=False)),
+        data=tuple(accuracy_training.read_data(SMOKE, data_dir, select=False)),
         results=tmp_path / "smoke",
         work=tmp_path / "work",
         select=False,
@@ -149,7 +153,7 @@ def test_a_cell_names_every_exit_and_how_it_came_about(grid, capsys):
 
 
 def test_a_field_that_a_recipe_gained_later_is_no_change():
-    refuse = accuracy.refuse_other_settings
+    refuse = accuracy_training.refuse_other_settings
     begun = {"recipe": {"alpha": 0.1}}
     refuse("file", begun, {"recipe": {"alpha": 0.1, "teacher": "final"}})
     with pytest.raises(app.UsageError, match=r"recipe=.*0\.2.*\(was .*0\.1"):
@@ -157,7 +161,9 @@ def test_a_field_that_a_recipe_gained_later_is_no_change():
 
 
 def test_batches_go_through_the_epochs_in_order(grid):
-    drawn = list(accuracy.batches(grid.data[0], cell("plain"), None, first_epoch=1))
+    drawn = list(
+        accuracy_training.batches(grid.data[0], cell("plain"), None, first_epoch=1)
+    )
     expected = cifar100.Augmented(*grid.data[0], SMOKE.batch_size, seed=0)
     expected.set_epoch(1)
     assert len(drawn) == expected.num_batches == 2
@@ -167,7 +173,7 @@ def test_batches_go_through_the_epochs_in_order(grid):
 
 
 def test_cutmix_mixes_labels_as_images_and_repeats_itself():
-    mix = accuracy.prepare_cutmix(cell("cutmix", probability=1.0))
+    mix = accuracy_methods.prepare_cutmix(cell("cutmix", probability=1.0))
     labels = np.arange(64)
     # Every image is of one colour, its label: how much of it is left can be counted.
     images = np.broadcast_to(labels[:, None, None, None], (64, 32, 32, 3))
@@ -185,7 +191,7 @@ def test_cutmix_mixes_labels_as_images_and_repeats_itself():
 def test_selection_holds_training_images_out(data_dir):
     preset = dataclasses.replace(SMOKE, train_examples=None)
     whole = cifar100.load(data_dir)
-    train, held_out = accuracy.read_data(preset, data_dir, select=True)
+    train, held_out = accuracy_training.read_data(preset, data_dir, select=True)
     assert (len(train.labels), len(held_out.labels)) == (200, 100)
     both = sorted(image.tobytes() for split in (train, held_out) for image in split[0])
     assert both == sorted(image.tobytes() for image in whole.train.images)
@@ -218,7 +224,7 @@ def test_the_table_holds_mean_and_deviation(tmp_path):
     cells.append(result("byot", 0, 20, variant="strong", final=0.7))
     for i, content in enumerate(cells):
         (tmp_path / f"{i}.json").write_text(json.dumps(content))
-    text = accuracy.table(tmp_path, select=False)
+    text = accuracy_table.table(tmp_path, select=False)
     rows = {
         line.split(" | ")[0][2:]: line[2:-2].split(" | ")
         for line in text.splitlines()

@@ -134,6 +134,7 @@ def test_keras_distillation_losses():
     assert float(found["distillation_loss"]) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.once
 def test_the_default_logits_distillation_is_replaced():
     with pytest.warns(UserWarning, match="KLDivergence"):
         model = ksd.SelfDistiller(
@@ -231,12 +232,14 @@ def test_external_loss_is_that_of_the_teachers_logits(batch):
     assert logs["external_loss"] == pytest.approx(0.5 * sum(kl), rel=1e-4)
 
 
+@pytest.mark.once
 def test_an_ensemble_can_teach(batch):
     first = compiled(seed=3)
     model = compiled("byot", teacher=first.ensemble_model())
     assert fit(model, batch)["external_loss"][0] > 0
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("teacher", "error", "message"),
     [
@@ -255,6 +258,7 @@ def test_a_wrong_teacher_is_refused(base, batch, teacher, error, message):
     assert base.predict(batch[0], verbose=0).shape == (16, 4)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("recipe", ["byot", "attention_byot", "teskd"])
 def test_which_parameters_learn(batch, recipe):
     """Every weight moves but those that statistics or the labels cannot reach."""
@@ -285,12 +289,14 @@ def test_training_goes_on_after_loading(batch, recipe, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.once
 def test_adapters_are_in_no_deployed_model(batch):
     model = compiled("attention_byot")
     for part in (model.exit_model("exit_1"), model.ensemble_model()):
         assert not [layer for layer in part.layers if "adapter" in layer.name]
 
 
+@pytest.mark.once
 def test_students_that_read_the_whole_base_are_not_cut_off():
     model = compiled("teskd")
     assert not model.has_early_exits
@@ -327,6 +333,7 @@ def test_freeze_trains_the_exits_then_all(batch, tmp_path):
     assert all(moved)
 
 
+@pytest.mark.once
 def test_a_wrong_freeze_is_refused(base):
     with pytest.raises(ValueError, match="'base'"):
         ksd.SelfDistiller(base, ["out_1"], "byot", freeze="heads")
@@ -348,6 +355,7 @@ def test_label_warm_up(batch):
     assert history["soft_target_loss"][0] > 0
 
 
+@pytest.mark.once
 def test_label_warm_up_equals_training_without_distillation(batch):
     model = compiled(BYOT(alpha=0.4))
     fit(model, batch, epochs=2, callbacks=[ksd.callbacks.LabelWarmUp(2)])
@@ -367,6 +375,7 @@ def test_label_warm_up_equals_training_without_distillation(batch):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.once
 def test_warm_up_needs_a_wrapper(base, batch):
     base.compile("sgd", "sparse_categorical_crossentropy")
     with pytest.raises(TypeError, match="SelfDistiller"):
@@ -375,6 +384,7 @@ def test_warm_up_needs_a_wrapper(base, batch):
         ksd.callbacks.LabelWarmUp(-1)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -392,6 +402,7 @@ def test_wrong_fields_are_refused(make, message):
         make()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -424,6 +435,7 @@ def test_wrong_distillation_losses_are_refused(base, options, error, message):
         ksd.SelfDistiller(base, ["out_1"], "byot", **options)
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # Keras on JAX.
 def test_mixed_labels(batch):
     """Keras' own layers mix images and labels; label smoothing is the loss' own."""
