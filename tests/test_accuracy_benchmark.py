@@ -23,6 +23,7 @@ import accuracy_table  # noqa: E402
 import accuracy_training  # noqa: E402
 import cifar100  # noqa: E402
 
+pytestmark = pytest.mark.once
 SMOKE = accuracy_methods.PRESETS["smoke"]
 
 # Killed without warning when it is about to put the last of four checkpoints, complete
