@@ -120,7 +120,8 @@ def to_numpy(tensor: Any) -> np.ndarray:
     """
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu()
-        return tensor.numpy() if not tensor.is_sparse else tensor.to_dense().numpy()
+        # NumPy has no bfloat16; TensorFlow and JAX bring their own.
+        return (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy()
     return tensor.numpy() if hasattr(tensor, "numpy") else np.asarray(tensor)
 
 
