@@ -85,9 +85,8 @@ class Scorer:
         mine = {name[2:]: memory[name] for name in memory if name.startswith("c.")}
         scores = self.criterion(probabilities, mine)
         memory.update({f"c.{name}": array for name, array in mine.items()})
-        # What is no number is not sure.
-        bound = _LARGEST_SCORE
-        return np.nan_to_num(scores, nan=-bound, posinf=bound, neginf=-bound)
+        # What is no number is not sure: fmax and fmin pass over NaN.
+        return np.fmin(np.fmax(scores, -_LARGEST_SCORE), _LARGEST_SCORE)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
