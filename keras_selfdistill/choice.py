@@ -1,0 +1,215 @@
+"""From a user's wish to thresholds: check it, search, and bound the drop."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from keras_selfdistill.calibration import (
+    Goal,
+    Outcomes,
+    Points,
+    evaluate,
+    pareto,
+    per_exit_points,
+    shared_path,
+)
+from keras_selfdistill.guarantee import careful_path, certified, drops, upper_bound
+
+_GOALS = ("max_accuracy_drop", "target_accuracy", "flops_budget")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What thresholds are to reach; exactly one of the first three.
+
+    Args:
+        max_accuracy_drop: Against the base, 0.01 for one point of a hundred.
+        target_accuracy: Smallest accuracy.
+        flops_budget: Largest mean share of the base's multiply-adds.
+        guarantee: Confidence of a bound on the accuracy drop, such as 0.95.
+        per_exit: Whether each exit has a threshold of its own.
+        seed: Of the split of the samples, where there is a guarantee.
+    """
+
+    max_accuracy_drop: float | None = None
+    target_accuracy: float | None = None
+    flops_budget: float | None = None
+    guarantee: float | None = None
+    per_exit: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        """Check the fields."""
+        given = {name: getattr(self, name) for name in _GOALS}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(
+                "Thresholds are chosen for one goal. Received: "
+                f"{', '.join(f'{n}={v!r}' for n, v in given.items()) or 'none'}. "
+                f"Expected one of {', '.join(f'{name}=' for name in _GOALS)}, e.g. "
+                "max_accuracy_drop=0.01."
+            )
+        ((name, value),) = given.items()
+        if (
+            not _is_number(value)
+            or not value >= 0
+            or (name != "flops_budget" and value > 1)
+        ):
+            raise ValueError(
+                f"`{name}` is out of range. Received: {name}={value!r}. Expected: a "
+                "share, such as 0.01 for one per cent."
+            )
+        if self.guarantee is None:
+            return
+        if not _is_number(self.guarantee) or not 0 < self.guarantee < 1:
+            raise ValueError(
+                f"`guarantee` is out of range. Received: guarantee={self.guarantee!r}. "
+                "Expected: a confidence between 0 and 1, such as 0.95."
+            )
+        if self.per_exit:
+            raise ValueError(
+                "A guarantee holds along one path of shared thresholds. Received: "
+                f"guarantee={self.guarantee!r} with per_exit=True. Leave out one."
+            )
+
+    def goal(self, outcomes: Outcomes) -> Goal:
+        """Return the goal on some samples, on which a drop is counted."""
+        if self.flops_budget is not None:
+            return Goal(max_cost=self.flops_budget)
+        if self.target_accuracy is not None:
+            return Goal(min_accuracy=self.target_accuracy)
+        return Goal(min_accuracy=outcomes.reference.mean() - self.max_accuracy_drop)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Thresholds and what they gave on the samples they were chosen on.
+
+    With a guarantee, accuracy and cost are those of the held-out half.
+
+    Args:
+        thresholds: One for each exit but the last.
+        accuracy: Share of right answers.
+        base_accuracy: That of the base alone.
+        flops_ratio: Mean share of the base's multiply-adds.
+        samples: How many samples were counted.
+        guarantee: Confidence of the bound, `None` without one.
+        accuracy_drop_bound: With that confidence, the mean accuracy drop on new samples
+            of the same distribution is at most so much.
+    """
+
+    thresholds: tuple[float, ...]
+    accuracy: float
+    base_accuracy: float
+    flops_ratio: float
+    samples: int
+    guarantee: float | None = None
+    accuracy_drop_bound: float | None = None
+
+
+def choose(outcomes: Outcomes, wish: Wish, *, last_is_base: bool = True) -> Choice:
+    """Return the best thresholds for a wish.
+
+    Args:
+        outcomes: What the exits answered on validation data.
+        wish: What to reach.
+        last_is_base: Whether the last resort is the base, so that samples which go to
+            the end cannot drop.
+
+    Raises:
+        ValueError: No thresholds reach it.
+
+    Example:
+        >>> scores, correct = np.array([[0.9], [0.1]]), np.array([[1, 1], [0, 1]])
+        >>> outcomes = Outcomes(scores, correct, correct[:, 1], np.array([0.5, 1.0]))
+        >>> choose(outcomes, Wish(max_accuracy_drop=0.0)).thresholds
+        (0.5,)
+    """
+    if wish.guarantee is None:
+        goal = wish.goal(outcomes)
+        points = points_of(outcomes, goal, per_exit=wish.per_exit)
+        return _choice(outcomes, points.thresholds[_best(points, goal, outcomes)])
+    if len(outcomes) < 2:
+        raise ValueError(
+            "A guarantee needs samples to search on and others to test on. Received: "
+            f"{len(outcomes)} samples. Expected: some thousands."
+        )
+    order = np.random.default_rng(wish.seed).permutation(len(outcomes))
+    search, test = np.array_split(order, 2)
+    thresholds, bound = _guaranteed(
+        outcomes.part(search), outcomes.part(test), wish, last_is_base
+    )
+    return _choice(outcomes.part(test), thresholds, wish.guarantee, bound)
+
+
+def points_of(
+    outcomes: Outcomes, goal: Goal | None = None, *, per_exit: bool = False
+) -> Points:
+    """Return the Pareto front of shared thresholds, or of each exit's own."""
+    return (
+        per_exit_points(outcomes, goal) if per_exit else pareto(shared_path(outcomes))
+    )
+
+
+def _guaranteed(search, test, wish, last_is_base):
+    """Return thresholds, and the bound on the accuracy drop that they keep."""
+    if wish.max_accuracy_drop is None:
+        goal = wish.goal(search)
+        points = points_of(search)
+        thresholds = points.thresholds[_best(points, goal, search)]
+        lost = drops(test, thresholds[None])[:, 0]
+        return thresholds, upper_bound(lost, wish.guarantee)
+    path = careful_path(shared_path(search))
+    found = certified(test, path, wish.max_accuracy_drop, wish.guarantee)
+    if found is None and not last_is_base:
+        raise ValueError(
+            "Nothing can be guaranteed: even with all samples going to the ensemble "
+            "the drop is not certain to be small enough. Received: "
+            f"max_accuracy_drop={wish.max_accuracy_drop}, guarantee={wish.guarantee} "
+            f"and {len(test)} samples to test on. Calibrate on more samples, or pass "
+            "last_resort='final'."
+        )
+    if not found:
+        logging.warning(
+            "No early exit can be guaranteed to drop at most %s on %d samples to test "
+            "on: all samples will go to the end. Calibrate on more samples.",
+            wish.max_accuracy_drop,
+            len(test),
+        )
+    return path.thresholds[found or 0], wish.max_accuracy_drop
+
+
+def _best(points, goal, outcomes):
+    best = goal.best(points.accuracy, points.cost)
+    if best is not None:
+        return best
+    if goal.max_cost is not None:
+        received = f"flops_budget={goal.max_cost:.4g}"
+        reached = f"at least {points.cost.min():.4g}, the cost of the first exit"
+    else:
+        received = f"an accuracy of at least {goal.min_accuracy:.4f}"
+        reached = (
+            f"at most {points.accuracy.max():.4f} on these {len(outcomes)} samples"
+        )
+    raise ValueError(
+        f"No thresholds reach the goal. Received: {received}. Expected: {reached}."
+    )
+
+
+def _choice(outcomes, thresholds, guarantee=None, bound=None):
+    accuracy, cost = evaluate(outcomes, thresholds)
+    return Choice(
+        thresholds=tuple(float(value) for value in thresholds),
+        accuracy=accuracy,
+        base_accuracy=float(outcomes.reference.mean()),
+        flops_ratio=cost,
+        samples=len(outcomes),
+        guarantee=guarantee,
+        accuracy_drop_bound=bound,
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)

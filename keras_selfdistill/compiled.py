@@ -1,0 +1,170 @@
+"""Call a section at fixed batch sizes, compiled once for each, on any backend."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+
+class CompiledModel:
+    """A model of flat inputs that is compiled once for every batch size it meets.
+
+    Weights are read at every call, so later training shows. Calls may come from
+    several threads.
+
+    Args:
+        model: A `Section`, or a functional model called with the list of its inputs.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> call = CompiledModel(keras.Model(model.inputs, model.outputs[0]))
+        >>> call([np.ones((3, 4), "float32")]).shape[0]
+        3
+        >>> call.compile_count <= 1
+        True
+    """
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+        self._calls: dict[int, Callable[..., Any]] = {}
+        self._lock = threading.Lock()
+        self.compile_count = 0  # How often the backend traced the model.
+
+    def __call__(self, tensors: Sequence[Any]) -> Any:
+        """Return the model's outputs.
+
+        Args:
+            tensors: Arrays, or tensors of the backend, with the same number of rows.
+        """
+        rows = int(tensors[0].shape[0])
+        call = self._calls.get(rows)
+        return call(tensors) if call else self._first_call(rows, tensors)
+
+    def _first_call(self, rows, tensors):
+        with self._lock:  # One thread compiles; the others wait and use it.
+            call = self._calls.get(rows)
+            if call:
+                return call(tensors)
+            compile_ = _COMPILERS[keras.backend.backend()]
+            call = compile_(self._model, rows, self._count)
+            outputs = call(tensors)  # JAX compiles at the first call.
+            self._calls[rows] = call
+            return outputs
+
+    def _count(self):
+        self.compile_count += 1
+
+
+def _compile_tensorflow(model, rows, traced):
+    import tensorflow as tf
+
+    def run(*tensors):
+        traced()
+        return model(list(tensors), training=False)
+
+    signature = [
+        tf.TensorSpec((rows, *tensor.shape[1:]), tensor.dtype)
+        for tensor in model.inputs
+    ]
+    function = tf.function(
+        run, input_signature=signature, autograph=False, jit_compile=False
+    ).get_concrete_function()
+    return lambda tensors: function(*map(tf.convert_to_tensor, tensors))
+
+
+def _compile_jax(model, rows, traced):
+    import jax
+
+    trainable, others = model.trainable_variables, model.non_trainable_variables
+
+    @jax.jit
+    def run(weights, tensors):
+        traced()
+        return model.stateless_call(*weights, tensors, training=False)[0]
+
+    def call(tensors):
+        weights = [
+            [variable.value for variable in group] for group in (trainable, others)
+        ]
+        return run(weights, list(tensors))
+
+    return call
+
+
+def _compile_torch(model, rows, traced):
+    import torch
+
+    def call(tensors):
+        with torch.inference_mode():
+            tensors = [keras.ops.convert_to_tensor(tensor) for tensor in tensors]
+            return model(tensors, training=False)
+
+    return call
+
+
+_COMPILERS = {
+    "tensorflow": _compile_tensorflow,
+    "jax": _compile_jax,
+    "torch": _compile_torch,
+}
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """Return a tensor of any of the backends as an array, without a copy if possible.
+
+    Example:
+        >>> to_numpy(keras.ops.ones((2,))).tolist()
+        [1.0, 1.0]
+    """
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        # NumPy has no bfloat16; TensorFlow and JAX bring their own.
+        return (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy()
+    return tensor.numpy() if hasattr(tensor, "numpy") else np.asarray(tensor)
+
+
+def take_rows(tensor: Any, rows: np.ndarray) -> Any:
+    """Return some rows of an array or tensor, on its own device.
+
+    On JAX the rows are gathered on the host, where a new number of rows compiles
+    nothing.
+
+    Example:
+        >>> take_rows(np.array([[1.0], [2.0]]), np.array([1])).tolist()
+        [[2.0]]
+    """
+    backend = keras.backend.backend()
+    if isinstance(tensor, np.ndarray) or backend == "jax":
+        return np.asarray(tensor)[rows]
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.gather(tensor, rows)
+    import torch
+
+    with torch.inference_mode():
+        return tensor.index_select(0, torch.from_numpy(rows).to(tensor.device))
+
+
+def join_rows(tensors: Sequence[Any]) -> Any:
+    """Return the rows of several arrays or tensors as one.
+
+    Example:
+        >>> join_rows([np.ones((1, 2)), np.ones((2, 2))]).shape
+        (3, 2)
+    """
+    if len(tensors) == 1:
+        return tensors[0]
+    backend = keras.backend.backend()
+    if backend == "jax" or isinstance(tensors[0], np.ndarray):
+        return np.concatenate([np.asarray(tensor) for tensor in tensors])
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.concat(tensors, axis=0)
+    import torch
+
+    with torch.inference_mode():
+        return torch.cat(list(tensors))

@@ -1,0 +1,203 @@
+"""How sure an exit is: criteria that turn probabilities into scores, in NumPy."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_selfdistill.config import PACKAGE, Config, resolve
+
+# What a criterion remembers of each sample from one exit to the next.
+Memory = dict[str, np.ndarray]
+
+
+class Criterion(Config):
+    """What every criterion offers; subclass it as a frozen dataclass."""
+
+    def __call__(self, probabilities: np.ndarray, memory: Memory) -> np.ndarray:
+        """Score samples at one exit; a sample leaves where its score is high enough.
+
+        Args:
+            probabilities: Shape `(samples, classes)`.
+            memory: Arrays with one row for each sample, empty at the first exit. What
+                is put in comes back, for the samples still there, at the next exit.
+
+        Returns:
+            Shape `(samples,)`; higher is surer.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define __call__.")
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Confidence(Criterion):
+    """The largest probability.
+
+    Example:
+        >>> Confidence()(np.array([[0.7, 0.2, 0.1]]), {}).tolist()
+        [0.7]
+    """
+
+    def __call__(self, probabilities, memory):
+        """Return the scores, from 1 / classes to 1."""
+        return probabilities.max(axis=-1)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Margin(Criterion):
+    """The largest probability less the second largest.
+
+    Example:
+        >>> Margin()(np.array([[0.75, 0.25, 0.0]]), {}).tolist()
+        [0.5]
+    """
+
+    def __call__(self, probabilities, memory):
+        """Return the scores, from 0 to 1."""
+        second, first = np.partition(probabilities, (-2, -1), axis=-1)[:, -2:].T
+        return first - second
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entropy(Criterion):
+    """One less the entropy as a share of the largest possible.
+
+    Example:
+        >>> Entropy()(np.array([[0.5, 0.5], [1.0, 0.0]]), {}).tolist()
+        [0.0, 1.0]
+    """
+
+    def __call__(self, probabilities, memory):
+        """Return the scores, from 0 (all classes alike) to 1 (certain)."""
+        safe = np.where(probabilities > 0, probabilities, 1.0)  # 0 · log 0 is 0.
+        entropy = -(probabilities * np.log(safe)).sum(axis=-1)
+        return 1.0 - entropy / np.log(probabilities.shape[-1])
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Patience(Criterion):
+    """How many exits in a row, this one included, agree on the class.
+
+    A threshold of 2 waits until an exit agrees with the one before. As in PABEE (Zhou
+    et al., NeurIPS 2020, arXiv 2006.04152), whose counter is lower by 1.
+
+    Example:
+        >>> memory = {}
+        >>> rows = [np.array([[0.9, 0.1]]), np.array([[0.6, 0.4]])]
+        >>> [Patience()(row, memory).tolist() for row in rows]
+        [[1.0], [2.0]]
+    """
+
+    def __call__(self, probabilities, memory):
+        """Return the scores, from 1 to the number of exits so far."""
+        classes = probabilities.argmax(axis=-1)
+        agreed = memory.get("agreed", np.zeros(len(classes)))
+        same = classes == memory.get("class", classes)
+        memory["class"], memory["agreed"] = classes, np.where(same, agreed, 0) + 1.0
+        return memory["agreed"].copy()
+
+
+@dataclasses.dataclass(frozen=True)
+class FromFunction(Criterion):
+    """A user's own criterion.
+
+    Args:
+        function: From probabilities, shape `(samples, classes)`, to scores, shape
+            `(samples,)`, higher is surer; NumPy in and out. To be saved, it must be
+            registered with `keras.saving.register_keras_serializable`.
+
+    Example:
+        >>> FromFunction(lambda rows: rows[:, 0])(np.array([[0.3, 0.7]]), {}).tolist()
+        [0.3]
+    """
+
+    function: Callable[[np.ndarray], Any]
+
+    def __call__(self, probabilities, memory):
+        """Return the function's scores, once their shape is checked."""
+        scores = np.asarray(self.function(probabilities), "float64")
+        if scores.shape != probabilities.shape[:1]:
+            raise ValueError(
+                "A criterion must return one score for each sample. Received: scores "
+                f"of shape {scores.shape} from {self.function!r} for probabilities of "
+                f"shape {probabilities.shape}. Expected: {probabilities.shape[:1]}, "
+                "e.g. probabilities.max(axis=-1)."
+            )
+        return scores
+
+
+_SHORTHANDS = {
+    "confidence": Confidence,
+    "margin": Margin,
+    "entropy": Entropy,
+    "patience": Patience,
+}
+
+
+def get(identifier: "str | Criterion | Callable") -> Criterion:
+    """Return the criterion with a name, of a function, or the one given.
+
+    Raises:
+        ValueError: No criterion has this name.
+        TypeError: `identifier` is no string, function or `Criterion`.
+
+    Example:
+        >>> get("margin")
+        Margin()
+    """
+    is_class = isinstance(identifier, type)
+    if callable(identifier) and not is_class and not isinstance(identifier, Criterion):
+        return FromFunction(identifier)
+    return resolve(identifier, "criterion", Criterion, _SHORTHANDS)
+
+
+def to_config(criterion: Criterion) -> dict[str, Any]:
+    """Return plain data from which `from_config` makes an equal criterion.
+
+    Raises:
+        ValueError: The criterion's function or class is not registered.
+
+    Example:
+        >>> to_config(Margin())
+        {'registered_name': 'keras_selfdistill>Margin', 'config': {}}
+    """
+    function = criterion.function if isinstance(criterion, FromFunction) else None
+    thing = function or type(criterion)
+    name = keras.saving.get_registered_name(thing)
+    if keras.saving.get_registered_object(name) is not thing:
+        raise ValueError(
+            "A criterion of your own must be registered to be saved, because files "
+            f"hold its name, no code. Received: {thing!r}. Put "
+            "@keras.saving.register_keras_serializable(package='mine') above it."
+        )
+    return {
+        "registered_name": name,
+        "config": None if function else criterion.get_config(),
+    }
+
+
+def from_config(config: dict[str, Any]) -> Criterion:
+    """Make a criterion from what `to_config` returned.
+
+    Raises:
+        ValueError: No criterion is registered under the name.
+
+    Example:
+        >>> from_config(to_config(Patience()))
+        Patience()
+    """
+    name, fields = config["registered_name"], config["config"]
+    # By name among registered objects alone: a file must not choose what is imported.
+    thing = keras.saving.get_registered_object(name)
+    is_class = isinstance(thing, type) and issubclass(thing, Criterion)
+    if thing is None or is_class != (fields is not None):
+        raise ValueError(
+            f"The file's criterion is not known here. Received: {name!r}. Import or "
+            "define it before loading, registered under the same package and name."
+        )
+    return FromFunction(thing) if fields is None else thing.from_config(fields)

@@ -1,0 +1,113 @@
+"""Pick the deepest exit that answers in time on this machine."""
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import keras
+
+from keras_selfdistill.compiled import CompiledModel, to_numpy
+from keras_selfdistill.feeding import Feeder
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """How long one exit's model took.
+
+    Args:
+        name: The exit.
+        milliseconds: Median time of a call.
+        fits: Whether that is within the budget.
+    """
+
+    name: str
+    milliseconds: float
+    fits: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Picked:
+    """The deepest exit that fits, and what was measured.
+
+    Args:
+        name: The exit.
+        model: Its `exit_model`.
+        table: What was measured, shallow to deep.
+    """
+
+    name: str
+    model: keras.Model
+    table: tuple[Latency, ...]
+
+    def __str__(self):
+        """Return the choice and the table."""
+        return f"{self.name} of\n{_text(self.table)}"
+
+
+def pick_exit(
+    model: Any, max_latency_ms: float, sample: Any, *, repeats: int = 20
+) -> Picked:
+    """Measure every exit's model on this machine and return the deepest that fits.
+
+    Measured is a compiled call (of PyTorch: a call) with the sample as an array, up to
+    the answer as an array, warm; the exits take turns.
+
+    Args:
+        model: A `SelfDistiller`.
+        max_latency_ms: Largest median time of a call, in milliseconds.
+        sample: One batch, as it will be served, e.g. `x[:1]`; a tuple or dict of
+            arrays for several inputs.
+        repeats: How many times each exit is measured.
+
+    Raises:
+        ValueError: No exit is fast enough; the error holds the table. Or an argument
+            does not fit.
+
+    Example:
+        `ksd.pick_exit(model, max_latency_ms=5, sample=x[:1]).model.save("e.keras")`
+    """
+    if not max_latency_ms > 0 or repeats < 1:
+        raise ValueError(
+            "`max_latency_ms` must be above 0 and `repeats` at least 1. Received: "
+            f"max_latency_ms={max_latency_ms!r}, repeats={repeats!r}."
+        )
+    table = tuple(
+        Latency(name, milliseconds, milliseconds <= max_latency_ms)
+        for name, milliseconds in _measured(model, sample, repeats).items()
+    )
+    fitting = [row.name for row in table if row.fits]
+    if not fitting:
+        raise ValueError(
+            f"No exit is fast enough on this machine. Received: max_latency_ms="
+            f"{max_latency_ms}. Measured:\n{_text(table)}\nAllow more time, tap "
+            "earlier, or take a lighter head, such as head='linear'."
+        )
+    return Picked(fitting[-1], model.exit_model(fitting[-1]), table)
+
+
+def _measured(model, sample, repeats):
+    """Return the median time of every exit in milliseconds."""
+    base = model._graph.base
+    ((arrays, _),) = Feeder(base).batches(sample)
+    by_input = dict(zip(map(id, base.inputs), arrays, strict=True))
+    calls = {}
+    for name in model.exit_names:
+        part = model.exit_model(name)
+        flat = CompiledModel(keras.Model(list(part.inputs), part.outputs[0]))
+        calls[name] = (flat, [by_input[id(tensor)] for tensor in part.inputs])
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(repeats + 2):  # The first two compile and warm up.
+        for name, (call, tensors) in calls.items():
+            start = time.perf_counter()
+            to_numpy(call(tensors))
+            if round_ > 1:
+                times[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _text(table):
+    return "\n".join(
+        f"  {row.name:10} {row.milliseconds:9.3f} ms{'' if row.fits else '  too slow'}"
+        for row in table
+    )
