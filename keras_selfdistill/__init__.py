@@ -1,6 +1,6 @@
 """Self-distillation and early exits for any Keras 3 classifier."""
 
-from keras_selfdistill import criteria, heads, losses, networks, recipes
+from keras_selfdistill import callbacks, criteria, heads, losses, networks, recipes
 from keras_selfdistill.distiller import SelfDistiller
 from keras_selfdistill.early_exit import EarlyExit
 from keras_selfdistill.latency import pick_exit
@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 __all__ = [
     "EarlyExit",
     "SelfDistiller",
+    "callbacks",
     "criteria",
     "heads",
     "losses",

@@ -129,6 +129,37 @@ def find_classifier(base):
         ('softmax', 2, (None, 3))
     """
     output = _only_output(base)
+    node, logits, softmax = _logits(base, output)
+    feature, last_spatial, data_format = _feature(node)
+    activation = "softmax" if softmax else "linear"
+    return Classifier(logits, feature, activation, output, last_spatial, data_format)
+
+
+def find_logits(model):
+    """Return the symbolic logits of a classifier: its output before a softmax.
+
+    Args:
+        model: A functional model with one output of shape `(batch, classes)`.
+
+    Raises:
+        ValueError: As in `find_classifier`.
+
+    Example:
+        >>> inputs = keras.Input((4,))
+        >>> outputs = keras.layers.Softmax()(keras.layers.Dense(2, name="a")(inputs))
+        >>> producer(find_logits(keras.Model(inputs, outputs))).operation.name
+        'a'
+    """
+    output = _only_output(model)
+    end = producer(output)
+    if _activation_of(end.operation) == "softmax" and not _weights(end.operation):
+        # What stands before a softmax of its own, be it an ensemble's average.
+        return end.input_tensors[0]
+    return _logits(model, output)[1]
+
+
+def _logits(base, output):
+    """Return (node of the last layer with weights, logits, whether softmax follows)."""
     node, logits, behind, explicit = _walk_to_weights(base, output)
     last = node.operation
     kind = _activation_of(last)
@@ -145,9 +176,7 @@ def find_classifier(base):
         logits = output
     else:
         raise ValueError(_unknown_end(base, last))
-    feature, last_spatial, data_format = _feature(node)
-    activation = "softmax" if softmax else "linear"
-    return Classifier(logits, feature, activation, output, last_spatial, data_format)
+    return node, logits, softmax
 
 
 def _walk_to_weights(base, output):

@@ -4,11 +4,13 @@ import dataclasses
 import difflib
 from typing import Any
 
+import keras
+
 PACKAGE = "keras_selfdistill"
 
 
 class Config:
-    """Serialisation of a frozen dataclass whose fields are plain values.
+    """Serialisation of a frozen dataclass of plain values and Keras objects.
 
     Example:
         >>> import dataclasses
@@ -29,7 +31,14 @@ class Config:
     @classmethod
     def from_config(cls, config):
         """Make an object from what `get_config` returned."""
-        return cls(**config)
+        return cls(
+            **{
+                name: keras.saving.deserialize_keras_object(value)
+                if isinstance(value, dict) and "class_name" in value
+                else value
+                for name, value in config.items()
+            }
+        )
 
 
 def resolve(identifier, argument, kind, shorthands):

@@ -12,8 +12,12 @@ from keras_selfdistill import heads, recipes
 from keras_selfdistill import train_step as backend_step
 from keras_selfdistill.config import PACKAGE, did_you_mean
 from keras_selfdistill.exits import attach_exits
+from keras_selfdistill.graph import producer
+from keras_selfdistill.labels import check_labels
 from keras_selfdistill.metrics import exit_metrics
-from keras_selfdistill.objective import Objective, check_labels
+from keras_selfdistill.objective import Objective
+from keras_selfdistill.pair_losses import pair_losses
+from keras_selfdistill.teacher import teacher_network
 
 
 class Step(NamedTuple):
@@ -36,18 +40,30 @@ class SelfDistiller(keras.Model):
     copied: what is trained here is trained there.
 
     Logs: `loss`, its weighted parts (`label_loss`, `soft_target_loss`, `hint_loss`,
-    as far as the recipe has them), the metrics of the final exit under their own
-    names, and those of the others and of the ensemble (mean of all logits) as
-    `exit_1_accuracy`, …, `ensemble_accuracy`. `loss` is the sum of its parts and of
-    the base's own losses, such as weight regularisation.
+    `external_loss`, `distillation_loss`, as far as there are any), the metrics of the
+    final exit under their own names, and those of the others and of the ensemble (mean
+    of all logits) as `exit_1_accuracy`, …, `ensemble_accuracy`. `loss` is the sum of
+    its parts and of the base's own losses, such as weight regularisation.
 
     Args:
         model: The base: a functional or Sequential classifier with one output of
             shape `(batch, classes)`, softmax or logits.
         taps: Layer names from shallow to deep, or a number of exits, which are then
             placed at the ends of blocks at nearly equal shares of the multiply-adds.
-        recipe: `"byot"`, `"deep_supervision"`, or a `Recipe`.
-        head: `"bottleneck"`, `"linear"`, or a `Head`; the recipe's own by default.
+        recipe: `"byot"`, `"attention_byot"`, `"teskd"`, `"deep_supervision"`, or a
+            `Recipe`.
+        head: `"bottleneck"`, `"separable"`, `"attention"`, `"top_down"`, `"linear"`,
+            or a `Head`; the recipe's own by default.
+        teacher: Another classifier, of the same inputs and classes, whose logits every
+            exit learns from with the recipe's `external_weight`. It is frozen, called
+            in inference mode, and saved with the wrapper.
+        distillation_losses: Losses of `keras.distillation`, applied between each exit
+            and its teacher: features by a `FeatureDistillation`, else logits. Keras
+            takes their mean over the batch, so sample weights do not reach them.
+        distillation_loss_weights: Their weights, all 1 by default.
+        freeze: `"base"` to train the exits of a trained base alone; batch
+            normalisation of a frozen base stays in inference mode. To go on with all
+            weights: `model.base.trainable = True`, then compile and fit again.
         name: Name of the wrapper.
 
     Raises:
@@ -78,11 +94,21 @@ class SelfDistiller(keras.Model):
         recipe: str | recipes.Recipe,
         *,
         head: str | heads.Head | None = None,
+        teacher: keras.Model | None = None,
+        distillation_losses: Sequence[Any] | None = None,
+        distillation_loss_weights: Sequence[float] | None = None,
+        freeze: str | None = None,
         name: str | None = None,
     ):
         recipe = recipes.get(recipe)
         head = heads.get(recipe.head if head is None else head)
-        graph = attach_exits(model, taps, head)
+        if freeze not in (None, "base"):
+            raise ValueError(
+                f"Unknown `freeze`. Received: freeze={freeze!r}. Expected: 'base' or "
+                "None."
+            )
+        pairs = pair_losses(distillation_losses, distillation_loss_weights)
+        graph = attach_exits(model, taps, head, recipe)
         super().__init__(
             inputs=graph.inputs,
             outputs={name: e.output for name, e in graph.exits.items()},
@@ -92,6 +118,20 @@ class SelfDistiller(keras.Model):
         self._graph = graph
         self._recipe = recipe
         self._head = head
+        self._given = types.SimpleNamespace(teacher=teacher, pair_losses=pairs)
+        # Tracked: what training alone reads, which is no part of the outputs' graph.
+        self._adapters = [
+            producer(each.hint).operation
+            for each in graph.exits.values()
+            if each.hint is not each.feature
+        ]
+        self._teacher = None
+        if teacher is not None:
+            self._teacher = teacher_network(teacher, model)
+        self._step = _counter("step", 0, "int32")
+        self._distillation_scale = _counter("distillation_scale", 1.0, "float32")
+        if freeze:
+            model.trainable = False
         # Loss scaling follows the base, also where the global policy is another.
         self.dtype_policy = graph.dtype_policy
 
@@ -110,6 +150,25 @@ class SelfDistiller(keras.Model):
         """The recipe that weighs the exits' losses."""
         return self._recipe
 
+    @property
+    def base(self) -> keras.Model:
+        """The model that was wrapped."""
+        return self._graph.base
+
+    @property
+    def has_early_exits(self) -> bool:
+        """Whether exits can be cut off: not where their heads read the whole base."""
+        return not self._head.reads_whole_base
+
+    @property
+    def distillation_scale(self) -> float:
+        """Factor on every loss term but the label loss, 1 unless set."""
+        return float(ops.convert_to_numpy(self._distillation_scale.value))
+
+    @distillation_scale.setter
+    def distillation_scale(self, value: float) -> None:
+        self._distillation_scale.assign(value)
+
     def final_model(self) -> keras.Model:
         """Return the base, stripped of its exits: same layers, weights and cost.
 
@@ -126,7 +185,7 @@ class SelfDistiller(keras.Model):
             name: One of `exit_names`.
 
         Raises:
-            ValueError: No exit has this name.
+            ValueError: No exit has this name, or the exits cannot be cut off.
         """
         if name == "final":
             return self.final_model()
@@ -134,6 +193,13 @@ class SelfDistiller(keras.Model):
             raise ValueError(
                 f"No exit has this name. Received: {name!r}. Expected one of "
                 f"{self.exit_names}.{did_you_mean(str(name), self.exit_names)}"
+            )
+        if not self.has_early_exits:
+            raise ValueError(
+                f"No exit of this wrapper can be cut off: its head, {self._head!r}, "
+                f"reads the whole base, so a model of {name!r} would cost more than "
+                "the base. Deploy final_model(), which its exits helped to train, or "
+                "ensemble_model()."
             )
         output = self._graph.exits[name].output
         return self._graph.model(output, name=f"{self._graph.base.name}_{name}")
@@ -184,7 +250,13 @@ class SelfDistiller(keras.Model):
                 f"loss_weights={loss_weights!r}. Set the weights in the recipe, e.g. "
                 "recipe=recipes.BYOT(alpha=0.3)."
             )
-        objective = Objective(self._recipe, self.exit_names, loss)
+        objective = Objective(
+            self._recipe,
+            self.exit_names,
+            loss,
+            external_teacher=self._teacher is not None,
+            pair_losses=self._given.pair_losses,
+        )
         outputs = ["final", *self.exit_names[:-1], "ensemble"]
         plain = exit_metrics(metrics, outputs, argument="metrics")
         weighted = exit_metrics(
@@ -236,7 +308,24 @@ class SelfDistiller(keras.Model):
         check_labels(y, classes=self._graph.classes)
         found = self._graph.training_network(x, training=training)
         exits = found["exits"]
-        terms = self._objective(y, exits, sample_weight)
+        external_logits = None
+        if self._teacher is not None:
+            external_logits = self._teacher(x, training=False)
+        terms = self._objective(
+            y,
+            exits,
+            sample_weight,
+            step=self._step.value,
+            distillation_scale=self._distillation_scale.value,
+            external_logits=external_logits,
+        )
+        if "distillation_loss" in terms:
+            # A mean over the batch of one replica, as the base's own losses are sums.
+            terms["distillation_loss"] = self._aggregate_additional_loss(
+                terms["distillation_loss"]
+            )
+        if training:
+            self._step.assign_add(1)
         # Keras scales the base's own losses for the number of replicas here.
         own_losses = [self._aggregate_additional_loss(loss) for loss in self.losses]
         outputs = {name: exits[name]["output"] for name in self.exit_names}
@@ -301,6 +390,14 @@ class SelfDistiller(keras.Model):
             "taps": self.taps,
             "recipe": keras.saving.serialize_keras_object(self._recipe),
             "head": keras.saving.serialize_keras_object(self._head),
+            "teacher": keras.saving.serialize_keras_object(self._given.teacher),
+            "distillation_losses": [
+                keras.saving.serialize_keras_object(pair.loss)
+                for pair in self._given.pair_losses
+            ],
+            "distillation_loss_weights": [
+                pair.weight for pair in self._given.pair_losses
+            ],
             "name": self.name,
             "frozen": [
                 layer.name for layer in self._added_layers if not layer.trainable
@@ -312,7 +409,7 @@ class SelfDistiller(keras.Model):
         """Make a wrapper from what `get_config` returned."""
         config = dict(config)
         frozen = set(config.pop("frozen"))
-        for key in ("model", "recipe", "head"):
+        for key in ("model", "recipe", "head", "teacher", "distillation_losses"):
             config[key] = keras.saving.deserialize_keras_object(
                 config[key], custom_objects
             )
@@ -325,7 +422,9 @@ class SelfDistiller(keras.Model):
     def _added_layers(self):
         """The layers of the exits, which the base's config does not describe."""
         own = {id(layer) for layer in self._graph.base.layers}
-        return [layer for layer in self.layers if id(layer) not in own]
+        return [
+            layer for layer in [*self.layers, *self._adapters] if id(layer) not in own
+        ]
 
     def get_compile_config(self) -> dict[str, Any]:
         """Return the arguments of `compile`, serialised."""
@@ -338,3 +437,9 @@ class SelfDistiller(keras.Model):
         """Compile with what `get_compile_config` returned and build the optimizer."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
+
+
+def _counter(name, value, dtype):
+    return keras.Variable(
+        value, dtype=dtype, trainable=False, aggregation="only_first_replica", name=name
+    )

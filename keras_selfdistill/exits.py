@@ -10,9 +10,10 @@ from absl import logging
 from keras import layers
 
 from keras_selfdistill.classifier import Classifier, find_classifier
-from keras_selfdistill.graph import ancestors, graph_nodes, producer
-from keras_selfdistill.heads import Head, Target
+from keras_selfdistill.graph import ancestors, dtype_policy, graph_nodes
+from keras_selfdistill.head import Head, Target
 from keras_selfdistill.profiling import multiply_adds
+from keras_selfdistill.recipe import Recipe
 from keras_selfdistill.taps import named_taps, placed_taps
 
 
@@ -24,11 +25,14 @@ class Exit:
         output: In the base's own form, shape `(batch, classes)`.
         logits: Shape `(batch, classes)`; of all but the final exit in float32.
         feature: Shape `(batch, width)`.
+        hint: What the hint loss compares with the teacher's feature: this feature, or
+            what an adapter made of it.
     """
 
     output: Any
     logits: Any
     feature: Any
+    hint: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +46,9 @@ class ExitGraph:
         ensemble: Output of the ensemble, the mean of all exits' logits, in the base's
             own form.
         training_network: Model of all that training reads: for every exit
-            `{"output": …, "logits": …, "feature": …}`, and the ensemble's output. The
-            final exit's logits may come from a `PreActivation` layer, which has no
-            weights of its own.
+            `{"output": …, "logits": …, "feature": …, "hint": …}`, and the ensemble's
+            output. The final exit's logits may come from a `PreActivation` layer,
+            which has no weights of its own.
         dtype_policy: That of the deepest tap.
     """
 
@@ -73,13 +77,16 @@ class ExitGraph:
         return keras.Model(self.inputs if every else inputs, output, name=name)
 
 
-def attach_exits(base: Any, taps: int | Sequence[str], head: Head) -> ExitGraph:
+def attach_exits(
+    base: Any, taps: int | Sequence[str], head: Head, recipe: Recipe
+) -> ExitGraph:
     """Tap a base, give every tap a head, and return the exits; the base stays usable.
 
     Args:
         base: Functional or built Sequential classifier.
         taps: Layer names from shallow to deep, or a number of exits to place.
-        head: Makes each exit's feature from its tap.
+        head: Makes the exits' features from their taps.
+        recipe: Says which features are adapted for the hint.
 
     Raises:
         TypeError: The base is not a functional model, or `taps` is of another type.
@@ -91,12 +98,14 @@ def attach_exits(base: Any, taps: int | Sequence[str], head: Head) -> ExitGraph:
     chosen = _choose_taps(base, end, taps)
     names = exit_names(len(chosen))
     _check_names(base, names)
-    target = _target(end)
+    by_exit = dict(zip(names[:-1], chosen.values(), strict=True))
+    features = head.features(by_exit, _target(end))
+    adapted = recipe.adapted_exits(names)
     exits = {
-        name: _make_exit(name, tap, end, head, target)
-        for name, tap in zip(names, chosen.values(), strict=False)
+        name: _make_exit(name, feature, end, head, adapt=name in adapted)
+        for name, feature in features.items()
     }
-    exits["final"] = Exit(end.output, end.logits, end.feature)
+    exits["final"] = Exit(end.output, end.logits, end.feature, end.feature)
     ensemble = _ensemble(exits, end.activation)
     network = keras.Model(
         _inputs(base),
@@ -115,18 +124,6 @@ def exit_names(taps: int) -> list[str]:
     """
     digits = len(str(taps))
     return [f"exit_{i:0{digits}d}" for i in range(1, taps + 1)] + ["final"]
-
-
-def dtype_policy(tensor: Any) -> Any:
-    """Return the dtype policy of the layer that a tensor comes from.
-
-    Where an operation without one, such as `x + shortcut`, made the tensor, it is that
-    of the nearest layer before.
-    """
-    node = producer(tensor)
-    while not isinstance(node.operation, keras.Layer):
-        node = producer(node.input_tensors[0])
-    return node.operation.dtype_policy
 
 
 def node_costs(base: Any) -> dict[int, int]:
@@ -171,18 +168,20 @@ def _choose_taps(base, end: Classifier, taps):
     return named_taps(base, end.feature, taps)
 
 
-def _make_exit(name, tap, end: Classifier, head: Head, target: Target):
-    policy = dtype_policy(tap)
-    feature = head(tap, target, name=name, dtype=policy)
-    if tuple(feature.shape[1:]) != (target.width,):
+def _make_exit(name, feature, end: Classifier, head: Head, adapt: bool):
+    width = end.feature.shape[-1]
+    if tuple(feature.shape[1:]) != (width,):
         raise ValueError(
             f"A head must return a feature as wide as the base's. Received: "
             f"{head!r} made shape {tuple(feature.shape)} for {name!r}. Expected: "
-            f"(batch, {target.width})."
+            f"(batch, {width})."
         )
     logits = layers.Dense(end.classes, name=f"{name}_logits", dtype="float32")(feature)
     output = layers.Activation(end.activation, name=name, dtype="float32")(logits)
-    return Exit(output, logits, feature)
+    hint = feature
+    if adapt:
+        hint = layers.Dense(width, name=f"{name}_adapter", dtype="float32")(feature)
+    return Exit(output, logits, feature, hint)
 
 
 def _ensemble(exits, activation):
@@ -200,6 +199,7 @@ def _target(end: Classifier):
         spatial_shape=shape[1:-1] if channels_last else shape[2:],
         channels=shape[-1 if channels_last else 1] if shape else end.feature.shape[-1],
         data_format=end.data_format,
+        spatial=end.last_spatial,
     )
 
 

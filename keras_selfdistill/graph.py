@@ -42,6 +42,18 @@ def producer(tensor):
     return history.operation._inbound_nodes[history.node_index]
 
 
+def dtype_policy(tensor):
+    """Return the dtype policy of the layer that a tensor comes from.
+
+    Where an operation without one, such as `x + shortcut`, made the tensor, it is that
+    of the nearest layer before.
+    """
+    node = producer(tensor)
+    while not isinstance(node.operation, keras.Layer):
+        node = producer(node.input_tensors[0])
+    return node.operation.dtype_policy
+
+
 def ancestors(tensor):
     """Return the ids of all symbolic tensors that a tensor is made from, and its own.
 

@@ -5,50 +5,30 @@ layers, so that an exit cut off from its wrapper is a model that needs only Kera
 """
 
 import dataclasses
-from typing import Any
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import keras
 from keras import layers
 
-from keras_selfdistill.config import PACKAGE, Config, resolve
-from keras_selfdistill.fused import use_fused_kernel
-from keras_selfdistill.graph import producer
+from keras_selfdistill.config import PACKAGE, resolve
+from keras_selfdistill.graph import dtype_policy
+from keras_selfdistill.head import (
+    Head,
+    Target,
+    bn_relu,
+    channels_last,
+    dense_bn_relu,
+    patch_rows,
+    pointwise_bn_relu,
+    pool_patches,
+    reshape_rows,
+    strides_to,
+)
 
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """What a head has to reach: the end of the base.
-
-    Args:
-        width: Width of the base's last feature, C.
-        spatial_shape: Spatial sizes of the deepest spatial tensor, e.g. `(4, 4)`,
-            `()` if the base has none.
-        channels: Channels of that tensor.
-        data_format: `"channels_last"` or `"channels_first"`, of the tap too.
-    """
-
-    width: int
-    spatial_shape: tuple[int, ...]
-    channels: int
-    data_format: str = "channels_last"
-
-
-class Head(Config):
-    """What every head offers; subclass it as a frozen dataclass."""
-
-    def __call__(self, tap: Any, target: Target, *, name: str, dtype: Any = None):
-        """Add layers named `name_...` to a symbolic tap and return the feature.
-
-        Args:
-            tap: Symbolic tensor of the base.
-            target: The end of the base.
-            name: Prefix of the layers' names, the exit's name.
-            dtype: Dtype policy of the layers.
-
-        Returns:
-            Symbolic tensor of shape `(batch, target.width)`.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must define __call__.")
+__all__ = ["Bottleneck", "Head", "Linear", "Separable", "Target", "TopDown", "get"]
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -96,24 +76,110 @@ class Bottleneck(Head):
 
     def __call__(self, tap: Any, target: Target, *, name: str, dtype: Any = None):
         """Add the head to a symbolic tap, `(batch, height, width, channels)`."""
-        _check_spatial(tap, target, name)
-        x = tap
-        if target.data_format == "channels_first":
-            x = layers.Permute((2, 3, 1), name=f"{name}_channels_last")(x)
-        sizes = zip(x.shape[1:3], target.spatial_shape, strict=True)
-        stride = [-(-size // last) for size, last in sizes]
-        x = _pad(x, stride, name)
-        patches = (x.shape[1] // stride[0]) * (x.shape[2] // stride[1])
+        x = channels_last(tap, target, name)
+        stride = strides_to(x, target)
         middle = max(1, target.channels // self.reduction)
-        x = _pixel_rows(x, stride, name)
-        x = _dense_bn_relu(x, middle, f"{name}_reduce", dtype)
-        x = _rows(x, (-1, stride[0] * stride[1] * middle), f"{name}_patches")
-        x = _dense_bn_relu(x, middle, f"{name}_downsample", dtype)
-        x = _dense_bn_relu(x, target.width, f"{name}_expand", dtype)
-        x = _rows(x, (-1, patches, target.width), f"{name}_images")
-        return layers.GlobalAveragePooling1D(
+        rows, patches = patch_rows(x, stride, name)
+        rows = dense_bn_relu(rows, middle, f"{name}_reduce", dtype)
+        widths = (middle, target.width)
+        return pool_patches(rows, patches, math.prod(stride), widths, name, dtype)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Separable(Head):
+    """Depthwise separable blocks, with or without the attention of TPAMI 2021.
+
+    As many blocks as it takes to halve the tap to the size of the base's last spatial
+    tensor, log₂ k rounded up, at least one: depthwise 3×3 with stride 2, 1×1, batch
+    normalisation, ReLU, depthwise 3×3, 1×1 to twice the width (in the last block to
+    the width of the base's feature), batch normalisation, ReLU. Then global average
+    pooling. A tap that has the last size already gets one block with stride 1.
+
+    With attention, the tap is first multiplied by a mask: the sigmoid of one such
+    block of its own width, enlarged two times by bilinear interpolation (authors' code
+    of *Self-Distillation: Towards Efficient and Compact Neural Networks*, doi
+    10.1109/TPAMI.2021.3067100).
+
+    Args:
+        attention: Whether the tap is masked; the head named `"attention"`.
+
+    Raises:
+        ValueError: The tap has no two spatial axes of known size.
+
+    Example:
+        >>> tap = keras.Input((16, 16, 32))
+        >>> target = Target(width=64, spatial_shape=(4, 4), channels=64)
+        >>> Separable(attention=True)(tap, target, name="exit_1").shape
+        (None, 64)
+    """
+
+    attention: bool = False
+
+    def __call__(self, tap: Any, target: Target, *, name: str, dtype: Any = None):
+        """Add the head to a symbolic tap, `(batch, height, width, channels)`."""
+        x = channels_last(tap, target, name)
+        halvings = math.ceil(math.log2(max(strides_to(x, target))))
+        if self.attention:
+            x = _attend(x, f"{name}_attention", dtype)
+        blocks = max(1, halvings)
+        for i in range(1, blocks + 1):
+            width = target.width if i == blocks else 2 * x.shape[-1]
+            stride = 2 if halvings else 1
+            x = _separable_block(x, width, stride, f"{name}_block{i}", dtype)
+        return layers.GlobalAveragePooling2D(
             data_format="channels_last", name=f"{name}_feature", dtype=dtype
         )(x)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TopDown(Head):
+    """The students of TESKD, fused from the base's end upwards (arXiv 2110.00329).
+
+    Every tap, and the base's last spatial tensor, passes a lateral 1×1 convolution to
+    the width C of the base's feature. From the deepest tap to the shallowest:
+    `up = conv1×1(bilinear(above))`, `fused = conv1×1(concat(up + lateral, up))`, where
+    `above` is the fused tensor of the next deeper level. Each student is a k×k
+    convolution with stride k on its fused tensor, a 1×1 convolution, and global
+    average pooling. All convolutions have batch normalisation and ReLU.
+
+    The 1×1 convolution of `up` is computed before the interpolation, which gives the
+    same function at a fourth of the cost. Interpolation is Keras', between centres of
+    pixels; the authors' code aligns corners.
+
+    Raises:
+        ValueError: A tap has no two spatial axes of known size.
+
+    Example:
+        >>> base = keras.Input((16, 16, 32))
+        >>> end = keras.layers.Conv2D(64, 4, strides=4)(base)
+        >>> target = Target(width=64, spatial_shape=(4, 4), channels=64, spatial=end)
+        >>> TopDown().features({"exit_1": base}, target)["exit_1"].shape
+        (None, 64)
+    """
+
+    reads_whole_base: ClassVar[bool] = True
+
+    def features(self, taps: Mapping[str, Any], target: Target) -> dict[str, Any]:
+        """Add the students of all exits and return their features."""
+        deepest = list(taps)[-1]
+        above = _lateral(target.spatial, target, f"{deepest}_top")
+        features = {}
+        for name, tap in reversed(list(taps.items())):
+            dtype = dtype_policy(tap)
+            lateral = _lateral(tap, target, name)
+            up = _enlarge(above, lateral, f"{name}_up", dtype)
+            both = layers.Add(name=f"{name}_sum", dtype=dtype)([up, lateral])
+            both = layers.Concatenate(name=f"{name}_concat", dtype=dtype)([both, up])
+            above = pointwise_bn_relu(both, target.width, f"{name}_fuse", dtype)
+            stride = strides_to(above, target)
+            rows, patches = patch_rows(above, stride, name)
+            widths = (target.width, target.width)
+            features[name] = pool_patches(
+                rows, patches, math.prod(stride), widths, name, dtype
+            )
+        return {name: features[name] for name in taps}
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -147,11 +213,21 @@ class Linear(Head):
         )(x)
 
 
-_SHORTHANDS = {"bottleneck": Bottleneck, "linear": Linear}
+_SHORTHANDS = {
+    "bottleneck": Bottleneck,
+    "separable": Separable,
+    "attention": functools.partial(Separable, attention=True),
+    "top_down": TopDown,
+    "linear": Linear,
+}
 
 
 def get(identifier: "str | Head") -> Head:
     """Return the head with a name and default fields, or the head given.
+
+    Args:
+        identifier: `"bottleneck"`, `"separable"`, `"attention"`, `"top_down"`,
+            `"linear"`, or a `Head`.
 
     Raises:
         ValueError: No head has this name.
@@ -164,57 +240,84 @@ def get(identifier: "str | Head") -> Head:
     return resolve(identifier, "head", Head, _SHORTHANDS)
 
 
-def _check_spatial(tap, target, name):
-    if len(tap.shape) != 4 or len(target.spatial_shape) != 2:
-        raise ValueError(
-            f"The bottleneck head of {name!r} needs a tap with two spatial axes in a "
-            f"base that keeps them to the end. Received: a tap of shape "
-            f"{tuple(tap.shape)}. Expected: (batch, height, width, channels). Tap an "
-            "earlier layer, or pass head='linear'."
-        )
-    if None in tap.shape[1:] or None in target.spatial_shape:
-        raise ValueError(
-            f"The bottleneck head of {name!r} needs a known size. Received: a tap of "
-            f"shape {tuple(tap.shape)}. Expected: a base built with a fixed input "
-            "shape, e.g. input_shape=(224, 224, 3)."
-        )
+def _separable_block(x, width, stride, name, dtype):
+    x = _depthwise(x, stride, f"{name}_depthwise1", dtype)
+    x = pointwise_bn_relu(x, x.shape[-1], f"{name}_pointwise1", dtype)
+    x = _depthwise(x, 1, f"{name}_depthwise2", dtype)
+    return pointwise_bn_relu(x, width, f"{name}_pointwise2", dtype)
 
 
-def _dense_bn_relu(x, units, name, dtype):
-    x = layers.Dense(
-        units, use_bias=False, kernel_initializer="he_normal", name=name, dtype=dtype
+def _depthwise(x, stride, name, dtype):
+    if stride > 1:
+        # "same" pads a strided convolution at the bottom right only; the authors' code
+        # pads all sides alike.
+        x = layers.ZeroPadding2D(1, data_format="channels_last", name=f"{name}_pad")(x)
+    return layers.DepthwiseConv2D(
+        3,
+        strides=stride,
+        padding="valid" if stride > 1 else "same",
+        use_bias=False,
+        depthwise_initializer="he_normal",
+        data_format="channels_last",
+        name=name,
+        dtype=dtype,
     )(x)
-    normalization = layers.BatchNormalization(
-        momentum=0.9, epsilon=1e-5, name=f"{name}_bn", dtype=dtype
+
+
+def _attend(tap, name, dtype):
+    mask = _separable_block(tap, tap.shape[-1], 2, f"{name}_block", dtype)
+    mask = _interpolate(mask, tap.shape[1:3], f"{name}_up", dtype)
+    mask = layers.Activation("sigmoid", name=f"{name}_mask", dtype=dtype)(mask)
+    return layers.Multiply(name=name, dtype=dtype)([mask, tap])
+
+
+def _lateral(tensor, target, name):
+    image = channels_last(tensor, target, name)
+    return pointwise_bn_relu(
+        image, target.width, f"{name}_lateral", dtype_policy(tensor)
     )
-    x = use_fused_kernel(normalization)(x)
-    return layers.ReLU(name=f"{name}_relu", dtype=dtype)(x)
 
 
-def _pad(x, stride, name):
-    missing = [-size % step for size, step in zip(x.shape[1:3], stride, strict=True)]
-    if not any(missing):
-        return x
-    padding = [(gap // 2, gap - gap // 2) for gap in missing]
-    return layers.ZeroPadding2D(
-        padding, data_format="channels_last", name=f"{name}_pad"
+def _enlarge(image, like, name, dtype):
+    """Add a 1×1 convolution and interpolate to another image's size; BN and ReLU."""
+    _, height, width, channels = image.shape
+    x = reshape_rows(image, (-1, channels), f"{name}_below")
+    x = layers.Dense(
+        like.shape[-1],
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=name,
+        dtype=dtype,
     )(x)
+    x = reshape_rows(x, (-1, height, width, like.shape[-1]), f"{name}_small")
+    x = _interpolate(x, like.shape[1:3], f"{name}_bilinear", dtype)
+    x = reshape_rows(x, (-1, like.shape[-1]), f"{name}_pixels")
+    x = bn_relu(x, name, dtype)
+    return reshape_rows(x, (-1, *like.shape[1:]), f"{name}_image")
 
 
-def _pixel_rows(x, stride, name):
-    """Return one row for each pixel of a batch, those of a patch in succession."""
-    _, height, width, channels = x.shape
-    if stride != [1, 1]:
-        rows, columns = height // stride[0], width // stride[1]
-        split = (rows, stride[0], columns, stride[1], channels)
-        x = layers.Reshape(split, name=f"{name}_split")(x)
-        x = layers.Permute((1, 3, 2, 4, 5), name=f"{name}_group")(x)
-    return _rows(x, (-1, channels), f"{name}_pixels")
+def _interpolate(image, size, name, dtype):
+    """Enlarge an image by whole factors, and crop what is too much at the end.
 
-
-def _rows(x, shape, name):
-    """Reshape across the batch axis, which `keras.layers.Reshape` cannot."""
-    x = keras.ops.reshape(x, shape)
-    # Operations take no name when called, and an automatic one may be taken.
-    producer(x).operation.name = name
-    return x
+    An image that is too large, as a padded tensor near a base's end may be, is shrunk.
+    """
+    if any(old > new for old, new in zip(image.shape[1:3], size, strict=True)):
+        return layers.Resizing(
+            *size, data_format="channels_last", name=name, dtype=dtype
+        )(image)
+    factors = [-(-new // old) for old, new in zip(image.shape[1:3], size, strict=True)]
+    if factors == [1, 1]:
+        return image
+    image = layers.UpSampling2D(
+        factors,
+        interpolation="bilinear",
+        data_format="channels_last",
+        name=name,
+        dtype=dtype,
+    )(image)
+    extra = [now - new for now, new in zip(image.shape[1:3], size, strict=True)]
+    if not any(extra):
+        return image
+    return layers.Cropping2D(
+        [(0, gap) for gap in extra], data_format="channels_last", name=f"{name}_crop"
+    )(image)

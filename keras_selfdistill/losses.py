@@ -42,6 +42,33 @@ def soft_target_divergence(teacher_logits, student_logits, *, temperature=1.0):
     return divergence * temperature**2
 
 
+def soft_target_crossentropy(teacher_logits, student_logits, *, temperature=1.0):
+    """Crossentropy of the student under the teacher's distribution at a temperature.
+
+    `−Σ_c p_c · log q_c` with `p = softmax(teacher_logits / T)` and
+    `q = softmax(student_logits / T)`. Its gradient for the student is that of the
+    Kullback-Leibler divergence; it has no factor T² (authors' code of *Self-
+    Distillation: Towards Efficient and Compact Neural Networks*, TPAMI 2021).
+
+    Args:
+        teacher_logits: Tensor of shape `(batch, classes)`.
+        student_logits: Tensor of shape `(batch, classes)`.
+        temperature: Positive number, T.
+
+    Returns:
+        Tensor of shape `(batch,)`, in nats.
+
+    Example:
+        >>> import numpy as np
+        >>> even = np.array([[1.0, 1.0]])
+        >>> print(round(float(soft_target_crossentropy(even, even)[0]), 4))
+        0.6931
+    """
+    teacher = ops.softmax(ops.divide(teacher_logits, temperature), axis=-1)
+    student = ops.log_softmax(ops.divide(student_logits, temperature), axis=-1)
+    return -ops.sum(teacher * student, axis=-1)
+
+
 def hint_distance(teacher_feature, student_feature):
     """Squared distance between two features where either of them is positive.
 
@@ -65,6 +92,31 @@ def hint_distance(teacher_feature, student_feature):
     active = ops.logical_or(teacher_feature > 0, student_feature > 0)
     difference = ops.square(student_feature - teacher_feature)
     return ops.sum(ops.where(active, difference, 0.0), axis=-1)
+
+
+def hint_norm(teacher_feature, student_feature):
+    """L2 norm of the difference of two features.
+
+    `√(Σ_j (s_j − t_j)²)`, the feature loss of the authors' code of *Self-Distillation:
+    Towards Efficient and Compact Neural Networks* (TPAMI 2021) for one sample. Where
+    the features are equal its gradient is 0.
+
+    Args:
+        teacher_feature: Tensor of shape `(batch, width)`.
+        student_feature: Tensor of shape `(batch, width)`.
+
+    Returns:
+        Tensor of shape `(batch,)`.
+
+    Example:
+        >>> import numpy as np
+        >>> print(float(hint_norm(np.array([[3.0, 0.0]]), np.array([[0.0, 4.0]]))[0]))
+        5.0
+    """
+    squared = ops.sum(ops.square(student_feature - teacher_feature), axis=-1)
+    # The root's gradient at 0 is infinite, also where the other branch is taken.
+    apart = squared > 0
+    return ops.where(apart, ops.sqrt(ops.where(apart, squared, 1.0)), 0.0)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -121,3 +173,43 @@ class HintLoss(keras.losses.Loss):
     def call(self, y_true, y_pred):
         """Return the squared distance of each sample, shape `(batch,)`."""
         return hint_distance(y_true, y_pred)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class SoftTargetCrossentropy(SoftTargetLoss):
+    """`soft_target_crossentropy` on `(teacher_logits, student_logits)`.
+
+    Args:
+        temperature: Positive number, T.
+        reduction: As in every Keras loss.
+        name: Name of the loss.
+
+    Example:
+        >>> import numpy as np
+        >>> even = np.array([[1.0, 1.0]])
+        >>> print(round(float(SoftTargetCrossentropy(temperature=3.0)(even, even)), 4))
+        0.6931
+    """
+
+    def call(self, y_true, y_pred):
+        """Return the crossentropy of each sample, shape `(batch,)`."""
+        return soft_target_crossentropy(y_true, y_pred, temperature=self.temperature)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class HintNormLoss(HintLoss):
+    """`hint_norm` as a Keras loss on `(teacher_feature, student_feature)`.
+
+    Args:
+        reduction: As in every Keras loss.
+        name: Name of the loss.
+
+    Example:
+        >>> import numpy as np
+        >>> print(float(HintNormLoss()(np.array([[3.0, 0.0]]), np.array([[0.0, 4.0]]))))
+        5.0
+    """
+
+    def call(self, y_true, y_pred):
+        """Return the norm of each sample's difference, shape `(batch,)`."""
+        return hint_norm(y_true, y_pred)

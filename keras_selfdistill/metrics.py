@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_selfdistill.objective import crossentropy, is_sparse
+from keras_selfdistill.labels import crossentropy, is_sparse
 
 
 def exit_metrics(

@@ -1,24 +1,24 @@
 """The training objective: a recipe's weights applied to the exits of one batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import keras
 from keras import ops
 
-from keras_selfdistill.losses import HintLoss, SoftTargetLoss
-from keras_selfdistill.recipes import Recipe
-
-_SCALAR_REDUCTIONS = ("sum_over_batch_size", "sum", "mean", "mean_with_sample_weight")
+from keras_selfdistill.labels import as_loss
+from keras_selfdistill.pair_losses import PairLoss
+from keras_selfdistill.recipe import Recipe, is_used
 
 
 class Objective:
-    """Weighted sum of each exit's label, soft-target and hint loss.
+    """Weighted sum of each exit's label and distillation losses.
 
     Args:
-        recipe: Which exit gets which term.
-        exit_names: Shallow to deep; the last one teaches.
+        recipe: Which exit gets which term, and who teaches.
+        exit_names: Shallow to deep.
         label_loss: What the user gave `compile` as `loss`.
+        external_teacher: Whether calls will get the logits of another model.
+        pair_losses: Further losses between each exit and its teacher.
 
     Raises:
         ValueError: `label_loss` is unknown or does not reduce to a scalar.
@@ -31,148 +31,116 @@ class Objective:
         ('label_loss', 'soft_target_loss', 'hint_loss')
     """
 
-    def __init__(self, recipe: Recipe, exit_names: Sequence[str], label_loss: Any):
+    def __init__(
+        self,
+        recipe: Recipe,
+        exit_names: Sequence[str],
+        label_loss: Any,
+        *,
+        external_teacher: bool = False,
+        pair_losses: Sequence[PairLoss] = (),
+    ):
+        self.recipe = recipe
         self.exit_names = list(exit_names)
-        self.weights = recipe.weights(self.exit_names)
         self.label_loss = as_loss(label_loss)
-        # Distillation is reduced as the label loss is, so that their ratio does not
-        # depend on the batch size.
-        reduction = self.label_loss.reduction
-        self.soft_target_loss = SoftTargetLoss(recipe.temperature, reduction=reduction)
-        self.hint_loss = HintLoss(reduction=reduction)
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Names of the terms with a weight, in the order of the logs."""
-        used = ["label_loss"]
-        if any(weights.soft_target for weights in self.weights.values()):
-            used.append("soft_target_loss")
-        if any(weights.hint for weights in self.weights.values()):
-            used.append("hint_loss")
-        return tuple(used)
+        self.pair_losses = list(pair_losses)
+        weights = recipe.at(0).weights(self.exit_names)
+        taught = [weights[name] for name in self.exit_names if self._teachers(name)]
+        used = {
+            "label_loss": True,
+            "soft_target_loss": any(is_used(each.soft_target) for each in taught),
+            "hint_loss": any(is_used(each.hint) for each in taught),
+            "external_loss": external_teacher,
+            "distillation_loss": bool(self.pair_losses),
+        }
+        self.terms = tuple(term for term, is_used in used.items() if is_used)
 
     def __call__(
-        self, labels: Any, exits: Mapping[str, Mapping[str, Any]], sample_weight: Any
+        self,
+        labels: Any,
+        exits: Mapping[str, Mapping[str, Any]],
+        sample_weight: Any,
+        *,
+        step: Any = 0,
+        distillation_scale: Any = 1.0,
+        external_logits: Any = None,
     ) -> dict[str, Any]:
         """Return the value of each term, summed over exits with their weights.
 
         Args:
             labels: What the label loss takes, e.g. shape `(batch,)`.
             exits: For every exit its `output` and `logits`, shape `(batch, classes)`,
-                and `feature`, shape `(batch, width)`.
-            sample_weight: `None` or shape `(batch,)`; scales every term.
+                its `feature`, shape `(batch, width)`, and its `hint`: the feature, or
+                what an adapter made of it.
+            sample_weight: `None` or shape `(batch,)`; scales every term but the pair
+                losses, which Keras gives as means over the batch.
+            step: Training steps so far, for schedules.
+            distillation_scale: Factor on every term but the label loss.
+            external_logits: Shape `(batch, classes)`, of the external teacher.
 
         Returns:
             Mapping of the names in `terms` to scalars.
         """
-        teacher = exits[self.exit_names[-1]]
-        teacher_logits = ops.stop_gradient(teacher["logits"])
-        teacher_feature = ops.stop_gradient(teacher["feature"])
+        losses = self._weighted_losses(
+            self.recipe.at(step), labels, exits, sample_weight, external_logits
+        )
         values: dict[str, list[Any]] = {term: [] for term in self.terms}
-        for name, weights in self.weights.items():
-            tensors = exits[name]
-            if weights.label:
-                loss = self.label_loss(labels, tensors["output"], sample_weight)
-                values["label_loss"].append(weights.label * loss)
-            if weights.soft_target:
-                loss = self.soft_target_loss(
-                    teacher_logits, tensors["logits"], sample_weight
+        for term, loss in losses:
+            values[term].append(
+                loss if term == "label_loss" else distillation_scale * loss
+            )
+        return {term: sum(each, start=ops.zeros(())) for term, each in values.items()}
+
+    def _weighted_losses(
+        self, recipe, labels, exits, sample_weight, external_logits
+    ) -> Iterator[tuple[str, Any]]:
+        # Distillation is reduced as the label loss is, so that their ratio does not
+        # depend on the batch size.
+        reduction = self.label_loss.reduction
+        temperature = recipe.temperature
+        soft_target_loss = recipe.soft_target_loss(temperature, reduction=reduction)
+        hint_loss = recipe.hint_loss(reduction=reduction)
+        for name, weights in recipe.weights(self.exit_names).items():
+            student = exits[name]
+            if is_used(weights.label):
+                loss = self.label_loss(labels, student["output"], sample_weight)
+                yield "label_loss", weights.label * loss
+            teachers = self._teachers(name)
+            for teacher in (self._lesson(teacher, exits) for teacher in teachers):
+                if is_used(weights.soft_target):
+                    loss = soft_target_loss(
+                        teacher["logits"], student["logits"], sample_weight
+                    )
+                    yield "soft_target_loss", weights.soft_target * loss / len(teachers)
+                if is_used(weights.hint):
+                    loss = hint_loss(teacher["feature"], student["hint"], sample_weight)
+                    yield "hint_loss", weights.hint * loss / len(teachers)
+                for pair_loss in self.pair_losses:
+                    yield (
+                        "distillation_loss",
+                        pair_loss(teacher, student) / len(teachers),
+                    )
+            if external_logits is not None:
+                loss = soft_target_loss(
+                    external_logits, student["logits"], sample_weight
                 )
-                values["soft_target_loss"].append(weights.soft_target * loss)
-            if weights.hint:
-                loss = self.hint_loss(
-                    teacher_feature, tensors["feature"], sample_weight
-                )
-                values["hint_loss"].append(weights.hint * loss)
-        return {
-            term: sum(losses, start=ops.zeros(())) for term, losses in values.items()
-        }
+                yield "external_loss", recipe.external_weight * loss
 
+    def _teachers(self, name: str) -> list[str]:
+        """Return the exits that teach an exit, or `ensemble` for the mean of all."""
+        if self.recipe.teacher == "ensemble":
+            return ["ensemble"]
+        deeper = self.exit_names[self.exit_names.index(name) + 1 :]
+        chosen = {"deepest": slice(-1, None), "next": slice(1), "dense": slice(None)}
+        return deeper[chosen[self.recipe.teacher]]
 
-def as_loss(identifier: Any) -> keras.losses.Loss:
-    """Return a Keras loss for anything that `compile` takes as the loss of one output.
-
-    Args:
-        identifier: Name, function `(y_true, y_pred) -> per-sample values`, or `Loss`.
-
-    Raises:
-        ValueError: The name is unknown, or the loss does not reduce to a scalar.
-        TypeError: `identifier` is missing or a collection.
-
-    Example:
-        >>> as_loss("sparse_categorical_crossentropy").name
-        'sparse_categorical_crossentropy'
-    """
-    if identifier is None or isinstance(identifier, (dict, list, tuple)):
-        raise TypeError(
-            "`compile` needs one loss, which serves every exit. Received: "
-            f"loss={identifier!r}. Expected: what you would pass for the base, e.g. "
-            "loss='sparse_categorical_crossentropy'. The recipe weighs the exits."
-        )
-    if isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce"):
-        return _FunctionLoss(crossentropy, name=identifier)
-    loss = keras.losses.get(identifier)
-    if not isinstance(loss, keras.losses.Loss):
-        name = identifier if isinstance(identifier, str) else None
-        return _FunctionLoss(loss, name=name or getattr(loss, "__name__", None))
-    if loss.reduction not in _SCALAR_REDUCTIONS:
-        raise ValueError(
-            "The loss must reduce to a scalar. Received: a loss with "
-            f"reduction={loss.reduction!r}. Expected one of {_SCALAR_REDUCTIONS}."
-        )
-    return loss
-
-
-class _FunctionLoss(keras.losses.Loss):
-    """A plain function as a Keras loss with the default reduction."""
-
-    def __init__(self, function, name=None):
-        super().__init__(name=name)
-        self.function = function
-
-    def call(self, y_true, y_pred):
-        return self.function(y_true, y_pred)
-
-
-def crossentropy(y_true: Any, y_pred: Any) -> Any:
-    """Return the crossentropy of each sample, for sparse or one-hot labels."""
-    if is_sparse(y_true, y_pred):
-        return keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
-    return keras.losses.categorical_crossentropy(y_true, y_pred)
-
-
-def is_sparse(labels: Any, outputs: Any) -> bool:
-    """Tell class indices, shape `(batch,)` or `(batch, 1)`, from rows of scores."""
-    return len(labels.shape) < len(outputs.shape) or labels.shape[-1] == 1
-
-
-def check_labels(labels: Any, classes: int) -> None:
-    """Refuse labels that no classifier could be trained with.
-
-    Args:
-        labels: Batch of labels.
-        classes: How many the base tells apart.
-
-    Raises:
-        ValueError: `labels` is missing, a collection, or neither class indices nor
-            one row of `classes` scores per sample.
-
-    Example:
-        >>> import numpy as np
-        >>> check_labels(np.zeros((8, 10)), classes=10)
-    """
-    expected = (
-        f"Expected: one array for all exits, of class indices with shape (batch,) or "
-        f"(batch, 1), or of one-hot or soft labels with shape (batch, {classes})."
-    )
-    if getattr(getattr(labels, "shape", ()), "rank", 0) is None:
-        return  # A tf.data set that does not say: the loss will.
-    if not hasattr(labels, "shape"):
-        raise ValueError(
-            f"Received labels: {type(labels).__name__}. {expected} The wrapper hands "
-            "the same labels to every exit."
-        )
-    shape = tuple(labels.shape)
-    if len(shape) == 1 or (len(shape) == 2 and shape[-1] in (1, classes, None)):
-        return
-    raise ValueError(f"Received labels of shape {shape}. {expected}")
+    def _lesson(self, teacher: str, exits: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the logits and feature that a teacher shows, detached as is due."""
+        if teacher == "ensemble":
+            logits = sum(each["logits"] for each in exits.values()) / len(exits)
+            feature = exits[self.exit_names[-1]]["feature"]
+        else:
+            logits, feature = exits[teacher]["logits"], exits[teacher]["feature"]
+        if self.recipe.detach_teacher or teacher == "ensemble":
+            logits = ops.stop_gradient(logits)
+        return {"logits": logits, "feature": ops.stop_gradient(feature)}

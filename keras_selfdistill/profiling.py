@@ -50,7 +50,7 @@ def profile(model: Any) -> dict[str, Cost]:
     """Return the cost of each exit and the ensemble of a wrapper, shallow to deep.
 
     Each is the cost of the model that `exit_model` or `ensemble_model` returns, so
-    `final` is the base alone.
+    `final` is the base alone. Exits that cannot be cut off are left out.
 
     Args:
         model: A `SelfDistiller`.
@@ -65,7 +65,8 @@ def profile(model: Any) -> dict[str, Cost]:
         >>> {name: round(cost.share, 2) for name, cost in costs.items()}
         {'exit_1': 0.54, 'final': 1.0, 'ensemble': 1.02}
     """
-    models = {name: model.exit_model(name) for name in model.exit_names}
+    names = model.exit_names if model.has_early_exits else ["final"]
+    models = {name: model.exit_model(name) for name in names}
     models["ensemble"] = model.ensemble_model()
     base_cost, _ = model_multiply_adds(models["final"])
     costs = {}

@@ -1,55 +1,37 @@
 """Recipes: frozen, serialisable descriptions of which loss each exit gets.
 
 A recipe is data, not code. It names a head and, for every exit, the weight of each
-loss term; the deepest exit (`final`) teaches the others.
+loss term; unless it says otherwise, the deepest exit (`final`) teaches the others.
 """
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Sequence
 from typing import ClassVar
 
 import keras
 
-from keras_selfdistill.config import PACKAGE, Config, resolve
+from keras_selfdistill.config import PACKAGE, resolve
+from keras_selfdistill.losses import HintNormLoss, SoftTargetCrossentropy
+from keras_selfdistill.recipe import (
+    Recipe,
+    Scalar,
+    TermWeights,
+    check_share,
+    check_weight,
+    is_used,
+    refuse,
+)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TermWeights:
-    """Weights of one exit's loss terms.
-
-    Args:
-        label: Weight of the label loss.
-        soft_target: Weight of `T² · KL` to the teacher's logits.
-        hint: Weight of the squared distance to the teacher's feature.
-
-    Example:
-        >>> TermWeights(label=1.0)
-        TermWeights(label=1.0, soft_target=0.0, hint=0.0)
-    """
-
-    label: float
-    soft_target: float = 0.0
-    hint: float = 0.0
-
-
-class Recipe(Config):
-    """What every recipe offers; subclass it as a frozen dataclass.
-
-    Attributes:
-        head: Name of the head that exits get unless the user chooses another.
-        temperature: Temperature of the soft targets, T.
-    """
-
-    head: ClassVar[str] = "bottleneck"
-    temperature: float = 1.0
-
-    def weights(self, exit_names: Sequence[str]) -> dict[str, TermWeights]:
-        """Return the weights of every exit, given their names, shallow to deep."""
-        raise NotImplementedError(
-            f"{type(self).__name__} must define weights(exit_names)."
-        )
+__all__ = [
+    "AttentionBYOT",
+    "BYOT",
+    "DeepSupervision",
+    "Recipe",
+    "TESKD",
+    "TermWeights",
+    "get",
+]
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -62,6 +44,7 @@ class DeepSupervision(Recipe):
 
     Args:
         exit_weight: Weight of the label loss of every exit but the final one.
+        **fields: Those of `Recipe`; they matter with an external teacher alone.
 
     Raises:
         ValueError: `exit_weight` is negative or not finite.
@@ -71,11 +54,12 @@ class DeepSupervision(Recipe):
         TermWeights(label=0.5, soft_target=0.0, hint=0.0)
     """
 
-    exit_weight: float = 1.0
+    exit_weight: Scalar = 1.0
 
     def __post_init__(self):
         """Check the fields."""
-        _check_weight(self, "exit_weight")
+        super().__post_init__()
+        check_weight(self, "exit_weight")
 
     def weights(self, exit_names: Sequence[str]) -> dict[str, TermWeights]:
         """Return the weights of every exit."""
@@ -103,6 +87,7 @@ class BYOT(Recipe):
         hint_weight: Weight of the hint, β.
         final_label_weight: Weight of the final exit's label loss. The public
             reproduction scales it like the others: pass `1 - alpha` for that.
+        **fields: Those of `Recipe`.
 
     Raises:
         ValueError: A field is out of its range or not finite.
@@ -112,17 +97,17 @@ class BYOT(Recipe):
         TermWeights(label=0.7, soft_target=0.3, hint=0.000128)
     """
 
-    alpha: float = 0.1
-    temperature: float = 3.0
-    hint_weight: float = 1.28e-4
-    final_label_weight: float = 1.0
+    alpha: Scalar = 0.1
+    temperature: Scalar = 3.0
+    hint_weight: Scalar = 1.28e-4
+    final_label_weight: Scalar = 1.0
 
     def __post_init__(self):
         """Check the fields."""
-        _check_share(self, "alpha")
-        _check_temperature(self)
-        _check_weight(self, "hint_weight")
-        _check_weight(self, "final_label_weight")
+        super().__post_init__()
+        check_share(self, "alpha")
+        check_weight(self, "hint_weight")
+        check_weight(self, "final_label_weight")
 
     def weights(self, exit_names: Sequence[str]) -> dict[str, TermWeights]:
         """Return the weights of every exit."""
@@ -134,59 +119,163 @@ class BYOT(Recipe):
         return weights | {final: TermWeights(label=self.final_label_weight)}
 
 
-_SHORTHANDS = {"byot": BYOT, "deep_supervision": DeepSupervision}
+SKIPPED_HINTS = ("second_deepest", "shallowest", "none")
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionBYOT(Recipe):
+    """Self-distillation with attention (Zhang et al., TPAMI 2021).
+
+    *Self-Distillation: Towards Efficient and Compact Neural Networks*, doi
+    10.1109/TPAMI.2021.3067100. Exits look at their tap through an attention mask
+    (head `"attention"`), and a linear layer of its own adapts each exit's feature
+    before it is compared.
+
+    Loss of exit i: `(1 − α) · label loss + α · H(p, q) + β · ‖adapter(fᵢ) − f‖₂`, where
+    H is the crossentropy of the exit's distribution at temperature T under the final
+    exit's, without the factor T²; loss of the final exit: its label loss.
+
+    The defaults follow the authors' code. It takes the L2 norm of the difference of
+    whole batches, `√(Σ ‖dᵢ‖²)`, with weight 0.03 at 128 samples. Here it is a mean of
+    the samples' norms, so that its weight does not depend on the batch size: for norms
+    of one size the gradients are equal at 0.03 · √128 = 0.339.
+
+    Args:
+        alpha: Share of the soft targets, α in [0, 1].
+        temperature: Positive temperature of the soft targets, T.
+        hint_weight: Weight of the hint, β.
+        skipped_hint: The exit that gets no hint: `"second_deepest"`, as the authors'
+            code does; `"shallowest"`, as its comment says; or `"none"`.
+        final_label_weight: Weight of the final exit's label loss.
+        **fields: Those of `Recipe`.
+
+    Raises:
+        ValueError: A field is out of its range or not finite.
+
+    Example:
+        >>> recipe = AttentionBYOT(skipped_hint="shallowest")
+        >>> recipe.adapted_exits(["exit_1", "exit_2", "exit_3", "final"])
+        ['exit_2', 'exit_3']
+    """
+
+    head: ClassVar[str] = "attention"
+    soft_target_loss: ClassVar[type] = SoftTargetCrossentropy
+    hint_loss: ClassVar[type] = HintNormLoss
+
+    alpha: Scalar = 0.3
+    temperature: Scalar = 3.0
+    hint_weight: Scalar = 0.03 * math.sqrt(128)
+    skipped_hint: str = "second_deepest"
+    final_label_weight: Scalar = 1.0
+
+    def __post_init__(self):
+        """Check the fields."""
+        super().__post_init__()
+        check_share(self, "alpha")
+        check_weight(self, "hint_weight")
+        check_weight(self, "final_label_weight")
+        if self.skipped_hint not in SKIPPED_HINTS:
+            refuse(self, "skipped_hint", f"one of {SKIPPED_HINTS}")
+
+    def weights(self, exit_names: Sequence[str]) -> dict[str, TermWeights]:
+        """Return the weights of every exit."""
+        *shallow, final = exit_names
+        hints = dict.fromkeys(shallow, self.hint_weight)
+        if self.skipped_hint != "none":
+            hints[shallow[-1 if self.skipped_hint == "second_deepest" else 0]] = 0.0
+        weights = {
+            name: TermWeights(label=1.0 - self.alpha, soft_target=self.alpha, hint=hint)
+            for name, hint in hints.items()
+        }
+        return weights | {final: TermWeights(label=self.final_label_weight)}
+
+    def adapted_exits(self, exit_names: Sequence[str]) -> list[str]:
+        """Return the exits that get a hint."""
+        weights = self.at(0).weights(exit_names)
+        return [name for name, each in weights.items() if is_used(each.hint)]
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TESKD(Recipe):
+    """*Student Helping Teacher* (Li et al., 2021, arXiv 2110.00329).
+
+    Students read the base top-down, from its end (head `"top_down"`), and help it to
+    learn; they are dropped afterwards: deploy `final_model()`. Since every student
+    reads the whole base, no exit of such a wrapper can be cut off.
+
+    Loss of exit i: `w_label · label loss + w_soft · T² · KL(final ‖ exit i) + w_hint ·
+    hint`; loss of the final exit: `w_label · label loss`.
+
+    The defaults are the paper's constants; the hint's 1e-7, for a sum over a batch of
+    128, is converted as in `BYOT`. (The first version of the authors' code has T = 3.)
+    As in that code, the soft targets' gradient reaches the teacher, too.
+
+    Args:
+        label_weight: Weight of every exit's label loss, the final one's too.
+        soft_target_weight: Weight of the soft targets.
+        temperature: Positive temperature of the soft targets, T.
+        hint_weight: Weight of the hint; its gradient stops at the teacher.
+        detach_teacher: Whether the soft targets' gradient stops at the teacher.
+        **fields: Those of `Recipe`.
+
+    Raises:
+        ValueError: A field is out of its range or not finite.
+
+    Example:
+        >>> TESKD().weights(["exit_1", "final"])["final"]
+        TermWeights(label=0.2, soft_target=0.0, hint=0.0)
+    """
+
+    head: ClassVar[str] = "top_down"
+
+    label_weight: Scalar = 0.2
+    soft_target_weight: Scalar = 0.8
+    temperature: Scalar = 4.0
+    hint_weight: Scalar = 1.28e-5
+    detach_teacher: bool = False
+
+    def __post_init__(self):
+        """Check the fields."""
+        super().__post_init__()
+        check_weight(self, "label_weight")
+        check_weight(self, "soft_target_weight")
+        check_weight(self, "hint_weight")
+
+    def weights(self, exit_names: Sequence[str]) -> dict[str, TermWeights]:
+        """Return the weights of every exit."""
+        *shallow, final = exit_names
+        taught = TermWeights(
+            label=self.label_weight,
+            soft_target=self.soft_target_weight,
+            hint=self.hint_weight,
+        )
+        weights = dict.fromkeys(shallow, taught)
+        return weights | {final: TermWeights(label=self.label_weight)}
+
+
+_SHORTHANDS = {
+    "byot": BYOT,
+    "deep_supervision": DeepSupervision,
+    "attention_byot": AttentionBYOT,
+    "teskd": TESKD,
+}
 
 
 def get(identifier: "str | Recipe") -> Recipe:
     """Return the recipe with a name and published constants, or the recipe given.
 
     Args:
-        identifier: `"byot"`, `"deep_supervision"`, or a `Recipe`.
+        identifier: `"byot"`, `"deep_supervision"`, `"attention_byot"`, `"teskd"`, or a
+            `Recipe`.
 
     Raises:
         ValueError: No recipe has this name.
         TypeError: `identifier` is neither a string nor a `Recipe`.
 
     Example:
-        >>> get("byot")
-        BYOT(alpha=0.1, temperature=3.0, hint_weight=0.000128, final_label_weight=1.0)
+        >>> get("deep_supervision") == DeepSupervision()
+        True
     """
     return resolve(identifier, "recipe", Recipe, _SHORTHANDS)
-
-
-def _number(recipe, field):
-    value = getattr(recipe, field)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(
-            f"{type(recipe).__name__}.{field} must be a number. "
-            f"Received: {field}={value!r} of type {type(value).__name__}."
-        )
-    # NumPy's numbers would not serialise; the class is frozen for everyone else.
-    object.__setattr__(recipe, field, float(value))
-    return float(value)
-
-
-def _check_share(recipe, field):
-    if not 0.0 <= _number(recipe, field) <= 1.0:
-        _refuse(recipe, field, "a number from 0 to 1")
-
-
-def _check_weight(recipe, field):
-    value = _number(recipe, field)
-    if not (math.isfinite(value) and value >= 0.0):
-        _refuse(recipe, field, "a finite number of at least 0")
-
-
-def _check_temperature(recipe):
-    value = _number(recipe, "temperature")
-    if not (math.isfinite(value) and value > 0.0):
-        _refuse(
-            recipe, "temperature", "a finite number above 0 (the papers use 3 or 4)"
-        )
-
-
-def _refuse(recipe, field, expected):
-    raise ValueError(
-        f"{type(recipe).__name__}.{field} is out of range. "
-        f"Received: {field}={getattr(recipe, field)!r}. Expected: {expected}."
-    )

@@ -1,8 +1,9 @@
-"""Train a saved wrapper for one step on the backend in use and write what came out.
+"""Train saved wrappers for one step on the backend in use and write what came out.
 
-Run by test_backends.py as `python -m tests.backend_probe MODEL BATCH OUT`.
+Run by test_backends.py as `python -m tests.backend_probe FOLDER`.
 """
 
+import pathlib
 import sys
 
 import keras
@@ -11,11 +12,8 @@ import numpy as np
 import keras_selfdistill  # noqa: F401  Registers what the model file names.
 
 
-def main(model_path, batch_path, out_path):
-    """Write the outputs, the logs of a test and an SGD step, and the weights."""
-    model = keras.saving.load_model(model_path)
-    data = np.load(batch_path)
-    x, y, sample_weight = data["x"], data["y"], data["sample_weight"]
+def one_step(model, x, y, sample_weight):
+    """Return the outputs, the logs of a test and an SGD step, and the weights."""
     found = {f"output/{k}": v for k, v in model.predict(x, verbose=0).items()}
     for kind, logs in (
         ("test", model.test_on_batch(x, y, sample_weight, return_dict=True)),
@@ -23,12 +21,19 @@ def main(model_path, batch_path, out_path):
     ):
         model.reset_metrics()
         found |= {f"{kind}/{name}": float(value) for name, value in logs.items()}
-    found |= {
-        f"weight/{variable.path}": keras.ops.convert_to_numpy(variable.value)
-        for variable in model.variables
-    }
-    np.savez(out_path, **found)
+    for i, variable in enumerate(model.variables):
+        value = keras.ops.convert_to_numpy(variable.value)
+        found[f"weight/{i}/{variable.path}"] = value
+    return found
+
+
+def main(folder):
+    """Write `<model>_<backend>.npz` beside every model of the folder."""
+    batch = np.load(folder / "batch.npz")
+    for path in sorted(folder.glob("*.keras")):
+        found = one_step(keras.saving.load_model(path), **batch)
+        np.savez(folder / f"{path.stem}_{keras.backend.backend()}.npz", **found)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(pathlib.Path(sys.argv[1]))

@@ -11,18 +11,29 @@ from keras import layers
 import keras_selfdistill as ksd
 
 
-def build():
-    """Return a compiled wrapper without batch normalisation."""
-    keras.utils.set_random_seed(0)
+def network(name):
+    """Return a small classifier without batch normalisation."""
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(
         4, 3, activation="relu", name="tap", kernel_regularizer=keras.regularizers.L2()
     )(inputs)
     x = layers.Conv2D(4, 3, strides=2, activation="relu")(x)
     x = layers.GlobalAveragePooling2D()(x)
-    base = keras.Model(inputs, layers.Dense(4, activation="softmax")(x))
-    recipe = ksd.recipes.BYOT(alpha=0.5, hint_weight=0.1)
-    model = ksd.SelfDistiller(base, ["tap"], recipe, head="linear")
+    return keras.Model(inputs, layers.Dense(4, activation="softmax")(x), name=name)
+
+
+def build():
+    """Return a compiled wrapper with every kind of loss term, and a schedule."""
+    keras.utils.set_random_seed(0)
+    rising = keras.optimizers.schedules.PolynomialDecay(0.2, 3, 0.8)
+    model = ksd.SelfDistiller(
+        network("base"),
+        ["tap"],
+        ksd.recipes.BYOT(alpha=rising, hint_weight=0.1),
+        head="linear",
+        teacher=network("teacher"),
+        distillation_losses=[keras.distillation.FeatureDistillation("mse")],
+    )
     model.compile(
         keras.optimizers.SGD(0.1),
         "sparse_categorical_crossentropy",

@@ -33,7 +33,7 @@ def test_a_users_own_recipe_and_head(base, batch, tmp_path):
 
 
 def test_the_readme_example(batch, tmp_path, monkeypatch):
-    (code,) = code_blocks("README.md", "python")
+    code, recipe = code_blocks("README.md", "python")
     assert len(code.splitlines()) <= 10
     x, y = batch
     images = (keras.ops.convert_to_numpy(keras.ops.tile(x, (1, 4, 4, 1))), y[:, None])
@@ -47,6 +47,8 @@ def test_the_readme_example(batch, tmp_path, monkeypatch):
     }
     loaded = keras.saving.load_model(tmp_path / "smaller.keras")
     assert loaded.output_shape == (None, 100)
+    exec(recipe, names)
+    assert float(names["recipe"].at(2500).alpha) == pytest.approx(0.15)
 
 
 def test_ci_runs_the_commands_of_the_readme():

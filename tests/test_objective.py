@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from keras_selfdistill import recipes
-from keras_selfdistill.objective import Objective, as_loss
+from keras_selfdistill.labels import as_loss
+from keras_selfdistill.objective import Objective
 
 from .conftest import finite_differences, value_and_gradients
 
@@ -49,6 +50,37 @@ def byot(arrays, rows, sample_weight, *, alpha, temperature, beta, final, teache
     return (loss * sample_weight).mean()
 
 
+def attention_byot(arrays, rows, sample_weight, *, alpha, temperature, beta, teacher):
+    """TPAMI 2021 as in its authors' code, the hint not on the second-deepest exit."""
+    logits, features = arrays[::2], arrays[1::2]
+    teacher_logits, teacher_feature = teacher
+    loss = cross_entropy(rows, logits[-1])
+    p = np.exp(log_softmax(teacher_logits / temperature))
+    for i in range(len(NAMES) - 1):
+        loss = loss + (1 - alpha) * cross_entropy(rows, logits[i])
+        loss = loss + alpha * cross_entropy(p, logits[i] / temperature)
+        if i != len(NAMES) - 2:
+            gap = features[i] - teacher_feature
+            loss = loss + beta * np.sqrt((gap**2).sum(axis=-1))
+    return (loss * sample_weight).mean()
+
+
+def teskd(arrays, rows, sample_weight, *, teacher):
+    """The TESKD constants; nothing but the hint's teacher is detached."""
+    logits, features = arrays[::2], arrays[1::2]
+    _, teacher_feature = teacher
+    loss = 0.2 * cross_entropy(rows, logits[-1])
+    p = log_softmax(logits[-1] / 4)
+    for student, feature in zip(logits[:-1], features[:-1], strict=True):
+        loss = loss + 0.2 * cross_entropy(rows, student)
+        kl = (np.exp(p) * (p - log_softmax(student / 4))).sum(axis=-1)
+        gap = np.where(
+            (feature > 0) | (teacher_feature > 0), feature - teacher_feature, 0
+        )
+        loss = loss + 0.8 * 16 * kl + 128e-7 * (gap**2).sum(axis=-1)
+    return (loss * sample_weight).mean()
+
+
 def deep_supervision(arrays, rows, sample_weight, *, weight, teacher):
     del teacher
     *shallow, final = arrays[::2]
@@ -72,6 +104,13 @@ RECIPES = {
         recipes.BYOT(alpha=0.25, final_label_weight=0.75, hint_weight=0.0),
         lambda *a, **k: byot(*a, alpha=0.25, temperature=3, beta=0.0, final=0.75, **k),
     ),
+    "attention_byot": (
+        recipes.get("attention_byot"),
+        lambda *a, **k: attention_byot(
+            *a, alpha=0.3, temperature=3.0, beta=0.03 * 128**0.5, **k
+        ),
+    ),
+    "teskd": (recipes.get("teskd"), teskd),
     "deep_supervision": (
         recipes.get("deep_supervision"),
         lambda *a, **k: deep_supervision(*a, weight=1.0, **k),
@@ -98,6 +137,7 @@ def keras_loss(objective, labels, sample_weight, softmax, *arrays):
     for name, logits, feature in zip(NAMES, arrays[::2], arrays[1::2], strict=True):
         output = keras.ops.softmax(logits) if softmax else logits
         exits[name] = {"output": output, "logits": logits, "feature": feature}
+        exits[name]["hint"] = feature
     return sum(objective(labels, exits, sample_weight).values())
 
 

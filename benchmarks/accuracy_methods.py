@@ -1,0 +1,242 @@
+"""The rows of the accuracy benchmark: what is trained, and at what size."""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_selfdistill as ksd
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "examples"))
+import cifar100
+
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What all cells of a table share.
+
+    Attributes:
+        model: Name in `keras_selfdistill.networks.NETWORKS`.
+        width_multiplier: Factor on the layer widths, of the teacher as well.
+        train_examples: The first images of every class, together; `None`: all.
+        validation_examples: Held out of the training images by `--select`.
+        test_examples: The first test images; `None`: all.
+        epochs: Passes over the training images.
+        batch_size: Images per step.
+        schedule: `"cosine"` to 0, or `"step"`: ÷10 after 37.5 %, 65 %, 90 % of steps.
+        warmup_steps: Steps in which the rate rises from 0, with `"cosine"`.
+        dtype: Keras dtype policy.
+        taps: Number of exits besides the base's own.
+        checkpoint_every: Epochs between checkpoints; decides no result.
+    """
+
+    model: str = "resnet18"
+    width_multiplier: float = 1.0
+    train_examples: int | None = None
+    validation_examples: int = 5000
+    test_examples: int | None = None
+    epochs: int = 200
+    batch_size: int = 128
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    dtype: str = "float32"
+    taps: int = 3
+    checkpoint_every: int = 1
+
+
+PRESETS = {
+    "cpu": Preset(
+        width_multiplier=0.375,  # 24 channels at first
+        train_examples=5000,
+        epochs=40,
+        batch_size=64,
+        warmup_steps=200,
+        checkpoint_every=4,
+    ),
+    "cpu_full": Preset(width_multiplier=0.25, epochs=12, warmup_steps=200),
+    "paper": Preset(schedule="step", dtype="mixed_bfloat16", checkpoint_every=5),
+    "smoke": Preset(
+        width_multiplier=0.125,
+        train_examples=200,
+        validation_examples=100,
+        test_examples=200,
+        epochs=2,
+        batch_size=100,
+        warmup_steps=2,
+    ),
+}
+
+
+SPARSE = "sparse_categorical_crossentropy"
+TEACHERS = {"resnet18": "resnet34", "resnet50": "resnet101"}  # twice the depth
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training: a preset's method with one seed, maybe with other constants."""
+
+    preset: Preset
+    method: str
+    seed: int
+    fields: Mapping[str, Any]  # the method's constants
+    variant: str = ""
+
+    @property
+    def row(self) -> str:
+        """Name of the table's row."""
+        return f"{self.method}.{self.variant}" if self.variant else self.method
+
+    @property
+    def name(self) -> str:
+        """Name of the cell's files, without suffix."""
+        return f"{self.row}-seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """How one row of the table is trained.
+
+    Attributes:
+        build: `(cell, optimizer, teacher) -> model`, compiled, untrained.
+        fields: Named constants, which `--recipe_fields` overrides.
+        prepare: `(cell) -> function` of a batch and its own random generator, for
+            methods that change images or labels.
+        taught: Whether a deeper network is trained first and handed to `build`.
+        published: Published accuracies of ResNet-18, in per cent.
+    """
+
+    build: Callable[..., keras.Model]
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prepare: Callable[[Cell], Callable[..., Batch]] | None = None
+    taught: bool = False
+    published: str = "–"
+
+
+def network(preset: Preset, model: str | None = None, **options: Any) -> keras.Model:
+    """Returns an untrained network, the preset's own unless `model` names another."""
+    builder = ksd.networks.NETWORKS[model or preset.model]
+    return builder(width_multiplier=preset.width_multiplier, **options)
+
+
+def build_plain(cell, optimizer, teacher=None, *, model=None, logits=False):
+    """Returns the bare base."""
+    activation = None if logits else "softmax"
+    built = network(cell.preset, model, classifier_activation=activation)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
+    built.compile(optimizer, loss=loss, metrics=["accuracy"])
+    return built
+
+
+def build_smoothed(cell, optimizer, teacher=None):
+    """Returns the bare base, which learns from one-hot or mixed labels."""
+    model = network(cell.preset)
+    loss = keras.losses.CategoricalCrossentropy(
+        label_smoothing=cell.fields.get("smoothing", 0.0)
+    )
+    model.compile(optimizer, loss=loss, metrics=["accuracy"])
+    return model
+
+
+def build_wrapped(cell, optimizer, teacher=None):
+    """Returns the base with exits."""
+    model = ksd.SelfDistiller(network(cell.preset), cell.preset.taps, recipe(cell))
+    model.compile(optimizer, loss=SPARSE, metrics=["accuracy"])
+    return model
+
+
+def build_taught(cell, optimizer, teacher):
+    """Returns ordinary distillation: (1 − alpha) · label loss + alpha · T² · KL."""
+    student = network(cell.preset, classifier_activation=None)
+    model = keras.distillation.Distiller(
+        teacher,
+        student,
+        keras.distillation.LogitsDistillation(
+            temperature=cell.fields["temperature"],
+            # By its name Keras takes a function, to which it hands raw logits.
+            loss=keras.losses.KLDivergence(),
+        ),
+        student_loss_weight=1.0 - cell.fields["alpha"],
+    )
+    model.compile(
+        optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+RECIPES: dict[str, Callable[..., ksd.recipes.Recipe]] = {
+    "byot_ensemble_teacher": functools.partial(ksd.recipes.BYOT, teacher="ensemble"),
+}
+
+
+def recipe(cell: Cell) -> ksd.recipes.Recipe:
+    """Returns the recipe of a wrapper, with the published constants or the cell's."""
+    if cell.method in RECIPES:
+        return RECIPES[cell.method](**cell.fields)
+    return dataclasses.replace(ksd.recipes.get(cell.method), **cell.fields)
+
+
+def one_hot(labels: np.ndarray) -> np.ndarray:
+    """Maps labels (n,) to rows (n, 100)."""
+    return np.eye(cifar100.CLASSES, dtype="float32")[labels]
+
+
+def prepare_one_hot(cell: Cell) -> Callable[..., Batch]:
+    """Returns a function that makes labels rows."""
+    return lambda images, labels, rng: (images, one_hot(labels))
+
+
+def prepare_cutmix(cell: Cell) -> Callable[..., Batch]:
+    """Returns a function that cuts and mixes a share of the batches by Keras' layer."""
+    alpha, probability = cell.fields["alpha"], cell.fields["probability"]
+    # Its weights are drawn from Beta(a, a), with a from the range `factor`.
+    layer = keras.layers.CutMix(factor=(alpha, alpha), dtype="float32")
+
+    def mix(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Batch:
+        rows = one_hot(labels)
+        if rng.random() >= probability:
+            return images, rows
+        # The layer's own generator would go on from batch to batch, which a resumed
+        # training could not repeat. The accelerator is busy with the network.
+        with keras.device("cpu:0"):
+            seed = keras.random.SeedGenerator(int(rng.integers(2**31)))
+            drawn = layer.get_random_transformation(images, seed=seed)
+            mixed = layer.transform_images(images, drawn)
+            rows = layer.transform_labels(keras.ops.convert_to_tensor(rows), drawn)
+            to_numpy = keras.ops.convert_to_numpy
+            return to_numpy(mixed), to_numpy(rows)
+
+    return mix
+
+
+METHODS: dict[str, Method] = {
+    "plain": Method(build=build_plain, published="77.09"),
+    "label_smoothing": Method(
+        build=build_smoothed, fields={"smoothing": 0.1}, prepare=prepare_one_hot
+    ),
+    # CutMix' constants for CIFAR (Yun et al., ICCV 2019).
+    "cutmix": Method(
+        build=build_smoothed,
+        fields={"alpha": 1.0, "probability": 0.5},
+        prepare=prepare_cutmix,
+    ),
+    "deep_supervision": Method(build=build_wrapped),
+    "byot": Method(
+        build=build_wrapped,
+        published="67.85 / 74.57 / 78.23 / 78.64, ensemble 79.67 (plain 77.09)",
+    ),
+    "attention_byot": Method(build=build_wrapped),
+    "teskd": Method(build=build_wrapped, published="79.15 (plain 74.41)"),
+    "byot_ensemble_teacher": Method(build=build_wrapped),
+    "kd": Method(
+        build=build_taught, fields={"alpha": 0.9, "temperature": 4.0}, taught=True
+    ),
+}

@@ -1,0 +1,105 @@
+"""The table of the accuracy benchmark's results."""
+
+import collections
+import json
+import pathlib
+import statistics
+
+from absl import app
+from accuracy_methods import METHODS, PRESETS
+
+
+def summarize(values: list[float]) -> str:
+    """Returns mean ± standard deviation of a sample, in per cent."""
+    mean = f"{100 * statistics.mean(values):.2f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {100 * statistics.stdev(values):.2f}"
+
+
+def table(folder: pathlib.Path, select: bool) -> str:
+    """Returns the Markdown table of the results in a folder."""
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not cells:
+        raise app.UsageError(f"{folder} holds no results; expected at least one.")
+    rows = collections.defaultdict(list)
+    for cell in cells:
+        rows[cell["settings"]["method"], cell["settings"]["variant"]].append(cell)
+    methods = list(METHODS)
+    order = sorted(rows, key=lambda row: (methods.index(row[0]), row[1]))
+    taps = cells[0]["settings"]["taps"]
+    exits = [f"exit_{i + 1}" for i in range(taps)]
+    columns = [*exits, "final", "ensemble"]
+    key = "validation_accuracy" if select else "test_accuracy"
+    heads = [
+        "method",
+        *(name.replace("_", " ") for name in columns),
+        "seeds",
+        "CPU time ÷ plain's",
+        "time ÷ plain's",
+        "published, ResNet-18",
+    ]
+    lines = [heads, ["---"] * len(heads)]
+    for row in order:
+        found = [cell[key] for cell in rows[row]]
+        line = [".".join(filter(None, row))]
+        for name in columns:
+            values = [accuracy[name] for accuracy in found if name in accuracy]
+            line.append(summarize(values) if values else "–")
+        line.append(str(len(found)))
+        for clock in ("cpu_seconds", "seconds"):
+            line.append(_ratio(rows[row], rows.get(("plain", "")), clock))
+        published = METHODS[row[0]].published
+        lines.append([*line, published if not row[1] else "–"])
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{_caption(cells, select)}\n\n{text}\n\n{_made_by(cells, select)}\n"
+
+
+def _ratio(cells, plain, clock):
+    if not plain:
+        return "–"
+    means = [statistics.mean(cell[clock] for cell in row) for row in (cells, plain)]
+    return f"{means[0] / means[1]:.2f}"
+
+
+def _caption(cells, select):
+    kind = "held-out training images" if select else "test images"
+    settings = cells[0]["settings"]
+    images = settings["train_examples"] or ("45,000" if select else "50,000")
+    return (
+        f"Accuracy on CIFAR-100's {kind} in per cent, mean ± standard deviation of a "
+        f"sample over seeds: {settings['model']}, width multiplier "
+        f"{settings['width_multiplier']}, {images} training images, "
+        f"{settings['epochs']} epochs. A network is evaluated once, after its last "
+        "epoch. The time of kd holds its teacher's training. Published: full width, "
+        "all images, 200 epochs, PyTorch."
+    )
+
+
+def _made_by(cells, select):
+    settings = [cell["settings"] for cell in cells]
+    model = (
+        ""
+        if settings[0]["model"] == PRESETS[settings[0]["preset"]].model
+        else (f" --model={settings[0]['model']}")
+    )
+    methods = [name for name in METHODS if name in {s["method"] for s in settings}]
+    seeds = sorted({s["seed"] for s in settings})
+    backends = sorted({s["backend"] for s in settings})
+    lines = [
+        f"`KERAS_BACKEND={backend} python benchmarks/accuracy.py --preset="
+        f"{settings[0]['preset']}{model}{' --select' if select else ''} "
+        f"--methods={','.join(methods)} --seeds={','.join(map(str, seeds))}`"
+        for backend in backends
+    ]
+    variants = {s["variant"]: s["fields"] for s in settings if s["variant"]}
+    lines += [
+        f"`--variant={name} --recipe_fields='{json.dumps(fields)}'`"
+        for name, fields in sorted(variants.items())
+    ]
+    for key in ("versions", "machine"):
+        for text in sorted({json.dumps(cell[key]) for cell in cells}):
+            values = json.loads(text)
+            shown = (f"{name} {value}" for name, value in values.items() if value)
+            lines.append(", ".join(shown))
+    return "  \n".join(lines)

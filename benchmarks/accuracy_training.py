@@ -1,0 +1,263 @@
+"""Training in the accuracy benchmark: data, optimizer, checkpoints, resuming."""
+
+import collections
+import concurrent.futures
+import functools
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from absl import app
+from accuracy_methods import Batch, Cell, Preset, cifar100
+
+import keras_selfdistill as ksd
+
+LEARNING_RATE = 0.1
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4  # as PyTorch counts it, through the momentum buffer
+CROP_PADDING = 4
+HOLD_OUT_SEED = 0  # one hold-out for all seeds, so that variants meet the same images
+
+
+def read_data(preset: Preset, data_dir: str, select: bool) -> Iterator[cifar100.Split]:
+    """Yields the training images, then those that are evaluated at the end."""
+    data = cifar100.load(
+        data_dir,
+        train_examples=preset.train_examples,
+        validation_examples=preset.validation_examples if select else 0,
+        seed=HOLD_OUT_SEED,
+    )
+    yield data.train
+    if select:
+        yield data.validation
+    else:
+        count = preset.test_examples
+        yield cifar100.Split(data.test.images[:count], data.test.labels[:count])
+
+
+def ahead(tasks: Iterable[Callable[[], Batch]], depth: int = 16) -> Iterator[Batch]:
+    """Yields the tasks' results in order, computed in background threads."""
+    workers = min(8, max(1, (os.cpu_count() or 1) // 2))
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        pending: collections.deque[concurrent.futures.Future] = collections.deque()
+        for task in tasks:
+            pending.append(pool.submit(task))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def batches(
+    train: cifar100.Split, cell: Cell, prepare: Callable | None, first_epoch: int
+) -> Iterator[Batch]:
+    """Yields the batches of all epochs from `first_epoch` on, one after the other.
+
+    One iterator for all of them: the threads of a tf.data pipeline, which Keras would
+    make for each epoch, end so late that every epoch takes up to twice the time.
+    """
+    return ahead(_tasks(train, cell, prepare, first_epoch))
+
+
+def _tasks(train, cell, prepare, first_epoch):
+    for epoch in range(first_epoch, cell.preset.epochs):
+        # A data set of its own for each epoch: batches of two are drawn at a time.
+        data = augmented(train, cell)
+        data.set_epoch(epoch)
+        for index in range(data.num_batches):
+            yield functools.partial(_draw, data, prepare, (cell.seed, epoch, index))
+
+
+def _draw(data, prepare, key):
+    images, labels = data[key[-1]]
+    if prepare is None:
+        return images, labels
+    # One number more than the keys of `Augmented`: another stream than its own.
+    return prepare(images, labels, np.random.default_rng([*key, 0]))
+
+
+def augmented(train: cifar100.Split, cell: Cell) -> cifar100.Augmented:
+    """Returns the training images, shuffled, cropped and mirrored."""
+    return cifar100.Augmented(
+        *train, cell.preset.batch_size, seed=cell.seed, crop_padding=CROP_PADDING
+    )
+
+
+class OutOfTimeError(Exception):
+    """`--time_limit_s` is over; what was reached is saved."""
+
+
+def build_optimizer(preset: Preset, steps_per_epoch: int) -> keras.optimizers.SGD:
+    """Returns the papers' optimizer; as in examples/train_cifar100.py."""
+    steps = preset.epochs * steps_per_epoch
+    if preset.schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0,
+            decay_steps=steps - preset.warmup_steps,
+            warmup_target=LEARNING_RATE,
+            warmup_steps=preset.warmup_steps,
+        )
+    else:
+        # Keras keeps a value up to and including its boundary, and counts from 0.
+        boundaries = [round(share * steps) - 1 for share in (0.375, 0.65, 0.9)]
+        values = [LEARNING_RATE / 10**drop for drop in range(4)]
+        rate = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
+    return keras.optimizers.SGD(
+        rate,
+        momentum=MOMENTUM,
+        nesterov=True,
+        # Keras' decay acts past the momentum buffer, which would have repeated it.
+        weight_decay=WEIGHT_DECAY / (1 - MOMENTUM),
+    )
+
+
+class Checkpoint:
+    """All variables of a model and its optimizer, with the epochs behind them.
+
+    Not `model.save`: Keras' `Distiller` cannot be trained on after loading.
+    """
+
+    def __init__(self, path: pathlib.Path, settings: dict[str, Any]) -> None:
+        self._path = path
+        self._settings = settings
+
+    def save(self, model: keras.Model, epochs: list[dict[str, float]]) -> None:
+        """Replaces the checkpoint, whole or not at all."""
+        arrays = {
+            str(i): keras.ops.convert_to_numpy(variable.value)
+            for i, variable in enumerate(_variables(model))
+        }
+        progress = json.dumps({"settings": self._settings, "epochs": epochs})
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".unfinished")
+        with temporary.open("wb") as file:
+            np.savez(file, progress=np.array(progress), **arrays)
+        os.replace(temporary, self._path)
+
+    def restore(self, model: keras.Model) -> list[dict[str, float]]:
+        """Sets the model's variables if anything was saved; returns the epochs."""
+        if not self._path.exists():
+            return []
+        with np.load(self._path) as saved:
+            progress = json.loads(str(saved["progress"]))
+            refuse_other_settings(self._path, progress["settings"], self._settings)
+            for i, variable in enumerate(_variables(model)):
+                variable.assign(saved[str(i)])
+        return progress["epochs"]
+
+    def delete(self) -> None:
+        """Removes the file."""
+        self._path.unlink(missing_ok=True)
+
+
+def _variables(model):
+    return [*model.weights, *model.optimizer.variables]
+
+
+def refuse_other_settings(path: pathlib.Path, begun: Any, now: Any) -> None:
+    """Raises unless a file was made with the present settings."""
+    if "recipe" in begun and "recipe" in now:
+        # A field that a later version of the recipe added has a default that does what
+        # the earlier one did.
+        old = begun["recipe"]
+        now = {**now, "recipe": {k: v for k, v in now["recipe"].items() if k in old}}
+    changed = [
+        f"{name}={now.get(name)!r} (was {begun.get(name)!r})"
+        for name in sorted({*begun, *now})
+        if begun.get(name) != now.get(name)
+    ]
+    if changed:
+        raise app.UsageError(
+            f"Received {', '.join(changed)}; expected the settings with which {path} "
+            "was made. Give the cell another --variant, or remove the file."
+        )
+
+
+class Recorder(keras.callbacks.Callback):
+    """Times epochs, prints one line for each, and saves checkpoints."""
+
+    def __init__(self, label, preset, checkpoint, epochs, deadline) -> None:
+        super().__init__()
+        self._label, self._preset = label, preset
+        self._checkpoint, self._deadline = checkpoint, deadline
+        self.epochs = epochs
+
+    def on_epoch_begin(self, epoch, logs=None) -> None:
+        """Starts the clocks."""
+        self._start = time.perf_counter(), time.process_time()
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        """Reads the clocks; saves where it is time to."""
+        ends = time.perf_counter(), time.process_time()
+        seconds, cpu_seconds = (
+            end - start for end, start in zip(ends, self._start, strict=True)
+        )
+        logs = logs or {}
+        found = {name: float(logs[name]) for name in ("loss", "accuracy")}
+        self.epochs.append({**found, "seconds": seconds, "cpu_seconds": cpu_seconds})
+        done, last = epoch + 1, self._preset.epochs
+        print(
+            f"{self._label} epoch {done}/{last} loss {found['loss']:.4f} "
+            f"train accuracy {found['accuracy']:.4f} {seconds:.1f} s "
+            f"(CPU {cpu_seconds:.1f} s)",
+            flush=True,
+        )
+        late = time.monotonic() > self._deadline
+        if late or done == last or done % self._preset.checkpoint_every == 0:
+            self._checkpoint.save(self.model, self.epochs)
+        self.model.stop_training = late
+
+
+def train(
+    cell: Cell,
+    data: cifar100.Split,
+    build: Callable[[keras.optimizers.Optimizer], keras.Model],
+    checkpoint: Checkpoint,
+    *,
+    label: str,
+    prepare: Callable | None,
+    deadline: float,
+) -> tuple[keras.Model, list[dict[str, float]]]:
+    """Trains from the last checkpoint to the end; returns the model and its epochs.
+
+    Raises:
+        OutOfTimeError: After saving; the next call goes on.
+    """
+    preset = cell.preset
+    keras.utils.set_random_seed(cell.seed)
+    steps = augmented(data, cell).num_batches
+    model = build(build_optimizer(preset, steps))
+    model.optimizer.build(model.trainable_variables)
+    epochs = checkpoint.restore(model)
+    if len(epochs) < preset.epochs:
+        if time.monotonic() > deadline:
+            raise OutOfTimeError
+        model.fit(
+            batches(data, cell, prepare, len(epochs)),
+            steps_per_epoch=steps,
+            initial_epoch=len(epochs),
+            epochs=preset.epochs,
+            shuffle=False,
+            verbose=0,
+            callbacks=[Recorder(label, preset, checkpoint, epochs, deadline)],
+        )
+    if len(epochs) < preset.epochs:
+        raise OutOfTimeError
+    return model, epochs
+
+
+def accuracies(model: keras.Model, images: cifar100.Split) -> dict[str, float]:
+    """Returns the accuracy of every exit, shallow to deep, and the ensemble's."""
+    x = cifar100.normalize(images.images)
+    if not isinstance(model, ksd.SelfDistiller):
+        predicted = np.argmax(model.predict(x, batch_size=500, verbose=0), axis=-1)
+        return {"final": float(np.mean(predicted == images.labels))}
+    logs = model.evaluate(x, images.labels, batch_size=500, return_dict=True, verbose=0)
+    logs["final_accuracy"] = logs["accuracy"]
+    names = [*model.exit_names, "ensemble"]
+    return {name: float(logs[f"{name}_accuracy"]) for name in names}

@@ -1,0 +1,62 @@
+"""The external teacher: another model whose logits every exit learns from."""
+
+from typing import Any
+
+import keras
+
+from keras_selfdistill.classifier import find_logits
+
+
+def teacher_network(teacher: Any, base: Any) -> keras.Model:
+    """Return a model of a teacher's logits, and freeze the teacher.
+
+    Args:
+        teacher: A functional or Sequential classifier, softmax or logits.
+        base: The model that learns; the teacher has to take its inputs and tell its
+            classes apart.
+
+    Raises:
+        TypeError: The teacher is not a functional model.
+        ValueError: It is a wrapper, does not fit the base, or shares weights with it.
+
+    Example:
+        >>> import keras_selfdistill as ksd
+        >>> options = {"classes": 10, "width_multiplier": 0.125}
+        >>> teacher = ksd.networks.resnet34(**options)
+        >>> network = teacher_network(teacher, base=ksd.networks.resnet18(**options))
+        >>> network.output_shape, teacher.trainable
+        ((None, 10), False)
+    """
+    if isinstance(getattr(teacher, "output", None), dict):
+        raise ValueError(
+            f"The teacher must have one output. Received: {teacher.name!r} with a dict "
+            "of outputs. Of a wrapper, pass its final_model() or ensemble_model()."
+        )
+    if not isinstance(teacher, (keras.Function, keras.Sequential)):
+        raise TypeError(
+            "The teacher must be a functional or Sequential classifier, whose logits "
+            f"can be found. Received: {teacher!r} of type {type(teacher).__name__}."
+        )
+    shapes = [[tuple(each.shape) for each in model.inputs] for model in (teacher, base)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "The teacher must take the base's inputs. Received: a teacher with inputs "
+            f"{shapes[0]}. Expected: {shapes[1]}."
+        )
+    logits = find_logits(teacher)
+    if logits.shape[-1] != base.outputs[0].shape[-1]:
+        raise ValueError(
+            "The teacher must tell the base's classes apart. Received: a teacher with "
+            f"{logits.shape[-1]} classes. Expected: {base.outputs[0].shape[-1]}."
+        )
+    own = {id(variable) for variable in base.variables}
+    if any(id(variable) in own for variable in teacher.variables):
+        raise ValueError(
+            f"The teacher must not share weights with the base, which it would freeze. "
+            f"Received: teacher {teacher.name!r}. Pass a copy: copy = "
+            "keras.models.clone_model(model); copy.set_weights(model.get_weights())."
+        )
+    teacher.trainable = False
+    network = keras.Model(teacher.inputs, logits, name=f"{teacher.name}_logits")
+    network.trainable = False
+    return network

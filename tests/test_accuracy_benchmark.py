@@ -1,0 +1,262 @@
+"""The accuracy benchmark: killed and resumed, its methods, its table."""
+
+import concurrent.futures
+import dataclasses
+import json
+import math
+import signal
+import sys
+
+import keras
+import numpy as np
+import pytest
+from absl import app
+
+from .conftest import ROOT, run_python
+from .test_cifar100 import tfds_folder, write_fake  # noqa: F401
+
+SCRIPT = ROOT / "benchmarks" / "accuracy.py"
+sys.path.insert(0, str(SCRIPT.parent))
+import accuracy  # noqa: E402
+import accuracy_methods  # noqa: E402
+import accuracy_table  # noqa: E402
+import accuracy_training  # noqa: E402
+import cifar100  # noqa: E402
+
+pytestmark = pytest.mark.once
+SMOKE = accuracy_methods.PRESETS["smoke"]
+
+# Killed without warning when it is about to put the last of four checkpoints, complete
+# on disk, in the third one's place: two are the teacher's, two the student's.
+KILLED = """
+import os, signal
+replace, saved = os.replace, []
+
+def deadly_replace(source, target):
+    saved.extend([target] if str(target).endswith(".npz") else [])
+    if len(saved) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace = deadly_replace
+"""
+
+THEN_RUN_THE_SCRIPT = """
+import os, runpy, sys
+del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_fake(folder, train_per_class=3)
+    return folder
+
+
+def run(data_dir, folder, *flags, before=""):
+    """Runs the script in its own process, after some Python code."""
+    return run_python(
+        "-c",
+        before + THEN_RUN_THE_SCRIPT,
+        SCRIPT,
+        "--preset=smoke",
+        f"--data_dir={data_dir}",
+        f"--results_dir={folder / 'results'}",
+        f"--work_dir={folder / 'work'}",
+        *flags,
+        check=False,
+        OMP_NUM_THREADS="1",
+    )
+
+
+def files(folder):
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def without_times(cell):
+    """Returns a result's numbers but those that no two runs share."""
+    times = [name for name in cell if name.endswith("seconds")]
+    kept = {name: value for name, value in cell.items() if name not in times}
+    assert all(cell[name] > 0 for name in times)
+    for epochs in kept["epochs"].values():
+        for epoch in epochs:
+            assert epoch.pop("seconds") > 0
+            assert epoch.pop("cpu_seconds") > 0
+    return kept
+
+
+@pytest.mark.process
+def test_a_killed_cell_ends_like_one_that_was_not(data_dir, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        uninterrupted = pool.submit(run, data_dir, whole, "--methods=kd")
+        first = run(data_dir, killed, "--methods=kd", before=KILLED)
+        assert first.returncode == -signal.SIGKILL, first.stderr
+        assert not (killed / "results").exists()
+        second = run(data_dir, killed, "--methods=kd")
+    for finished in (second, uninterrupted.result()):
+        assert finished.returncode == 0, finished.stderr
+    assert "epoch 1/2" not in second.stdout
+    assert second.stdout.count("epoch 2/2") == 1  # the teacher was finished
+    found, expected = (
+        json.loads((folder / "results/smoke/kd-seed0.json").read_text())
+        for folder in (killed, whole)
+    )
+    assert found["seconds"] == pytest.approx(
+        sum(e["seconds"] for stage in found["epochs"].values() for e in stage)
+    )
+    assert without_times(found) == without_times(expected)
+    assert [len(stage) for stage in found["epochs"].values()] == [2, 2]
+    assert files(killed / "results") == {"smoke/kd-seed0.json", "smoke.md"}
+
+
+def cell(method, seed=0, variant="", **fields):
+    constants = {**accuracy_methods.METHODS[method].fields, **fields}
+    return accuracy_methods.Cell(
+        preset=SMOKE, method=method, seed=seed, fields=constants, variant=variant
+    )
+
+
+@pytest.fixture
+def grid(data_dir, tmp_path):
+    return accuracy.Grid(
+        preset_name="smoke",
+        data=tuple(accuracy_training.read_data(SMOKE, data_dir, select=False)),
+        results=tmp_path / "smoke",
+        work=tmp_path / "work",
+        select=False,
+        deadline=math.inf,
+    )
+
+
+def test_a_cell_names_every_exit_and_how_it_came_about(grid, capsys):
+    wanted = cell("byot", variant="strong", alpha=0.5)
+    accuracy.run_cell(grid, wanted)
+    assert "byot.strong-seed0 epoch 2/2 loss" in capsys.readouterr().out
+    found = json.loads((grid.results / "byot.strong-seed0.json").read_text())
+    names = ["exit_1", "exit_2", "exit_3", "final", "ensemble"]
+    assert list(found["test_accuracy"]) == names
+    assert all(0 <= value <= 1 for value in found["test_accuracy"].values())
+    assert found["settings"]["fields"] == {"alpha": 0.5}
+    assert found["settings"]["recipe"]["alpha"] == 0.5
+    assert found["settings"]["recipe"]["temperature"] == 3.0
+    assert found["versions"]["keras"] == keras.version()
+    assert found["machine"]["cores"] >= 1
+    # Kept as it is by the same settings, refused by others.
+    before = (grid.results / "byot.strong-seed0.json").stat().st_mtime_ns
+    accuracy.run_cell(grid, wanted)
+    assert (grid.results / "byot.strong-seed0.json").stat().st_mtime_ns == before
+    with pytest.raises(app.UsageError, match=r"'alpha': 0.4.*\(was .*0.5"):
+        accuracy.run_cell(grid, cell("byot", variant="strong", alpha=0.4))
+
+
+def test_a_field_that_a_recipe_gained_later_is_no_change():
+    refuse = accuracy_training.refuse_other_settings
+    begun = {"recipe": {"alpha": 0.1}}
+    refuse("file", begun, {"recipe": {"alpha": 0.1, "teacher": "final"}})
+    with pytest.raises(app.UsageError, match=r"recipe=.*0\.2.*\(was .*0\.1"):
+        refuse("file", begun, {"recipe": {"alpha": 0.2, "teacher": "final"}})
+
+
+def test_batches_go_through_the_epochs_in_order(grid):
+    drawn = list(
+        accuracy_training.batches(grid.data[0], cell("plain"), None, first_epoch=1)
+    )
+    expected = cifar100.Augmented(*grid.data[0], SMOKE.batch_size, seed=0)
+    expected.set_epoch(1)
+    assert len(drawn) == expected.num_batches == 2
+    for index, (images, labels) in enumerate(drawn):
+        np.testing.assert_array_equal(images, expected[index][0])
+        np.testing.assert_array_equal(labels, expected[index][1])
+
+
+def test_cutmix_mixes_labels_as_images_and_repeats_itself():
+    mix = accuracy_methods.prepare_cutmix(cell("cutmix", probability=1.0))
+    labels = np.arange(64)
+    # Every image is of one colour, its label: how much of it is left can be counted.
+    images = np.broadcast_to(labels[:, None, None, None], (64, 32, 32, 3))
+    images = images.astype("float32")
+    mixed, rows = mix(images, labels, np.random.default_rng(1))
+    again = mix(images, labels, np.random.default_rng(1))
+    np.testing.assert_array_equal(mixed, again[0])
+    np.testing.assert_array_equal(rows, again[1])
+    shares = (mixed[..., 0, None] == np.arange(100)).mean(axis=(1, 2))
+    # Boxes end between pixels: half a pixel more or less on either side.
+    np.testing.assert_allclose(rows, shares, atol=2 * 32 / 1024)
+    assert np.count_nonzero(rows) > 100
+
+
+def test_selection_holds_training_images_out(data_dir):
+    preset = dataclasses.replace(SMOKE, train_examples=None)
+    whole = cifar100.load(data_dir)
+    train, held_out = accuracy_training.read_data(preset, data_dir, select=True)
+    assert (len(train.labels), len(held_out.labels)) == (200, 100)
+    both = sorted(image.tobytes() for split in (train, held_out) for image in split[0])
+    assert both == sorted(image.tobytes() for image in whole.train.images)
+
+
+def result(method, seed, seconds, variant="", **accuracies):
+    """Returns as much of a cell's file as the table reads."""
+    settings = {
+        **dataclasses.asdict(SMOKE),
+        **{"preset": "smoke", "method": method, "variant": variant, "seed": seed},
+        **{"fields": {"alpha": 0.5}, "backend": "jax"},
+    }
+    return {
+        "test_accuracy": accuracies,
+        "seconds": seconds,
+        "cpu_seconds": 3 * seconds,
+        "settings": settings,
+        "versions": {"keras": "3.15.1"},
+        "machine": {"cpu": "a processor", "cores": 2, "accelerators": []},
+    }
+
+
+def test_the_table_holds_mean_and_deviation(tmp_path):
+    finals = [0.5, 0.54, 0.61]
+    cells = [result("plain", seed, 10, final=x) for seed, x in enumerate(finals)]
+    cells += [
+        result("byot", seed, 15, exit_1=x - 0.1, final=x, ensemble=x + 0.1)
+        for seed, x in enumerate(finals[:2])
+    ]
+    cells.append(result("byot", 0, 20, variant="strong", final=0.7))
+    for i, content in enumerate(cells):
+        (tmp_path / f"{i}.json").write_text(json.dumps(content))
+    text = accuracy_table.table(tmp_path, select=False)
+    rows = {
+        line.split(" | ")[0][2:]: line[2:-2].split(" | ")
+        for line in text.splitlines()
+        if line.startswith("| ")
+    }
+    mean, deviation = 100 * np.mean(finals), 100 * np.std(finals, ddof=1)
+    expected = ["plain", "–", "–", "–", f"{mean:.2f} ± {deviation:.2f}", "–", "3"]
+    assert rows["plain"] == [*expected, "1.00", "1.00", "77.09"]
+    deviation = 100 * 0.04 / math.sqrt(2)
+    expected = [f"{value} ± {deviation:.2f}" for value in ("42.00", "52.00", "62.00")]
+    assert [rows["byot"][column] for column in (1, 4, 5)] == expected
+    assert rows["byot"][6:9] == ["2", "1.50", "1.50"]
+    assert rows["byot.strong"][4:9] == ["70.00", "–", "1", "2.00", "2.00"]
+    assert "--preset=smoke --methods=plain,byot --seeds=0,1,2`" in text
+    assert "--variant=strong --recipe_fields='{\"alpha\": 0.5}'" in text
+    assert "cpu a processor, cores 2" in text
+
+
+@pytest.mark.real_data
+@pytest.mark.process
+def test_real_images_select_nothing_by_test_images(tfds_folder, tmp_path):  # noqa: F811
+    done = run(tfds_folder, tmp_path, "--methods=plain", "--select")
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "results") == {
+        "selection/smoke/plain-seed0.json",
+        "selection/smoke.md",
+    }
+    path = tmp_path / "results" / "selection" / "smoke" / "plain-seed0.json"
+    found = json.loads(path.read_text())
+    assert "test_accuracy" not in found
+    assert found["validation_accuracy"].keys() == {"final"}
+    # Untrained, the loss is near log(100); a broken input would be far off.
+    loss = found["epochs"]["student"][0]["loss"]
+    assert 0.9 * math.log(100) < loss < 1.3 * math.log(100)
