@@ -13,6 +13,13 @@ VERSION = re.search(
 TENSORFLOW = ["tensorflow>=2.20"]
 JAX = ["jax>=0.7"]
 PLOT = ["matplotlib>=3.8"]
+EXPORT = [
+    "ai-edge-litert>=2.0",
+    "onnx>=1.18",
+    "onnxruntime>=1.20",
+    "openvino>=2025.0",
+    "tf2onnx>=1.16",
+]
 DATA = ["scikit-learn>=1.4", "tensorflow-datasets>=4.9.7", "pillow>=10"]
 
 setup(
@@ -31,6 +38,7 @@ setup(
         "jax": JAX,
         "torch": ["torch>=2.6"],
         "plot": PLOT,
+        "export": [*TENSORFLOW, *EXPORT],
         "demo": [*TENSORFLOW, *PLOT, *DATA],
         # One version of torch, because each has wheels of its own for every kind of
         # machine: install the fitting one beforehand, and this keeps it.
@@ -40,6 +48,8 @@ setup(
             "torch==2.13.0",
             *PLOT,
             *DATA,
+            *EXPORT,
+            "onnxscript>=0.5",  # Keras on PyTorch exports ONNX by it
             "mypy>=1.15",
             "pytest>=8.3",
             "pytest-xdist>=3.6",

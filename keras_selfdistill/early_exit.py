@@ -14,9 +14,12 @@ from keras_selfdistill.cascade import Cascade
 from keras_selfdistill.choice import Choice, Wish, choose, points_of
 from keras_selfdistill.distiller import SelfDistiller
 from keras_selfdistill.early_exit_file import read_early_exit, write_early_exit
+from keras_selfdistill.export import export_sections
+from keras_selfdistill.exported_section import ScoredSection
 from keras_selfdistill.frontier import Frontier
 from keras_selfdistill.graph import producer
 from keras_selfdistill.scoring import Scorer
+from keras_selfdistill.sections import cut_sections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,6 +285,45 @@ class EarlyExit:
             "calibration": self.calibration and dataclasses.asdict(self.calibration),
         }
         write_early_exit(path, self._model, settings)
+
+    def export(self, path: str | os.PathLike, format: str = "tf_saved_model") -> None:
+        """Write files that stop early without Keras or this library.
+
+        `"tf_saved_model"` and `"litert"`: one artifact for one sample at a time, whose
+        graph runs a section only where the exits before were not sure. Its outputs are
+        `prediction`, `exit` (number from 0) and `score`. `"onnx"` and `"openvino"`: a
+        folder of one model for each section, a manifest, and `section_runner.py`,
+        which runs them on batches with NumPy and the runtime alone.
+
+        Scores are computed in float32, here in float64: a sample whose score equals a
+        threshold but for rounding may leave at another exit.
+
+        Args:
+            path: Of the folder, or of the `litert` file; replaced if it exists.
+            format: One of those above.
+
+        Raises:
+            ValueError: There are no thresholds yet, the criterion is a function of
+                your own, or the backend in use cannot write the format.
+        """
+        if self._thresholds is None:
+            raise ValueError(
+                "There are no thresholds yet. Received: a call of export. Call "
+                "calibrate(x, y, max_accuracy_drop=0.01) first."
+            )
+        graph = self._model._graph
+        sections = cut_sections(graph, [self._scorer.reads])
+        export_sections(
+            path,
+            [
+                ScoredSection(section, self._scorer, number, graph.classes)
+                for number, section in enumerate(sections)
+            ],
+            inputs=sections[0].inputs,
+            exits=self.exit_names,
+            thresholds=self._thresholds,
+            format=format,
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "EarlyExit":
