@@ -290,8 +290,9 @@ class EarlyExit:
         """Write files that stop early without Keras or this library.
 
         `"tf_saved_model"` and `"litert"`: one artifact for one sample at a time, whose
-        graph runs a section only where the exits before were not sure. Its outputs are
-        `prediction`, `exit` (number from 0) and `score`. `"onnx"` and `"openvino"`: a
+        graph runs a section only where the exits before were not sure. Its input is
+        `input` (several have the base's names), its outputs are `prediction`, `exit`
+        (number from 0) and `score`. `"onnx"` and `"openvino"`: a
         folder of one model for each section, a manifest, and `section_runner.py`,
         which runs them on batches with NumPy and the runtime alone.
 

@@ -115,9 +115,10 @@ def _deciding_function(sections, inputs, limits):
             return answer
         return tf.cond(score[0] >= limits[i], lambda: answer, lambda: run(i + 1, alive))
 
+    names = ["input"] if len(inputs) == 1 else [tensor.name for tensor in inputs]
     signature = [
-        tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=tensor.name)
-        for tensor in inputs
+        tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=name)
+        for name, tensor in zip(names, inputs, strict=True)
     ]
     return tf.function(
         lambda *tensors: run(0, list(tensors)),

@@ -7,7 +7,7 @@ import pytest
 
 import keras_selfdistill as ksd
 
-from .conftest import ROOT
+from .conftest import ROOT, require_backend
 
 pytestmark = pytest.mark.once
 
@@ -33,7 +33,7 @@ def test_a_users_own_recipe_and_head(base, batch, tmp_path):
 
 
 def test_the_readme_example(batch, tmp_path, monkeypatch):
-    code, recipe = code_blocks("README.md", "python")
+    code, recipe, *_ = code_blocks("README.md", "python")
     assert len(code.splitlines()) <= 10
     x, y = batch
     images = (keras.ops.convert_to_numpy(keras.ops.tile(x, (1, 4, 4, 1))), y[:, None])
@@ -58,3 +58,17 @@ def test_ci_runs_the_commands_of_the_readme():
         'python -m pip install -e ".[demo]" && python examples/quickstart.py'
         in commands
     )
+
+
+@pytest.mark.filterwarnings("ignore")  # Exporters warn of their own workings.
+def test_the_early_exit_example(base, batch, tmp_path, monkeypatch):
+    require_backend("ai_edge_litert")
+    _, _, early_exit, device = code_blocks("README.md", "python")
+    monkeypatch.chdir(tmp_path)
+    model = ksd.SelfDistiller(base, ["out_1"], "byot")
+    x, y = batch
+    names = {"ksd": ksd, "model": model, "x_val": x, "y_val": y, "x_test": x}
+    exec(early_exit + device, names)
+    left_at = names["fast"].exit_names[int(names["answer"]["exit"][0])]
+    assert left_at == names["result"].exits[0]
+    assert (tmp_path / "fast.earlyexit").exists()

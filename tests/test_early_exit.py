@@ -168,6 +168,7 @@ def test_equal_to_running_everything(model, criterion, scores_from, last_resort)
             assert result.flops_ratio == pytest.approx(np.mean(costs))
 
 
+@pytest.mark.once
 def test_the_cost_of_an_exit_counts_all_heads_before_it(probable):
     costs = ksd.EarlyExit(probable).flops_ratios
     profile = ksd.profile(probable)
@@ -236,6 +237,7 @@ def test_samples_that_left_are_not_computed(probable, fast, monkeypatch):
         )
 
 
+@pytest.mark.once
 def test_compaction_is_skipped_where_it_does_not_pay(probable, fast, monkeypatch):
     from keras_selfdistill import scheduler
 
@@ -344,6 +346,7 @@ def test_all_kinds_of_data(fast, kind):
     assert fast.calibration.accuracy == calibrated.accuracy
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("structure", ["list", "dict"])
 def test_several_inputs(structure):
     image, table = keras.Input((8, 8, 3), name="image"), keras.Input((4,), name="table")
@@ -407,6 +410,7 @@ def resident():
         miss("the system does not tell a process its memory")
 
 
+@pytest.mark.once
 def test_memory_stays_flat_over_ten_thousand_requests():
     base = keras.Sequential(
         [
@@ -433,6 +437,7 @@ def test_memory_stays_flat_over_ten_thousand_requests():
     assert resident() - before < 8
 
 
+@pytest.mark.once
 def test_calibration_reaches_its_goal_on_its_data(model, monkeypatch):
     x, y = labelled(model, 120)
     fast = ksd.EarlyExit(model).calibrate(x, y, max_accuracy_drop=0.02)
@@ -453,6 +458,7 @@ def test_calibration_reaches_its_goal_on_its_data(model, monkeypatch):
     assert fast.calibration.samples == 60
 
 
+@pytest.mark.once
 def test_the_drop_is_against_the_base_also_for_the_ensemble(probable):
     x, y = data(60)
     fast = ksd.EarlyExit(probable, last_resort="ensemble")
@@ -461,6 +467,7 @@ def test_the_drop_is_against_the_base_also_for_the_ensemble(probable):
     assert fast.calibration.base_accuracy == np.mean(final == y)
 
 
+@pytest.mark.once
 def test_the_frontier_is_data_and_a_picture(probable, fast, tmp_path):
     x, y = labelled(probable, 80)
     fast.calibrate(x, y, flops_budget=0.7)
@@ -482,6 +489,7 @@ def test_the_frontier_is_data_and_a_picture(probable, fast, tmp_path):
     assert "share of the base" in figure.axes[0].get_xlabel()
 
 
+@pytest.mark.once
 def test_a_picture_without_matplotlib_says_what_to_install(fast, monkeypatch):
     x, y = data(20)
     front = fast.calibrate(x, y, flops_budget=0.7).frontier()
@@ -527,6 +535,7 @@ def test_thresholds_and_criterion_travel_with_the_model(saved):
         loaded.frontier()
 
 
+@pytest.mark.once
 def test_infinite_thresholds_and_own_functions_are_saved(probable, tmp_path):
     fast = ksd.EarlyExit(probable, squares, thresholds=[-np.inf, np.inf])
     fast.save(tmp_path / "a")
@@ -541,6 +550,7 @@ def test_infinite_thresholds_and_own_functions_are_saved(probable, tmp_path):
     assert ksd.EarlyExit.load(tmp_path / "a").calibration is None
 
 
+@pytest.mark.once
 def test_changed_and_truncated_files_are_refused(saved, tmp_path):
     whole = saved[1].read_bytes()
     places = np.linspace(0, len(whole) - 1, 60).astype(int)
@@ -559,6 +569,7 @@ def test_changed_and_truncated_files_are_refused(saved, tmp_path):
         ksd.EarlyExit.load(tmp_path / "missing")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -589,6 +600,7 @@ def test_data_in_a_file_is_checked(saved, tmp_path, monkeypatch, key, value, mes
         ksd.EarlyExit.load(path)
 
 
+@pytest.mark.once
 def test_a_failed_save_leaves_the_old_file(saved, tmp_path, monkeypatch):
     fast, _ = saved
     path = tmp_path / "file"
@@ -604,6 +616,7 @@ def test_a_failed_save_leaves_the_old_file(saved, tmp_path, monkeypatch):
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.once
 def test_errors_say_what_to_do(probable, fast):
     x, y = data(8)
     with pytest.raises(TypeError, match="Expected: a SelfDistiller"):
@@ -648,6 +661,7 @@ def test_errors_say_what_to_do(probable, fast):
         bad.predict(x)
 
 
+@pytest.mark.once
 def test_scores_that_are_no_numbers_are_not_sure(probable):
     x, _ = data(4)
     fast = ksd.EarlyExit(
@@ -656,6 +670,7 @@ def test_scores_that_are_no_numbers_are_not_sure(probable):
     assert set(fast.predict(x).exits) == {"final"}
 
 
+@pytest.mark.once
 def test_batches_are_chosen_with_little_padding():
     for batch_size in (1, 2, 12, 32, 48, 256):
         buckets = bucket_sizes(batch_size)
@@ -671,6 +686,7 @@ def test_batches_are_chosen_with_little_padding():
             assert calls <= len(buckets) + 1
 
 
+@pytest.mark.once
 def test_the_deepest_exit_that_fits_is_picked(probable, monkeypatch):
     x, _ = data(2)
     picked = ksd.pick_exit(probable, 1e6, x[:1], repeats=2)

@@ -189,6 +189,7 @@ def test_a_layer_called_on_both_sides_of_a_cut():
     assert set(found.values()) == {1}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("activation", ["softmax", None])
 def test_the_costs_of_the_sections_add_up(activation):
     model = ksd.SelfDistiller(small_base(activation), ["stem_relu", "out_1"], "byot")
@@ -199,6 +200,7 @@ def test_the_costs_of_the_sections_add_up(activation):
     assert sum(counted) == cost["ensemble"].multiply_adds
 
 
+@pytest.mark.once
 def test_cutting_leaves_the_layers_as_they_were():
     model = wrap(small_base(), ["stem_relu", "out_1"])
     before = [len(layer._inbound_nodes) for layer in model.layers]
@@ -214,6 +216,7 @@ def test_tensors_keep_their_dtype_across_a_cut(mixed_precision):
     assert dtypes == ["float32", "bfloat16", "bfloat16"]
 
 
+@pytest.mark.once
 def test_an_exit_that_reads_the_whole_base_cannot_stop_early():
     base = small_base()
 
@@ -230,6 +233,7 @@ def test_an_exit_that_reads_the_whole_base_cannot_stop_early():
         cut_sections(model._graph)
 
 
+@pytest.mark.once
 def test_masks_are_refused():
     inputs = keras.Input((5,), dtype="int32")
     x = layers.Embedding(9, 4, mask_zero=True, name="words")(inputs)

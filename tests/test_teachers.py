@@ -219,6 +219,7 @@ def test_the_external_teacher_stays_and_is_saved(batch, tmp_path):
     }
 
 
+@pytest.mark.once
 def test_external_loss_is_that_of_the_teachers_logits(batch):
     keras.utils.set_random_seed(5)
     teacher = small_base(name="teacher")
