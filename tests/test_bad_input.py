@@ -191,6 +191,7 @@ WRAPS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", WRAPS)
 def test_a_wrap_that_cannot_be(name):
     make, taps, recipe, head, error, words = WRAPS[name]
@@ -212,6 +213,7 @@ def test_a_wrap_that_fails_can_be_made_right(batch):
     np.testing.assert_array_equal(model.predict(batch[0], verbose=0)["final"], before)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("recipe", "fields", "error"),
     [
@@ -240,6 +242,7 @@ def test_fields_out_of_range(recipe, fields, error):
     assert "Received" in str(caught.value)
 
 
+@pytest.mark.once
 def test_fields_are_given_by_name_and_stay():
     with pytest.raises(TypeError):
         ksd.recipes.BYOT(0.3)
@@ -247,6 +250,7 @@ def test_fields_are_given_by_name_and_stay():
         ksd.recipes.BYOT().alpha = 0.5
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -321,6 +325,7 @@ def test_fit_before_compile(base, batch):
         model.fit(*batch, verbose=0)
 
 
+@pytest.mark.once
 def test_an_exit_that_is_not_there(base):
     model = ksd.SelfDistiller(base, ["out_1"], "byot")
     with pytest.raises(ValueError, match="Did you mean 'exit_1'"):

@@ -59,6 +59,7 @@ def test_the_ensemble_is_the_mean_of_logits(trained, batch):
     np.testing.assert_allclose(ensemble, expected, atol=1e-5)
 
 
+@pytest.mark.once
 def test_an_exit_model_holds_only_what_the_exit_needs(trained):
     first = names(trained.exit_model("exit_1"))
     head = {name for name in first if name.startswith("exit_1")}
@@ -85,6 +86,7 @@ def test_cut_models_share_their_weights(trained):
     assert trained.ensemble_model().get_layer("stem").kernel is kernel
 
 
+@pytest.mark.once
 def test_cut_models_need_only_keras(trained, batch, tmp_path):
     exit_model = trained.exit_model("exit_2")
     assert {type(layer).__module__.split(".")[0] for layer in exit_model.layers} == {
@@ -146,6 +148,7 @@ def test_weights_alone_go_into_a_fresh_wrapper(trained, batch, tmp_path):
         np.testing.assert_array_equal(actual, expected[name])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -187,6 +190,7 @@ def test_an_uncompiled_wrapper_saves_too(base, batch, tmp_path):
     np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.once
 def test_the_base_may_be_a_loaded_model(base, batch, tmp_path):
     base.save(tmp_path / "base.keras")
     loaded = keras.saving.load_model(tmp_path / "base.keras")
@@ -202,6 +206,7 @@ def test_the_base_may_be_a_loaded_model(base, batch, tmp_path):
     assert np.abs(after - before).max() > 1e-4
 
 
+@pytest.mark.once
 def test_a_final_model_can_be_wrapped_again(trained):
     again = ksd.SelfDistiller(trained.final_model(), 1, "deep_supervision")
     assert again.exit_names == ["exit_1", "final"]
@@ -229,6 +234,7 @@ def test_a_sequential_base(batch, tmp_path):
     )
 
 
+@pytest.mark.once
 def test_compiling_again_replaces_the_metrics(base, batch):
     model = ksd.SelfDistiller(base, TAPS, "byot")
     for _ in range(2):
@@ -237,6 +243,7 @@ def test_compiling_again_replaces_the_metrics(base, batch):
         assert len(logs) == 8
 
 
+@pytest.mark.once
 def test_profile_counts_what_each_exit_costs(trained):
     costs = ksd.profile(trained)
     assert list(costs) == ["exit_1", "exit_2", "final", "ensemble"]
@@ -256,6 +263,7 @@ def test_profile_counts_what_each_exit_costs(trained):
         assert costs[name].parameters == trained.exit_model(name).count_params()
 
 
+@pytest.mark.once
 def test_frozen_exits_stay_frozen_in_a_file(batch, tmp_path):
     model = train("softmax")
     model.get_layer("exit_1_reduce").trainable = False
@@ -268,6 +276,7 @@ def test_frozen_exits_stay_frozen_in_a_file(batch, tmp_path):
     assert_same_state(loaded, model)
 
 
+@pytest.mark.once
 def test_the_bases_own_compilation_stays_behind(batch, tmp_path):
     def own_loss(y_true, y_pred):
         return keras.ops.mean(y_pred, axis=-1)
@@ -293,6 +302,7 @@ def test_a_base_with_a_fixed_batch_size(batch):
     assert model.predict(batch[0], batch_size=16, verbose=0)["exit_1"].shape == (16, 4)
 
 
+@pytest.mark.once
 def test_numpy_numbers_serve_as_fields():
     recipe = ksd.recipes.BYOT(alpha=np.float32(0.5), temperature=np.int64(2))
     assert recipe == ksd.recipes.BYOT(alpha=0.5, temperature=2.0)

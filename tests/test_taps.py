@@ -12,6 +12,8 @@ from keras_selfdistill.classifier import find_classifier
 from keras_selfdistill.exits import node_costs
 from keras_selfdistill.taps import block_ends
 
+pytestmark = pytest.mark.once
+
 
 def ends_of(base):
     feature = find_classifier(base).feature
@@ -29,7 +31,6 @@ def test_the_papers_taps_are_found_by_number():
     assert chosen(base, 3) == [f"stage{i}_block2_out" for i in (1, 2, 3)]
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "ending"),
     [
@@ -55,7 +56,6 @@ def test_applications_are_tapped_at_block_ends(name, ending):
         assert abs(share - target) == pytest.approx(nearest)
 
 
-@pytest.mark.once
 def test_no_block_is_cut_in_the_middle():
     base = keras.applications.ResNet50V2(
         weights=None, input_shape=(64, 64, 3), classes=10

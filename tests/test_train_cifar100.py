@@ -56,6 +56,8 @@ sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
 
 THEN_RUN_THE_SCRIPT = """
 import os, runpy, sys
+
+pytestmark = pytest.mark.once
 del sys.argv[0]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")

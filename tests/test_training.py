@@ -59,6 +59,7 @@ def test_logs_have_the_documented_keys(base, batch, tmp_path):
     assert values == pytest.approx([logs[name] for name in order])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("monitor", ["val_accuracy", "val_exit_1_accuracy"])
 def test_callbacks_monitor_as_they_do_for_the_base(base, batch, tmp_path, monitor):
     model = wrap(base, metrics=["accuracy"])
@@ -73,6 +74,7 @@ def test_callbacks_monitor_as_they_do_for_the_base(base, batch, tmp_path, monito
     assert checkpoint.monitor_op is stopping.monitor_op is keras.ops.greater
 
 
+@pytest.mark.once
 def test_a_metric_object_is_the_final_exits(base, batch):
     top = keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")
     model = wrap(base, metrics=[top])
@@ -80,6 +82,7 @@ def test_a_metric_object_is_the_final_exits(base, batch):
     assert float(to_numpy(top.result())) == pytest.approx(logs["top2"])
 
 
+@pytest.mark.once
 def test_class_weight_with_one_hot_labels(base, batch):
     x, y = batch
     by_class = {0: 0.5, 1: 2.0, 2: 0.0, 3: 1.0}
@@ -127,6 +130,7 @@ def test_metrics_are_those_of_each_exit(base, batch):
     assert logs["ensemble_accuracy"] == pytest.approx(right.mean())
 
 
+@pytest.mark.once
 def test_exits_of_ten_or_more_keep_their_own_metrics():
     keras.utils.set_random_seed(3)
     stack = [layers.Dense(6, activation="relu", name=f"hidden_{i}") for i in range(12)]
@@ -144,6 +148,7 @@ def test_exits_of_ten_or_more_keep_their_own_metrics():
         assert logs[key] == pytest.approx((output.argmax(axis=-1) == y).mean())
 
 
+@pytest.mark.once
 def test_tensorboard_gets_every_exit(base, batch, tmp_path):
     require_backend("tensorflow")
     from tensorflow.compat.v1.train import summary_iterator as event_file
@@ -178,6 +183,7 @@ def test_loss_is_the_sum_of_its_parts_and_of_the_bases_own_losses(batch):
     np.testing.assert_allclose(after, before * (1 - 0.1 * 0.2), rtol=1e-5)
 
 
+@pytest.mark.once
 def test_the_exits_run_once_a_step(batch):
     calls = []
 
