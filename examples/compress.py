@@ -228,7 +228,10 @@ def fine_tune(
         return
     some = images.test[0][:32]
     steps = epochs * -(-len(images.train[0]) // batch_size)
-    model.trainable = True  # also what the wrapper froze
+    # Also what the wrapper froze. Keras takes no notice of a value that the model has
+    # already, even where its layers have another.
+    model.trainable = False
+    model.trainable = True
     model.compile(
         keras.optimizers.Adam(
             keras.optimizers.schedules.CosineDecay(learning_rate, steps)
