@@ -269,6 +269,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """Returns in one sentence whether there were gains first and collapse later."""
+    if len(rows) == 1:
+        return "One round, which nothing taught: pass --rounds=2 or more to compare."
     first, last = rows[0], rows[-1]
     best = max(rows, key=lambda row: row["accuracy"])
     error = math.hypot(first["standard_error"], best["standard_error"])
