@@ -19,12 +19,16 @@ from sklearn.model_selection import train_test_split
 import keras_selfdistill as ksd
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("recipe", "byot", "How exits learn: byot or deep_supervision.")
-flags.DEFINE_integer("taps", 2, "Number of exits before the final one.", 1)
-flags.DEFINE_integer("epochs", 30, "Passes over the training images.", 1)
-flags.DEFINE_integer("batch_size", 64, "Images a training step.", 1)
-flags.DEFINE_integer("seed", 0, "Seed of the split, the weights and the order.")
-flags.DEFINE_string("output_dir", "runs/quickstart", "Where the results are saved.")
+
+
+def define_flags():
+    """Define the command line; a function, so that other examples may import this."""
+    flags.DEFINE_string("recipe", "byot", "How exits learn: byot or deep_supervision.")
+    flags.DEFINE_integer("taps", 2, "Number of exits before the final one.", 1)
+    flags.DEFINE_integer("epochs", 30, "Passes over the training images.", 1)
+    flags.DEFINE_integer("batch_size", 64, "Images a training step.", 1)
+    flags.DEFINE_integer("seed", 0, "Seed of the split, the weights and the order.")
+    flags.DEFINE_string("output_dir", "runs/quickstart", "Where the results are saved.")
 
 
 def load_images(seed):
@@ -157,4 +161,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -24,6 +24,7 @@ sys.path.insert(0, str(SCRIPT.parent))
 import cifar100  # noqa: E402
 import train_cifar100  # noqa: E402
 
+pytestmark = pytest.mark.once
 TINY = {
     "width_multiplier": 0.125,
     "taps": "stage2_block2_out",
@@ -56,8 +57,6 @@ sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
 
 THEN_RUN_THE_SCRIPT = """
 import os, runpy, sys
-
-pytestmark = pytest.mark.once
 del sys.argv[0]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
