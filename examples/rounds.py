@@ -306,7 +306,7 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         capsize=4,
     )
     above.set_ylabel("accuracy on test images\n(± one standard error)")
-    above.yaxis.set_major_formatter("{x:.1%}")
+    above.yaxis.set_major_formatter("{x:.2%}")
     below.plot(rounds, [row["effective_rank"] for row in rows], "s--", color="#D55E00")
     below.set_ylabel(f"effective rank of the features\n(of {rows[0]['feature_width']})")
     below.set_xlabel("round: each is taught by the one before")
