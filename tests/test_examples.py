@@ -56,6 +56,7 @@ def test_the_benchmark_prints_its_ratio():
         f"--backend={keras.backend.backend()}",
         "--width_multiplier=0.125",
         "--batch_size=4",
+        "--taps=1",
         "--steps=1",
         "--rounds=7",
     )

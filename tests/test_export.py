@@ -189,8 +189,10 @@ def test_patience_in_the_graph(trained, images, tmp_path):
 
 
 @on_tensorflow
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [*((name, "onnx") for name in OPTIONS), ("entropy of means", "openvino")],
+)
 def test_a_folder_of_sections(trained, images, tmp_path, format, name):
     need("onnxruntime" if format == "onnx" else "openvino")
     fast = thresholds_between(trained, images, **OPTIONS[name])
