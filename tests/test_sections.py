@@ -134,6 +134,7 @@ def u_net():
     return keras.Model(inputs, layers.Dense(5, "softmax", name="answer")(x))
 
 
+@pytest.mark.once
 def test_skips_pass_through_the_sections_of_a_u_net():
     model = wrap(u_net(), ["pool0", "middle", "back0"])
     check(model, images(16))

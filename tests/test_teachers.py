@@ -309,6 +309,7 @@ def test_students_that_read_the_whole_base_are_not_cut_off():
     assert len(model.final_model().layers) == len(base.layers)
 
 
+@pytest.mark.once
 def test_freeze_trains_the_exits_then_all(batch, tmp_path):
     keras.utils.set_random_seed(1)
     base = small_base()
@@ -341,6 +342,7 @@ def test_a_wrong_freeze_is_refused(base):
     assert base.trainable
 
 
+@pytest.mark.once
 def test_label_warm_up(batch):
     warm = ksd.callbacks.LabelWarmUp(epochs=2)
     model, plain = compiled(), compiled(BYOT(alpha=0.0, hint_weight=0.0))

@@ -271,6 +271,7 @@ def test_deep_supervision_equals_a_hand_built_model_step_for_step(batch):
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.once
 def test_class_weight_equals_sample_weight(base, batch):
     x, y = batch
     model = wrap(base)
