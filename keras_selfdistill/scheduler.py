@@ -13,6 +13,9 @@ import numpy as np
 
 from keras_selfdistill.compiled import join_rows, take_rows, to_numpy
 
+# Samples that go on together: a section that runs many times in a row has its weights in
+# the cache, but what waits for the next one takes memory.
+_AT_ONCE = 64
 _MOST_PADDING = 0.25  # Share of a bucket; beyond it two smaller batches are cheaper.
 
 
@@ -175,10 +178,11 @@ def run_sections(
         queues[number + 1].put(rest)
 
     for chunk in chunks:
-        queues[0].put(chunk)
-        for number in range(len(sections)):
-            while queues[number].samples >= batch_size:
-                step(number)
+        for start in range(0, len(chunk), most := max(batch_size, _AT_ONCE)):
+            queues[0].put(chunk.part(slice(start, start + most)))
+            for number in range(len(sections)):
+                while queues[number].samples >= batch_size:
+                    step(number)
     for number in range(len(sections)):
         while queues[number].samples:
             step(number)

@@ -11,7 +11,12 @@ from keras import layers
 
 import keras_selfdistill as ksd
 from keras_selfdistill import latency
-from keras_selfdistill.scheduler import bucket_sizes, next_bucket
+from keras_selfdistill.scheduler import (
+    Chunk,
+    bucket_sizes,
+    next_bucket,
+    run_sections,
+)
 
 from .conftest import miss, require_backend, small_base, to_numpy
 
@@ -706,3 +711,31 @@ def test_the_deepest_exit_that_fits_is_picked(probable, monkeypatch):
     assert "exit_2 of\n  exit_1         1.000 ms\n" in str(picked)
     with pytest.raises(ValueError, match="max_latency_ms=0"):
         ksd.pick_exit(probable, 0, x[:1])
+
+
+@pytest.mark.once
+def test_few_samples_wait_between_sections():
+    """However many come at once: what waits takes memory."""
+    entered, most = [0, 0], [0]
+
+    def section(number):
+        def run(tensors):
+            entered[number] += len(tensors[0])
+            most[0] = max(most[0], entered[0] - entered[1])
+            return {"output": tensors[0], "alive": tensors}
+
+        return run
+
+    everything = np.arange(1000.0).reshape(-1, 1)
+    chunk = Chunk([everything], np.arange(1000), {"id": np.arange(1000)})
+    left = []
+
+    def decide(number, answers, memory):
+        left.extend(memory["id"] if number else [])
+        return np.full(len(answers), number == 0)
+
+    run_sections(
+        [section(0), section(1)], [chunk], decide, answer="output", batch_size=8
+    )
+    assert sorted(left) == list(range(1000))
+    assert most[0] <= 64
