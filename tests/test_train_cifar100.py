@@ -1,11 +1,10 @@
 """The CIFAR-100 training script: killed and resumed, refused, schedules, optimizer."""
 
-import concurrent.futures
 import csv
+import functools
 import io
 import json
 import math
-import signal
 import sys
 import zipfile
 
@@ -16,7 +15,8 @@ import pytest
 from absl import app
 from absl.testing import flagsaver
 
-from .conftest import ROOT, run_python
+from .conftest import ROOT
+from .interruption import killed_replacing, run_script, run_whole_and_killed
 from .test_cifar100 import tfds_folder, write_fake  # noqa: F401
 
 SCRIPT = ROOT / "examples" / "train_cifar100.py"
@@ -35,31 +35,9 @@ TINY = {
     "validation_examples": 100,
 }
 
-# Killed without warning when it is about to put the second epoch's checkpoint, complete
-# on disk, in the first one's place.
-KILLED = """
-import os, signal
-replace, saved = os.replace, []
-
-def deadly_replace(source, target):
-    saved.extend([target] if str(target).endswith(".keras") else [])
-    if len(saved) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-
-os.replace = deadly_replace
-"""
-
 WITHOUT_TENSORFLOW = """
 import sys
 sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
-"""
-
-THEN_RUN_THE_SCRIPT = """
-import os, runpy, sys
-del sys.argv[0]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -73,17 +51,13 @@ def data_dir(tmp_path_factory):
 def run(data_dir, output_dir, before=""):
     """Runs the script in its own process, after some Python code."""
     flags = {**TINY, "data_dir": data_dir, "output_dir": output_dir}
-    return run_python(
-        "-c",
-        before + THEN_RUN_THE_SCRIPT,
+    return run_script(
         SCRIPT,
         *(f"--{name}={value}" for name, value in flags.items()),
-        check=False,
+        before=before,
         # The resumed run need not compile again what the killed one did.
         JAX_COMPILATION_CACHE_DIR=str(data_dir / "compiled"),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-        # Two trainings at a time, whose threads would wait for each other.
-        OMP_NUM_THREADS="1",
     )
 
 
@@ -105,16 +79,18 @@ def runs(data_dir, tmp_path_factory):
     whole, killed = (tmp_path_factory.mktemp(name) for name in ("whole", "killed"))
     needs_tensorflow = keras.backend.backend() == "tensorflow"
     alone = "" if needs_tensorflow else WITHOUT_TENSORFLOW
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        uninterrupted = pool.submit(run, data_dir, whole, alone)
-        first = run(data_dir, killed, KILLED)
-        assert first.returncode == -signal.SIGKILL, first.stderr
+
+    def look():
         # More than the checkpoint holds, which the second part has to set right.
         assert [row["epoch"] for row in history(killed)] == ["0", "1"]
         assert not (killed / "results.json").exists()
-        second = run(data_dir, killed)
-    for finished in (second, uninterrupted.result()):
-        assert finished.returncode == 0, finished.stderr
+
+    second = run_whole_and_killed(
+        functools.partial(run, data_dir, whole, alone),
+        functools.partial(run, data_dir, killed),
+        kill=killed_replacing(".keras", 2),
+        when_killed=look,
+    )
     return whole, killed, second.stdout + second.stderr
 
 
