@@ -46,10 +46,6 @@ import keras_selfdistill as ksd
 
 FLAGS = flags.FLAGS
 
-RECIPES = {
-    "byot": ksd.recipes.BYOT,
-    "deep_supervision": ksd.recipes.DeepSupervision,
-}
 # Where things lie, and how far to go, may change between the parts of one run.
 CHANGEABLE = ("data_dir", "output_dir", "rounds")
 
@@ -92,7 +88,9 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "weight_decay", 5e-4, "L2 decay, as PyTorch counts it.", lower_bound=0.0
     )
-    flags.DEFINE_enum("recipe", "byot", list(RECIPES), "How the exits learn.")
+    flags.DEFINE_enum(
+        "recipe", "byot", list(ksd.recipes.RECIPES), "How the exits learn."
+    )
     flags.DEFINE_integer("taps", 2, "Exits before the final one.", lower_bound=1)
     flags.DEFINE_float(
         "external_weight",
@@ -162,7 +160,7 @@ def build_base() -> keras.Model:
 
 def build_wrapper(teacher: keras.Model | None, steps: int) -> ksd.SelfDistiller:
     """Returns an untrained, compiled wrapper, taught from outside if there is one."""
-    recipe = RECIPES[FLAGS.recipe](
+    recipe = ksd.recipes.RECIPES[FLAGS.recipe](
         temperature=FLAGS.temperature, external_weight=FLAGS.external_weight
     )
     wrapper = ksd.SelfDistiller(build_base(), FLAGS.taps, recipe, teacher=teacher)

@@ -49,7 +49,7 @@ flags.DEFINE_float(
 flags.DEFINE_enum(
     "recipe",
     "byot",
-    ["plain", "byot", "deep_supervision"],
+    ["plain", *ksd.recipes.RECIPES],
     "How the exits learn; plain trains the bare base, without exits.",
 )
 flags.DEFINE_string(

@@ -15,7 +15,9 @@ import pytest
 from absl import app
 from absl.testing import flagsaver
 
-from .conftest import ROOT
+import keras_selfdistill as ksd
+
+from .conftest import ROOT, small_base
 from .interruption import killed_replacing, run_script, run_whole_and_killed
 from .test_cifar100 import tfds_folder, write_fake  # noqa: F401
 
@@ -287,6 +289,23 @@ def test_applications_take_the_width_and_no_preprocessing(flags):
     assert (base.input_shape, base.output_shape) == ((None, 32, 32, 3), (None, 100))
     assert base.get_layer("expanded_conv_project").filters == 8  # of 16
     assert keras.layers.Rescaling not in {type(layer) for layer in base.layers}
+
+
+def test_every_recipe_is_offered_and_one_without_early_exits_evaluated(
+    flags, tmp_path, monkeypatch
+):
+    for recipe in ["plain", *ksd.recipes.RECIPES]:
+        flags(["train", f"--output_dir={tmp_path}", f"--recipe={recipe}"])
+    set_flags(flags, recipe="teskd", taps="out_1")
+    monkeypatch.setattr(
+        train_cifar100, "build_base", lambda: small_base(classes=100, size=32)
+    )
+    model = train_cifar100.build_model(steps_per_epoch=1)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 32, 32, 3), "uint8")
+    found = train_cifar100.evaluate(model, cifar100.Split(images, np.arange(4)))
+    assert list(found) == ["exit_1", "final", "ensemble"]
+    assert all(0 <= accuracy <= 1 for accuracy in found.values())
 
 
 @pytest.mark.parametrize(
