@@ -65,10 +65,9 @@ def fit(
         return
     import cifar100
 
-    batches = cifar100.Augmented(*images.train, batch_size, seed=seed)
-    model.fit(
-        batches, epochs=epochs, shuffle=False, callbacks=[batches.epoch_callback()]
-    )
+    data = cifar100.Augmented(*images.train, batch_size, seed=seed)
+    steps = data.num_batches
+    model.fit(data.batches(), steps_per_epoch=steps, epochs=epochs, shuffle=False)
 
 
 def accuracy(model: keras.Model, images: Images, batch_size: int = 256) -> float:

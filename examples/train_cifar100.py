@@ -246,26 +246,26 @@ def trim_history(path: pathlib.Path, finished_epochs: int) -> None:
 
 def train(data: cifar100.Cifar100, output_dir: pathlib.Path) -> keras.Model:
     """Trains from the last finished epoch to the last; returns the trained model."""
-    batches = cifar100.Augmented(*data.train, FLAGS.batch_size, seed=FLAGS.seed)
+    augmented = cifar100.Augmented(*data.train, FLAGS.batch_size, seed=FLAGS.seed)
     checkpoint = Checkpoint(output_dir / "checkpoint.keras")
     if (output_dir / "checkpoint.keras").exists():
         model, finished_epochs = checkpoint.restore()
         logging.info("Restored epoch %d of %d.", finished_epochs, FLAGS.epochs)
     else:
-        model, finished_epochs = build_model(batches.num_batches), 0
+        model, finished_epochs = build_model(augmented.num_batches), 0
     history = output_dir / "history.csv"
     trim_history(history, finished_epochs)
     validation = cifar100.normalize(data.validation.images), data.validation.labels
     if finished_epochs < FLAGS.epochs:
         model.fit(
-            batches,
+            augmented.batches(finished_epochs),
+            steps_per_epoch=augmented.num_batches,
             shuffle=False,
             epochs=FLAGS.epochs,
             initial_epoch=finished_epochs,
             validation_data=validation if FLAGS.validation_examples else None,
             validation_batch_size=FLAGS.batch_size,
             callbacks=[
-                batches.epoch_callback(),
                 EpochTimer(),
                 # Before the checkpoint: a row too many can be dropped, one too few not
                 # be had again.

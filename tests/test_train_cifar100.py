@@ -188,22 +188,23 @@ def test_a_checkpoint_of_other_flags_is_refused(runs, flags):
     assert json.loads((runs[0] / "flags.json").read_text())["epochs"] == 3
 
 
-def test_fit_tells_the_images_which_epoch_it_is(flags, tmp_path, monkeypatch):
+def test_a_resumed_fit_begins_with_its_epochs_batches(flags, tmp_path, monkeypatch):
     drawn = []
 
     class Model:
-        def fit(self, batches, *, callbacks, **arguments):
-            for callback in callbacks:
-                callback.on_epoch_begin(7, {})
-            drawn.append(batches[1])
+        def fit(self, batches, *, initial_epoch, **arguments):
+            assert initial_epoch == 2
+            drawn.append(next(batches))
 
     set_flags(flags, **TINY)
-    monkeypatch.setattr(train_cifar100, "build_model", lambda steps_per_epoch: Model())
+    (tmp_path / "checkpoint.keras").touch()
+    (tmp_path / "history.csv").touch()
+    monkeypatch.setattr(train_cifar100.Checkpoint, "restore", lambda _: (Model(), 2))
     data = cifar100.load(flags.data_dir, train_examples=200)
     train_cifar100.train(data, tmp_path)
     expected = cifar100.Augmented(*data.train, 50, seed=0)
-    expected.set_epoch(7)
-    np.testing.assert_array_equal(drawn[0][0], expected[1][0])
+    expected.set_epoch(2)
+    np.testing.assert_array_equal(drawn[0][0], expected[0][0])
 
 
 def test_a_checkpoint_counts_epochs_not_updates(tmp_path):
