@@ -14,11 +14,8 @@ hyperparameters. Time a cell only where nothing else runs.
 
 import dataclasses
 import functools
-import importlib
 import json
-import os
 import pathlib
-import platform
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -51,6 +48,8 @@ from accuracy_training import (
     refuse_other_settings,
     train,
 )
+from run_folder import write, write_json
+from surroundings import accelerators, cpu_cores, cpu_model, versions
 
 import keras_selfdistill as ksd
 
@@ -140,8 +139,8 @@ def run_cell(grid: Grid, cell: Cell) -> None:
     )
     key = "validation_accuracy" if grid.select else "test_accuracy"
     found = accuracies(model, grid.data[1])
-    content = {key: found, **times(stages), "settings": settings, **surroundings()}
-    write(path, json.dumps(content, indent=2) + "\n")
+    content = {key: found, **times(stages), "settings": settings, **origin()}
+    write_json(path, content)
     checkpoint.delete()
     print(cell.name, {name: round(value, 4) for name, value in found.items()})
 
@@ -160,49 +159,23 @@ def times(stages: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
     return {**content, "epochs": stages}
 
 
-def surroundings() -> dict[str, Any]:
+def origin() -> dict[str, Any]:
     """Returns the versions and the machine."""
-    backend = keras.backend.backend()
     return {
-        "versions": {
-            "python": platform.python_version(),
-            "keras": keras.version(),
-            backend: importlib.import_module(backend).__version__,
-        },
+        "versions": versions(),
         "machine": {
             "cpu": cpu_model(),
-            "cores": os.cpu_count(),
-            "accelerators": accelerators(backend),
+            "cores": cpu_cores(),
+            "accelerators": accelerators(),
         },
     }
 
 
-def cpu_model() -> str:
-    """Returns the processor's name, as far as the system tells it."""
-    info = pathlib.Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else ""
-    return found[1] if found else platform.processor()
-
-
-def accelerators(backend: str) -> list[str]:
-    """Returns the names of the GPUs that the backend sees."""
-    module = importlib.import_module(backend)
-    if backend == "jax":
-        return [d.device_kind for d in module.devices() if d.platform != "cpu"]
-    if backend == "torch":
-        count = module.cuda.device_count()
-        return [module.cuda.get_device_name(i) for i in range(count)]
-    details = module.config.experimental.get_device_details
-    gpus = module.config.list_physical_devices("GPU")
-    return [details(gpu).get("device_name", gpu.name) for gpu in gpus]
-
-
-def write(path: pathlib.Path, content: str) -> None:
-    """Writes a text file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".unfinished")
-    temporary.write_text(content)
-    os.replace(temporary, path)
+def write_table(results: pathlib.Path, select: bool) -> str:
+    """Writes the table of a folder of results beside it, and returns it."""
+    text = table(results, select)
+    write(results.with_name(f"{results.name}.md"), text.encode())
+    return text
 
 
 FLAGS = flags.FLAGS
@@ -294,10 +267,8 @@ def main(argv: list[str]) -> int:
             except OutOfTimeError:
                 print("Out of time; the same command goes on.", flush=True)
                 return OUT_OF_TIME
-            write(results.with_name(f"{results.name}.md"), table(results, FLAGS.select))
-    text = table(results, FLAGS.select)
-    write(results.with_name(f"{results.name}.md"), text)
-    print(f"\n{text}")
+            write_table(results, FLAGS.select)
+    print(f"\n{write_table(results, FLAGS.select)}")
     return 0
 
 

@@ -19,7 +19,8 @@ def summarize(values: list[float]) -> str:
 
 def table(folder: pathlib.Path, select: bool) -> str:
     """Returns the Markdown table of the results in a folder."""
-    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    finished = sorted(folder.glob("[!.]*.json"))  # Hidden ones were not written whole.
+    cells = [json.loads(path.read_text()) for path in finished]
     if not cells:
         raise app.UsageError(f"{folder} holds no results; expected at least one.")
     rows = collections.defaultdict(list)

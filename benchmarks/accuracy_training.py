@@ -12,8 +12,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import app
 from accuracy_methods import Batch, Cell, Preset, cifar100
+from run_folder import refuse_changes, replacing
 
 import keras_selfdistill as ksd
 
@@ -133,11 +133,8 @@ class Checkpoint:
             for i, variable in enumerate(_variables(model))
         }
         progress = json.dumps({"settings": self._settings, "epochs": epochs})
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".unfinished")
-        with temporary.open("wb") as file:
-            np.savez(file, progress=np.array(progress), **arrays)
-        os.replace(temporary, self._path)
+        with replacing(self._path) as temporary:
+            np.savez(temporary, progress=np.array(progress), **arrays)
 
     def restore(self, model: keras.Model) -> list[dict[str, float]]:
         """Sets the model's variables if anything was saved; returns the epochs."""
@@ -166,16 +163,8 @@ def refuse_other_settings(path: pathlib.Path, begun: Any, now: Any) -> None:
         # the earlier one did.
         old = begun["recipe"]
         now = {**now, "recipe": {k: v for k, v in now["recipe"].items() if k in old}}
-    changed = [
-        f"{name}={now.get(name)!r} (was {begun.get(name)!r})"
-        for name in sorted({*begun, *now})
-        if begun.get(name) != now.get(name)
-    ]
-    if changed:
-        raise app.UsageError(
-            f"Received {', '.join(changed)}; expected the settings with which {path} "
-            "was made. Give the cell another --variant, or remove the file."
-        )
+    advice = "Give the cell another --variant, or remove the file."
+    refuse_changes(path, begun, now, advice=advice)
 
 
 class Recorder(keras.callbacks.Callback):

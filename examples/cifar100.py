@@ -1,4 +1,4 @@
-"""CIFAR-100 as NumPy arrays, and its usual augmentation as a Keras data set.
+"""CIFAR-100 as NumPy arrays, and batches of them with the usual augmentation.
 
 `load` reads either a TensorFlow Datasets folder or three npz files of PNG images, which
 need no TensorFlow. Both hold the images in the same order, so "the first 50 images of
@@ -9,7 +9,7 @@ import importlib.util
 import io
 import itertools
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import keras
@@ -203,24 +203,28 @@ def normalize(images: np.ndarray) -> np.ndarray:
     return (images.astype("float32") / np.float32(255) - MEAN) / STD
 
 
-class Augmented(keras.utils.PyDataset):
+class Augmented:
     """Shuffled batches of randomly cropped, randomly mirrored, normalized images.
 
     The usual training data of CIFAR papers: each image is padded with black pixels,
     cropped back at a random place, and mirrored half of the time. A batch is a pure
     function of (seed, epoch, index), so every epoch differs and epoch 7 of a resumed
-    training equals epoch 7 of one that never stopped. `fit` has to play along:
+    training equals epoch 7 of one that never stopped:
 
     ```python
     data = Augmented(images, labels, 128, seed=0)
-    model.fit(data, shuffle=False, callbacks=[data.epoch_callback()])
+    model.fit(
+        data.batches(first_epoch=7),
+        steps_per_epoch=data.num_batches,
+        initial_epoch=7,
+        epochs=200,
+        shuffle=False,  # by Keras, which cannot shuffle a generator
+    )
     ```
 
-    `shuffle=False`, because `fit` reorders batches by Python's global generator, which
-    no checkpoint holds. The callback, because it is told the epoch's number, before
-    that epoch's first batch is drawn; Keras calls a data set's own `on_epoch_begin` and
-    `on_epoch_end` without one, and once too often where it builds the model from a
-    batch. One worker, because several would hand that batch to the first epoch.
+    One generator for all epochs, not a `keras.utils.PyDataset`: that is told no epoch's
+    number, and on TensorFlow Keras would make a tf.data pipeline of it for each epoch,
+    whose threads end so late that short epochs take half as long again.
 
     Args:
         images: (n, height, width, 3), uint8.
@@ -239,7 +243,6 @@ class Augmented(keras.utils.PyDataset):
         seed: int,
         crop_padding: int = 4,
     ) -> None:
-        super().__init__(workers=1)
         if len(images) != len(labels) or batch_size < 1:
             raise ValueError(
                 f"Received {len(images)} images, {len(labels)} labels and batch_size="
@@ -259,11 +262,12 @@ class Augmented(keras.utils.PyDataset):
         order = np.random.default_rng([self._seed, epoch, 0])
         self._order = order.permutation(len(self._images))
 
-    def epoch_callback(self) -> keras.callbacks.Callback:
-        """Returns the callback that tells this data set the epoch `fit` is in."""
-        return keras.callbacks.LambdaCallback(
-            on_epoch_begin=lambda epoch, logs: self.set_epoch(epoch)
-        )
+    def batches(self, first_epoch: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields the batches of one epoch after the other, without end."""
+        for epoch in itertools.count(first_epoch):
+            self.set_epoch(epoch)
+            for index in range(self.num_batches):
+                yield self[index]
 
     @property
     def num_batches(self) -> int:

@@ -39,15 +39,18 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import common
+import image_sets
 import keras
 import numpy as np
+import run_folder
+import surroundings
 from absl import app, flags, logging
 from keras import ops
 
 import keras_selfdistill as ksd
 
 FLAGS = flags.FLAGS
+PLACES = ("data_dir", "output_dir")  # They decide no result.
 
 
 def define_flags() -> None:
@@ -58,7 +61,9 @@ def define_flags() -> None:
         "Saved SelfDistiller, e.g. the checkpoint.keras of train_cifar100.py or the "
         "selfdistilled.keras of quickstart.py. Default: one trained here on digits.",
     )
-    flags.DEFINE_enum("data", "digits", common.DATA, "Images that the wrapper knows.")
+    flags.DEFINE_enum(
+        "data", "digits", image_sets.NAMES, "Images that the wrapper knows."
+    )
     flags.DEFINE_string(
         "data_dir",
         "~/tensorflow_datasets",
@@ -216,7 +221,7 @@ def gives_probabilities(outputs: np.ndarray) -> bool:
 
 def fine_tune(
     model: keras.Model,
-    images: common.Images,
+    images: image_sets.Images,
     *,
     epochs: int,
     learning_rate: float,
@@ -241,7 +246,7 @@ def fine_tune(
         ),
         metrics=["accuracy"],
     )
-    common.fit(model, images, epochs=epochs, batch_size=batch_size, seed=seed)
+    image_sets.fit(model, images, epochs=epochs, batch_size=batch_size, seed=seed)
 
 
 def sizes(path: pathlib.Path) -> tuple[int, int]:
@@ -263,7 +268,7 @@ def latencies(
     return {name: float(np.median(each[warm_up:])) for name, each in times.items()}
 
 
-def train_wrapper(images: common.Images) -> ksd.SelfDistiller:
+def train_wrapper(images: image_sets.Images) -> ksd.SelfDistiller:
     """Trains the quickstart's network with two exits."""
     import quickstart
 
@@ -274,7 +279,7 @@ def train_wrapper(images: common.Images) -> ksd.SelfDistiller:
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
-    common.fit(
+    image_sets.fit(
         wrapper,
         images,
         epochs=FLAGS.epochs,
@@ -284,7 +289,7 @@ def train_wrapper(images: common.Images) -> ksd.SelfDistiller:
     return wrapper
 
 
-def load_wrapper(path: str, images: common.Images) -> ksd.SelfDistiller:
+def load_wrapper(path: str, images: image_sets.Images) -> ksd.SelfDistiller:
     """Returns a saved wrapper that takes these images."""
     wrapper = keras.saving.load_model(pathlib.Path(path).expanduser())
     if not isinstance(wrapper, ksd.SelfDistiller):
@@ -309,7 +314,7 @@ def early_exit(wrapper: ksd.SelfDistiller, name: str) -> keras.Model:
         raise app.UsageError(f"Received --exit={name}. {error}") from error
 
 
-def compressed(model: keras.Model, images: common.Images) -> dict[str, keras.Model]:
+def compressed(model: keras.Model, images: image_sets.Images) -> dict[str, keras.Model]:
     """Returns the compressed copies of an exit, and its fine-tuned one, by row."""
     options = {
         "epochs": FLAGS.fine_tune_epochs,
@@ -332,7 +337,7 @@ def compressed(model: keras.Model, images: common.Images) -> dict[str, keras.Mod
 
 
 def measure(
-    models: dict[str, keras.Model], images: common.Images, folder: pathlib.Path
+    models: dict[str, keras.Model], images: image_sets.Images, folder: pathlib.Path
 ) -> list[dict[str, Any]]:
     """Saves every model and returns a row of the table for each."""
     batches = (1, FLAGS.latency_batch)
@@ -340,12 +345,12 @@ def measure(
     rows = []
     for name, model in models.items():
         path = folder / f"{name.replace(' ', '_')}.keras"
-        common.save(model, path)
+        run_folder.save(model, path)
         size, gzipped = sizes(path)
         rows.append(
             {
                 "model": name,
-                "accuracy": common.accuracy(model, images),
+                "accuracy": image_sets.accuracy(model, images),
                 "file_bytes": size,
                 "gzip_bytes": gzipped,
                 "milliseconds": {
@@ -405,13 +410,13 @@ def main(argv: list[str]) -> None:
     python_logging.getLogger("tensorflow").setLevel("ERROR")
     folder = pathlib.Path(FLAGS.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    images = common.load_images(
+    images = image_sets.load(
         FLAGS.data, FLAGS.data_dir, train_examples=FLAGS.train_examples, seed=FLAGS.seed
     )
     if FLAGS.wrapper is None:
         logging.info("Training a wrapper on digits.")
         wrapper = train_wrapper(images)
-        common.save(wrapper, folder / "selfdistilled.keras")
+        run_folder.save(wrapper, folder / "selfdistilled.keras")
     else:
         wrapper = load_wrapper(FLAGS.wrapper, images)
     cut = early_exit(wrapper, FLAGS.exit)
@@ -428,11 +433,11 @@ def main(argv: list[str]) -> None:
         "kernel_weights": count,
         "parameters": cut.count_params(),
         "test_images": len(images.test[1]),
-        "machine": common.machine(),
-        "versions": common.versions(),
-        "flags": common.own_flags("sparsity", without=("output_dir", "data_dir")),
+        "machine": surroundings.machine(),
+        "versions": surroundings.versions(),
+        "flags": run_folder.own_settings("sparsity", without=PLACES),
     }
-    common.write_json(folder / "compress.json", found)
+    run_folder.write_json(folder / "compress.json", found)
     print(f"\n{table(rows)}\n")
     print(report(found))
     print(f"Saved the models and compress.json in {folder}")

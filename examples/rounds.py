@@ -30,32 +30,29 @@ Leaves in `--output_dir`: `round_<i>.keras`, the final model of each round;
 finished rounds and goes on with the next, also with more `--rounds`.
 """
 
-import json
 import logging as python_logging
 import math
 import pathlib
 from typing import Any
 
-import common
+import image_sets
 import keras
 import numpy as np
+import run_folder
+import surroundings
 from absl import app, flags, logging
 
 import keras_selfdistill as ksd
 
 FLAGS = flags.FLAGS
 
-RECIPES = {
-    "byot": ksd.recipes.BYOT,
-    "deep_supervision": ksd.recipes.DeepSupervision,
-}
 # Where things lie, and how far to go, may change between the parts of one run.
 CHANGEABLE = ("data_dir", "output_dir", "rounds")
 
 
 def define_flags() -> None:
     """Defines the command line."""
-    flags.DEFINE_enum("data", "digits", common.DATA, "Images to learn.")
+    flags.DEFINE_enum("data", "digits", image_sets.NAMES, "Images to learn.")
     flags.DEFINE_string(
         "data_dir",
         "~/tensorflow_datasets",
@@ -91,7 +88,9 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "weight_decay", 5e-4, "L2 decay, as PyTorch counts it.", lower_bound=0.0
     )
-    flags.DEFINE_enum("recipe", "byot", list(RECIPES), "How the exits learn.")
+    flags.DEFINE_enum(
+        "recipe", "byot", list(ksd.recipes.RECIPES), "How the exits learn."
+    )
     flags.DEFINE_integer("taps", 2, "Exits before the final one.", lower_bound=1)
     flags.DEFINE_float(
         "external_weight",
@@ -161,7 +160,7 @@ def build_base() -> keras.Model:
 
 def build_wrapper(teacher: keras.Model | None, steps: int) -> ksd.SelfDistiller:
     """Returns an untrained, compiled wrapper, taught from outside if there is one."""
-    recipe = RECIPES[FLAGS.recipe](
+    recipe = ksd.recipes.RECIPES[FLAGS.recipe](
         temperature=FLAGS.temperature, external_weight=FLAGS.external_weight
     )
     wrapper = ksd.SelfDistiller(build_base(), FLAGS.taps, recipe, teacher=teacher)
@@ -180,22 +179,24 @@ def build_wrapper(teacher: keras.Model | None, steps: int) -> ksd.SelfDistiller:
 
 
 def train_round(
-    number: int, teacher: keras.Model | None, images: common.Images
+    number: int, teacher: keras.Model | None, images: image_sets.Images
 ) -> keras.Model:
     """Trains one round from new weights and returns its final model."""
     seed = FLAGS.seed + number
     keras.utils.set_random_seed(seed)
     steps = FLAGS.epochs * -(-len(images.train[0]) // FLAGS.batch_size)
     wrapper = build_wrapper(teacher, steps)
-    common.fit(
+    image_sets.fit(
         wrapper, images, epochs=FLAGS.epochs, batch_size=FLAGS.batch_size, seed=seed
     )
     return wrapper.final_model()
 
 
-def measure(number: int, model: keras.Model, images: common.Images) -> dict[str, Any]:
+def measure(
+    number: int, model: keras.Model, images: image_sets.Images
+) -> dict[str, Any]:
     """Returns the row of the table of one round."""
-    accuracy = common.accuracy(model, images)
+    accuracy = image_sets.accuracy(model, images)
     features = feature_model(model).predict(images.test[0], batch_size=256)
     return {
         "round": number,
@@ -206,7 +207,7 @@ def measure(number: int, model: keras.Model, images: common.Images) -> dict[str,
     }
 
 
-def run_rounds(images: common.Images, folder: pathlib.Path) -> list[dict[str, Any]]:
+def run_rounds(images: image_sets.Images, folder: pathlib.Path) -> list[dict[str, Any]]:
     """Trains the rounds that are missing; returns the rows of all."""
     rows, teacher = [], None
     for number in range(1, FLAGS.rounds + 1):
@@ -215,7 +216,7 @@ def run_rounds(images: common.Images, folder: pathlib.Path) -> list[dict[str, An
             logging.info("Round %d of %d is done.", number, FLAGS.rounds)
         else:
             logging.info("Round %d of %d.", number, FLAGS.rounds)
-            common.save(train_round(number, teacher, images), path)
+            run_folder.save(train_round(number, teacher, images), path)
         # From the file, so that a run that goes on is like one that never stopped.
         teacher = keras.saving.load_model(path)
         rows.append(measure(number, teacher, images))
@@ -225,24 +226,7 @@ def run_rounds(images: common.Images, folder: pathlib.Path) -> list[dict[str, An
 
 def settings() -> dict[str, Any]:
     """Returns what decides the result of a round: the flags and the backend."""
-    own = common.own_flags("external_weight", without=CHANGEABLE)
-    return {**own, "backend": keras.backend.backend()}
-
-
-def refuse_other_flags(path: pathlib.Path) -> None:
-    """Raises unless the rounds in this folder were begun with the present flags."""
-    begun, now = json.loads(path.read_text()), settings()
-    changed = [
-        f"{name}={now.get(name)} (was {begun.get(name)})"
-        for name in sorted({*begun, *now})
-        if begun.get(name) != now.get(name)
-    ]
-    if changed:
-        raise app.UsageError(
-            f"Received {', '.join(changed)}; expected the flags with which the rounds "
-            f"in {path.parent} were trained. Repeat them to go on, or choose another "
-            "--output_dir."
-        )
+    return run_folder.own_settings("external_weight", without=CHANGEABLE)
 
 
 def write_results(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
@@ -250,10 +234,10 @@ def write_results(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
     found = {
         "rounds": rows,
         "flags": settings(),
-        "versions": common.versions(),
-        "machine": common.machine(),
+        "versions": surroundings.versions(),
+        "machine": surroundings.machine(),
     }
-    common.write_json(folder / "results.json", found)
+    run_folder.write_json(folder / "results.json", found)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -317,7 +301,7 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, dpi=150, format="png")
     plt.close(figure)
-    common.write(path, content.getvalue())
+    run_folder.write(path, content.getvalue())
 
 
 def main(argv: list[str]) -> None:
@@ -326,12 +310,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
     # TensorFlow warns of several models' functions as if one was traced again.
     python_logging.getLogger("tensorflow").setLevel("ERROR")
-    folder = pathlib.Path(FLAGS.output_dir).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "round_1.keras").exists():
-        refuse_other_flags(folder / "flags.json")
-    common.write_json(folder / "flags.json", settings())
-    images = common.load_images(
+    folder = run_folder.begin(FLAGS.output_dir, settings(), kept="round_1.keras")
+    images = image_sets.load(
         FLAGS.data, FLAGS.data_dir, train_examples=FLAGS.train_examples, seed=FLAGS.seed
     )
     rows = run_rounds(images, folder)

@@ -12,18 +12,16 @@ seeds; no network of `keras_selfdistill.networks` has any.
 """
 
 import csv
-import importlib
 import inspect
-import json
-import os
 import pathlib
-import platform
 import time
 import zipfile
 from typing import Any
 
 import cifar100
 import keras
+import run_folder
+import surroundings
 from absl import app, flags, logging
 
 import keras_selfdistill as ksd
@@ -51,7 +49,7 @@ flags.DEFINE_float(
 flags.DEFINE_enum(
     "recipe",
     "byot",
-    ["plain", "byot", "deep_supervision"],
+    ["plain", *ksd.recipes.RECIPES],
     "How the exits learn; plain trains the bare base, without exits.",
 )
 flags.DEFINE_string(
@@ -126,13 +124,12 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Replaces the checkpoint by one of the epoch that just ended."""
-        temporary = self._path.with_name("unfinished.keras")
-        self.model.save(temporary)
-        # optimizer.iterations // steps_per_epoch would not do: under mixed_float16 it
-        # leaves out the steps that loss scaling skipped.
-        with zipfile.ZipFile(temporary, "a") as archive:
-            archive.writestr(self._EPOCHS, str(epoch + 1))
-        os.replace(temporary, self._path)
+        with run_folder.replacing(self._path) as temporary:
+            self.model.save(temporary)
+            # optimizer.iterations // steps_per_epoch would not do: under mixed_float16
+            # it leaves out the steps that loss scaling skipped.
+            with zipfile.ZipFile(temporary, "a") as archive:
+                archive.writestr(self._EPOCHS, str(epoch + 1))
 
     def restore(self) -> tuple[keras.Model, int]:
         """Returns the saved model, compiled, and the number of epochs behind it."""
@@ -236,70 +233,39 @@ def build_model(steps_per_epoch: int) -> keras.Model:
 
 
 def settings() -> dict[str, Any]:
-    """Returns what decides the result of a run: this script's flags and the backend."""
-    module = FLAGS.find_module_defining_flag("recipe")
-    own = {flag.name: flag.value for flag in FLAGS.get_flags_for_module(module)}
-    for place in PLACES:
-        del own[place]
-    return {**own, "backend": keras.backend.backend()}
-
-
-def refuse_other_flags(path: pathlib.Path) -> None:
-    """Raises unless the run in this folder was begun with the present flags."""
-    begun, now = json.loads(path.read_text()), settings()
-    changed = [
-        f"{name}={now.get(name)} (was {begun.get(name)})"
-        for name in sorted({*begun, *now})
-        if begun.get(name) != now.get(name)
-    ]
-    if changed:
-        raise app.UsageError(
-            f"Received {', '.join(changed)}; expected the flags with which the "
-            f"checkpoint in {path.parent} was made. Repeat them to go on, or choose "
-            "another --output_dir."
-        )
-
-
-def write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file, whole or not at all."""
-    temporary = path.with_suffix(".unfinished")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes an indented JSON file."""
-    write(path, json.dumps(content, indent=2).encode() + b"\n")
+    """Returns what decides the result of a run: the flags and the backend."""
+    return run_folder.own_settings("recipe", without=PLACES)
 
 
 def trim_history(path: pathlib.Path, finished_epochs: int) -> None:
     """Drops the rows of epochs that ended after the checkpoint was saved."""
     lines = path.read_bytes().splitlines(keepends=True) if finished_epochs else []
-    write(path, b"".join(lines[: 1 + finished_epochs]))  # the first names the columns
+    # The first line names the columns.
+    run_folder.write(path, b"".join(lines[: 1 + finished_epochs]))
 
 
 def train(data: cifar100.Cifar100, output_dir: pathlib.Path) -> keras.Model:
     """Trains from the last finished epoch to the last; returns the trained model."""
-    batches = cifar100.Augmented(*data.train, FLAGS.batch_size, seed=FLAGS.seed)
+    augmented = cifar100.Augmented(*data.train, FLAGS.batch_size, seed=FLAGS.seed)
     checkpoint = Checkpoint(output_dir / "checkpoint.keras")
     if (output_dir / "checkpoint.keras").exists():
         model, finished_epochs = checkpoint.restore()
         logging.info("Restored epoch %d of %d.", finished_epochs, FLAGS.epochs)
     else:
-        model, finished_epochs = build_model(batches.num_batches), 0
+        model, finished_epochs = build_model(augmented.num_batches), 0
     history = output_dir / "history.csv"
     trim_history(history, finished_epochs)
     validation = cifar100.normalize(data.validation.images), data.validation.labels
     if finished_epochs < FLAGS.epochs:
         model.fit(
-            batches,
+            augmented.batches(finished_epochs),
+            steps_per_epoch=augmented.num_batches,
             shuffle=False,
             epochs=FLAGS.epochs,
             initial_epoch=finished_epochs,
             validation_data=validation if FLAGS.validation_examples else None,
             validation_batch_size=FLAGS.batch_size,
             callbacks=[
-                batches.epoch_callback(),
                 EpochTimer(),
                 # Before the checkpoint: a row too many can be dropped, one too few not
                 # be had again.
@@ -326,7 +292,6 @@ def evaluate(model: keras.Model, test: cifar100.Split) -> dict[str, float]:
 
 def summary(accuracies: dict[str, float], history: pathlib.Path) -> dict[str, Any]:
     """Returns the content of `results.json`."""
-    backend = keras.backend.backend()
     with history.open(newline="") as file:
         seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
     return {
@@ -334,11 +299,7 @@ def summary(accuracies: dict[str, float], history: pathlib.Path) -> dict[str, An
         "seconds": seconds,
         "flags": settings(),
         "seed": FLAGS.seed,
-        "versions": {
-            "python": platform.python_version(),
-            "keras": keras.version(),
-            backend: importlib.import_module(backend).__version__,
-        },
+        "versions": surroundings.versions(),
     }
 
 
@@ -346,11 +307,7 @@ def main(argv: list[str]) -> None:
     """Trains, or goes on training, then evaluates on the test images."""
     if len(argv) > 1:
         raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
-    output_dir = pathlib.Path(FLAGS.output_dir).expanduser()
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if (output_dir / "checkpoint.keras").exists():
-        refuse_other_flags(output_dir / "flags.json")
-    write_json(output_dir / "flags.json", settings())
+    output_dir = run_folder.begin(FLAGS.output_dir, settings(), kept="checkpoint.keras")
 
     keras.utils.set_random_seed(FLAGS.seed)
     if FLAGS.mixed_precision != "none":
@@ -363,7 +320,7 @@ def main(argv: list[str]) -> None:
     )
     model = train(data, output_dir)
     accuracies = evaluate(model, data.test)
-    write_json(
+    run_folder.write_json(
         output_dir / "results.json", summary(accuracies, output_dir / "history.csv")
     )
     width = max(map(len, accuracies))

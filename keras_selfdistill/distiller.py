@@ -1,6 +1,5 @@
 """`SelfDistiller`: a base with exits that trains all of them at once by `fit`."""
 
-import collections
 import types
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from keras_selfdistill.config import PACKAGE, did_you_mean
 from keras_selfdistill.exits import attach_exits
 from keras_selfdistill.graph import producer
 from keras_selfdistill.labels import check_labels
-from keras_selfdistill.metrics import exit_metrics
+from keras_selfdistill.logs import Logs
 from keras_selfdistill.objective import Objective
 from keras_selfdistill.pair_losses import pair_losses
 from keras_selfdistill.teacher import teacher_network
@@ -257,34 +256,18 @@ class SelfDistiller(keras.Model):
             external_teacher=self._teacher is not None,
             pair_losses=self._given.pair_losses,
         )
-        outputs = ["final", *self.exit_names[:-1], "ensemble"]
-        plain = exit_metrics(metrics, outputs, argument="metrics")
-        weighted = exit_metrics(
-            weighted_metrics,
-            outputs,
-            argument="weighted_metrics",
-            taken=[metric.name for metric in plain["final"]],
-        )
+        logs = Logs(self.exit_names, objective.terms, metrics, weighted_metrics)
         super().compile(
             optimizer=optimizer,
-            metrics=plain,
-            weighted_metrics=weighted,
+            metrics=logs.metrics,
+            weighted_metrics=logs.weighted_metrics,
             run_eagerly=run_eagerly,
             steps_per_execution=steps_per_execution,
             jit_compile=jit_compile,
             auto_scale_loss=auto_scale_loss,
         )
         self._objective = objective
-        self._logs = types.SimpleNamespace(
-            terms={term: keras.metrics.Mean(name=term) for term in objective.terms},
-            outputs=outputs,
-            # Keras prefixes the name of a metric with that of its output.
-            names={
-                f"{output}_{metric.name}": metric.name
-                for output in outputs
-                for metric in plain[output] + weighted[output]
-            },
-        )
+        self._logs = logs
         self._compile_arguments = types.SimpleNamespace(
             loss=loss, metrics=metrics, weighted_metrics=weighted_metrics
         )
@@ -359,19 +342,13 @@ class SelfDistiller(keras.Model):
             check_labels(y, classes=self._graph.classes)
             self._objective.label_loss(y, y_pred["final"], sample_weight)
             y_pred = {**y_pred, "ensemble": y_pred["final"]}
-        # Keras would sort the names of a plain dict.
-        outputs = collections.OrderedDict(
-            (name, y_pred[name]) for name in self._logs.outputs
-        )
+        outputs = self._logs.ordered(y_pred)
         labels = dict.fromkeys(outputs, y)
         return super().compute_metrics(x, labels, outputs, sample_weight)
 
     def get_metrics_result(self) -> dict[str, Any]:
         """Return the logs: the loss and its terms, and the metrics of every exit."""
-        return {
-            self._logs.names.get(name, name): value
-            for name, value in super().get_metrics_result().items()
-        }
+        return self._logs.named(super().get_metrics_result())
 
     @property
     def metrics(self) -> list[keras.Metric]:

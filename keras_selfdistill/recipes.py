@@ -27,6 +27,7 @@ __all__ = [
     "AttentionBYOT",
     "BYOT",
     "DeepSupervision",
+    "RECIPES",
     "Recipe",
     "TESKD",
     "TermWeights",
@@ -255,7 +256,8 @@ class TESKD(Recipe):
         return weights | {final: TermWeights(label=self.label_weight)}
 
 
-_SHORTHANDS = {
+# By the names that stand for them, with the published constants.
+RECIPES: dict[str, type[Recipe]] = {
     "byot": BYOT,
     "deep_supervision": DeepSupervision,
     "attention_byot": AttentionBYOT,
@@ -278,4 +280,4 @@ def get(identifier: "str | Recipe") -> Recipe:
         >>> get("deep_supervision") == DeepSupervision()
         True
     """
-    return resolve(identifier, "recipe", Recipe, _SHORTHANDS)
+    return resolve(identifier, "recipe", Recipe, RECIPES)

@@ -1,10 +1,8 @@
 """The accuracy benchmark: killed and resumed, its methods, its table."""
 
-import concurrent.futures
 import dataclasses
 import json
 import math
-import signal
 import sys
 
 import keras
@@ -12,7 +10,8 @@ import numpy as np
 import pytest
 from absl import app
 
-from .conftest import ROOT, run_python
+from .conftest import ROOT
+from .interruption import killed_replacing, run_script, run_whole_and_killed
 from .test_cifar100 import tfds_folder, write_fake  # noqa: F401
 
 SCRIPT = ROOT / "benchmarks" / "accuracy.py"
@@ -26,28 +25,6 @@ import cifar100  # noqa: E402
 pytestmark = pytest.mark.once
 SMOKE = accuracy_methods.PRESETS["smoke"]
 
-# Killed without warning when it is about to put the last of four checkpoints, complete
-# on disk, in the third one's place: two are the teacher's, two the student's.
-KILLED = """
-import os, signal
-replace, saved = os.replace, []
-
-def deadly_replace(source, target):
-    saved.extend([target] if str(target).endswith(".npz") else [])
-    if len(saved) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-
-os.replace = deadly_replace
-"""
-
-THEN_RUN_THE_SCRIPT = """
-import os, runpy, sys
-del sys.argv[0]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
@@ -58,17 +35,14 @@ def data_dir(tmp_path_factory):
 
 def run(data_dir, folder, *flags, before=""):
     """Runs the script in its own process, after some Python code."""
-    return run_python(
-        "-c",
-        before + THEN_RUN_THE_SCRIPT,
+    return run_script(
         SCRIPT,
         "--preset=smoke",
         f"--data_dir={data_dir}",
         f"--results_dir={folder / 'results'}",
         f"--work_dir={folder / 'work'}",
         *flags,
-        check=False,
-        OMP_NUM_THREADS="1",
+        before=before,
     )
 
 
@@ -91,14 +65,17 @@ def without_times(cell):
 @pytest.mark.process
 def test_a_killed_cell_ends_like_one_that_was_not(data_dir, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        uninterrupted = pool.submit(run, data_dir, whole, "--methods=kd")
-        first = run(data_dir, killed, "--methods=kd", before=KILLED)
-        assert first.returncode == -signal.SIGKILL, first.stderr
+
+    def look():
         assert not (killed / "results").exists()
-        second = run(data_dir, killed, "--methods=kd")
-    for finished in (second, uninterrupted.result()):
-        assert finished.returncode == 0, finished.stderr
+
+    second = run_whole_and_killed(
+        lambda: run(data_dir, whole, "--methods=kd"),
+        lambda before: run(data_dir, killed, "--methods=kd", before=before),
+        # The last of four checkpoints: two are the teacher's, two the student's.
+        kill=killed_replacing(".npz", 4),
+        when_killed=look,
+    )
     assert "epoch 1/2" not in second.stdout
     assert second.stdout.count("epoch 2/2") == 1  # the teacher was finished
     found, expected = (

@@ -1,11 +1,10 @@
 """The CIFAR-100 training script: killed and resumed, refused, schedules, optimizer."""
 
-import concurrent.futures
 import csv
+import functools
 import io
 import json
 import math
-import signal
 import sys
 import zipfile
 
@@ -16,7 +15,10 @@ import pytest
 from absl import app
 from absl.testing import flagsaver
 
-from .conftest import ROOT, run_python
+import keras_selfdistill as ksd
+
+from .conftest import ROOT, small_base
+from .interruption import killed_replacing, run_script, run_whole_and_killed
 from .test_cifar100 import tfds_folder, write_fake  # noqa: F401
 
 SCRIPT = ROOT / "examples" / "train_cifar100.py"
@@ -35,31 +37,9 @@ TINY = {
     "validation_examples": 100,
 }
 
-# Killed without warning when it is about to put the second epoch's checkpoint, complete
-# on disk, in the first one's place.
-KILLED = """
-import os, signal
-replace, saved = os.replace, []
-
-def deadly_replace(source, target):
-    saved.extend([target] if str(target).endswith(".keras") else [])
-    if len(saved) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-
-os.replace = deadly_replace
-"""
-
 WITHOUT_TENSORFLOW = """
 import sys
 sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
-"""
-
-THEN_RUN_THE_SCRIPT = """
-import os, runpy, sys
-del sys.argv[0]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -73,17 +53,13 @@ def data_dir(tmp_path_factory):
 def run(data_dir, output_dir, before=""):
     """Runs the script in its own process, after some Python code."""
     flags = {**TINY, "data_dir": data_dir, "output_dir": output_dir}
-    return run_python(
-        "-c",
-        before + THEN_RUN_THE_SCRIPT,
+    return run_script(
         SCRIPT,
         *(f"--{name}={value}" for name, value in flags.items()),
-        check=False,
+        before=before,
         # The resumed run need not compile again what the killed one did.
         JAX_COMPILATION_CACHE_DIR=str(data_dir / "compiled"),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-        # Two trainings at a time, whose threads would wait for each other.
-        OMP_NUM_THREADS="1",
     )
 
 
@@ -105,16 +81,18 @@ def runs(data_dir, tmp_path_factory):
     whole, killed = (tmp_path_factory.mktemp(name) for name in ("whole", "killed"))
     needs_tensorflow = keras.backend.backend() == "tensorflow"
     alone = "" if needs_tensorflow else WITHOUT_TENSORFLOW
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        uninterrupted = pool.submit(run, data_dir, whole, alone)
-        first = run(data_dir, killed, KILLED)
-        assert first.returncode == -signal.SIGKILL, first.stderr
+
+    def look():
         # More than the checkpoint holds, which the second part has to set right.
         assert [row["epoch"] for row in history(killed)] == ["0", "1"]
         assert not (killed / "results.json").exists()
-        second = run(data_dir, killed)
-    for finished in (second, uninterrupted.result()):
-        assert finished.returncode == 0, finished.stderr
+
+    second = run_whole_and_killed(
+        functools.partial(run, data_dir, whole, alone),
+        functools.partial(run, data_dir, killed),
+        kill=killed_replacing(".keras", 2),
+        when_killed=look,
+    )
     return whole, killed, second.stdout + second.stderr
 
 
@@ -210,22 +188,23 @@ def test_a_checkpoint_of_other_flags_is_refused(runs, flags):
     assert json.loads((runs[0] / "flags.json").read_text())["epochs"] == 3
 
 
-def test_fit_tells_the_images_which_epoch_it_is(flags, tmp_path, monkeypatch):
+def test_a_resumed_fit_begins_with_its_epochs_batches(flags, tmp_path, monkeypatch):
     drawn = []
 
     class Model:
-        def fit(self, batches, *, callbacks, **arguments):
-            for callback in callbacks:
-                callback.on_epoch_begin(7, {})
-            drawn.append(batches[1])
+        def fit(self, batches, *, initial_epoch, **arguments):
+            assert initial_epoch == 2
+            drawn.append(next(batches))
 
     set_flags(flags, **TINY)
-    monkeypatch.setattr(train_cifar100, "build_model", lambda steps_per_epoch: Model())
+    (tmp_path / "checkpoint.keras").touch()
+    (tmp_path / "history.csv").touch()
+    monkeypatch.setattr(train_cifar100.Checkpoint, "restore", lambda _: (Model(), 2))
     data = cifar100.load(flags.data_dir, train_examples=200)
     train_cifar100.train(data, tmp_path)
     expected = cifar100.Augmented(*data.train, 50, seed=0)
-    expected.set_epoch(7)
-    np.testing.assert_array_equal(drawn[0][0], expected[1][0])
+    expected.set_epoch(2)
+    np.testing.assert_array_equal(drawn[0][0], expected[0][0])
 
 
 def test_a_checkpoint_counts_epochs_not_updates(tmp_path):
@@ -311,6 +290,23 @@ def test_applications_take_the_width_and_no_preprocessing(flags):
     assert (base.input_shape, base.output_shape) == ((None, 32, 32, 3), (None, 100))
     assert base.get_layer("expanded_conv_project").filters == 8  # of 16
     assert keras.layers.Rescaling not in {type(layer) for layer in base.layers}
+
+
+def test_every_recipe_is_offered_and_one_without_early_exits_evaluated(
+    flags, tmp_path, monkeypatch
+):
+    for recipe in ["plain", *ksd.recipes.RECIPES]:
+        flags(["train", f"--output_dir={tmp_path}", f"--recipe={recipe}"])
+    set_flags(flags, recipe="teskd", taps="out_1")
+    monkeypatch.setattr(
+        train_cifar100, "build_base", lambda: small_base(classes=100, size=32)
+    )
+    model = train_cifar100.build_model(steps_per_epoch=1)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 32, 32, 3), "uint8")
+    found = train_cifar100.evaluate(model, cifar100.Split(images, np.arange(4)))
+    assert list(found) == ["exit_1", "final", "ensemble"]
+    assert all(0 <= accuracy <= 1 for accuracy in found.values())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""Digits or CIFAR-100, by name: images, training on them, accuracy on them."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from absl import app
+
+NAMES = ("digits", "cifar100")
+
+
+class Images(NamedTuple):
+    """Training and test images of one data set.
+
+    `train` holds them as `fit` of this module wants them: float32 digits, uint8
+    CIFAR-100, which is augmented. `test` holds float32 images as models take them.
+    """
+
+    name: str
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+
+
+def load(
+    name: str, data_dir: str, *, train_examples: int | None = None, seed: int = 0
+) -> Images:
+    """Returns the images of a data set.
+
+    Args:
+        name: `"digits"`, scikit-learn's 1,797 handwritten digits, halved at random into
+            training and test; or `"cifar100"`.
+        data_dir: Folder with CIFAR-100; not read for digits.
+        train_examples: Size of the training set; `None` takes all. The same number of
+            images of every class of CIFAR-100; digits in the order of the split, which
+            is random.
+        seed: Chooses the split of digits.
+
+    Raises:
+        UsageError: There are not that many training images.
+    """
+    if name == "cifar100":
+        import cifar100
+
+        data = cifar100.load(data_dir, train_examples=train_examples)
+        test = cifar100.normalize(data.test.images), data.test.labels
+        return Images(name, tuple(data.train), test)
+    import quickstart
+
+    (images, labels), test = quickstart.load_images(seed)
+    if train_examples is not None and not 1 <= train_examples <= len(images):
+        raise app.UsageError(
+            f"Received --train_examples={train_examples}; expected 1 to {len(images)} "
+            "for --data=digits."
+        )
+    return Images(name, (images[:train_examples], labels[:train_examples]), test)
+
+
+def fit(
+    model: keras.Model, images: Images, *, epochs: int, batch_size: int, seed: int
+) -> None:
+    """Trains a compiled model on the training images, shuffled by `seed`."""
+    keras.utils.set_random_seed(seed)
+    if images.name == "digits":
+        model.fit(*images.train, batch_size=batch_size, epochs=epochs)
+        return
+    import cifar100
+
+    data = cifar100.Augmented(*images.train, batch_size, seed=seed)
+    steps = data.num_batches
+    model.fit(data.batches(), steps_per_epoch=steps, epochs=epochs, shuffle=False)
+
+
+def accuracy(model: keras.Model, images: Images, batch_size: int = 256) -> float:
+    """Returns the share of test images of which a model names the class."""
+    inputs, labels = images.test
+    outputs = model.predict(inputs, batch_size=batch_size)
+    return float(np.mean(np.argmax(outputs, axis=-1) == labels))
