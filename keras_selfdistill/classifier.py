@@ -8,6 +8,7 @@ import keras
 from keras import layers
 
 from keras_selfdistill.config import PACKAGE
+from keras_selfdistill.flat import original
 from keras_selfdistill.graph import producer
 
 # Layers that may stand between the last weights and the output, or between the
@@ -152,7 +153,8 @@ def find_logits(model):
     """
     output = _only_output(model)
     end = producer(output)
-    if _activation_of(end.operation) == "softmax" and not _weights(end.operation):
+    last = original(end.operation)
+    if _activation_of(last) == "softmax" and not _weights(last):
         # What stands before a softmax of its own, be it an ensemble's average.
         return end.input_tensors[0]
     return _logits(model, output)[1]
@@ -161,14 +163,14 @@ def find_logits(model):
 def _logits(base, output):
     """Return (node of the last layer with weights, logits, whether softmax follows)."""
     node, logits, behind, explicit = _walk_to_weights(base, output)
-    last = node.operation
+    last = original(node.operation)
     kind = _activation_of(last)
     softmax = logits is not None or kind == "softmax"
     if softmax:
-        if any(isinstance(operation, _POOLING) for operation in behind):
+        if any(isinstance(original(operation), _POOLING) for operation in behind):
             raise ValueError(_unknown_end(base, last))  # No softmax of any logits.
         if logits is None:
-            before = PreActivation(last, name=f"{last.name}_logits")
+            before = PreActivation(last, name=f"{node.operation.name}_logits")
             logits = before(node.input_tensors[0])
         for operation in reversed(behind):
             logits = operation(logits)
@@ -189,7 +191,7 @@ def _walk_to_weights(base, output):
     """
     node, logits, behind, explicit = producer(output), None, [], False
     while not _weights(node.operation):
-        operation = node.operation
+        operation = original(node.operation)
         kind = _activation_of(operation)
         if len(node.input_tensors) != 1:
             raise ValueError(_unknown_end(base, operation))
@@ -198,7 +200,7 @@ def _walk_to_weights(base, output):
         elif logits is None:
             if kind != "linear" and not isinstance(operation, _RESHAPING + _POOLING):
                 raise ValueError(_unknown_end(base, operation))
-            behind.append(operation)
+            behind.append(node.operation)
             explicit = explicit or kind == "linear"
         node = producer(node.input_tensors[0])
     return node, logits, behind, explicit
@@ -252,9 +254,10 @@ def _feature(classifier_node):
     """Return (feature vector, deepest spatial tensor, its data format)."""
     classifier = classifier_node.operation
     feature = classifier_node.input_tensors[0]
-    while isinstance(producer(feature).operation, _DROPOUT):
+    while isinstance(original(producer(feature).operation), _DROPOUT):
         feature = producer(feature).input_tensors[0]
-    data_format = getattr(classifier, "data_format", keras.config.image_data_format())
+    default = keras.config.image_data_format()
+    data_format = getattr(original(classifier), "data_format", default)
     spatial, data_format = _deepest_spatial(feature, data_format)
     pooling = {3: layers.GlobalAveragePooling1D, 4: layers.GlobalAveragePooling2D}
     if len(feature.shape) in pooling:
@@ -279,6 +282,7 @@ def _deepest_spatial(tensor, data_format):
         if any(size != 1 for size in sizes):
             return tensor, nearest_format
         node = producer(tensor)
-        nearest_format = getattr(node.operation, "data_format", nearest_format)
+        operation = original(node.operation)
+        nearest_format = getattr(operation, "data_format", nearest_format)
         pending.extend((source, nearest_format) for source in node.input_tensors)
     return None, data_format

@@ -18,6 +18,7 @@ from keras_selfdistill.metrics import exit_metrics
 from keras_selfdistill.objective import Objective
 from keras_selfdistill.pair_losses import pair_losses
 from keras_selfdistill.teacher import teacher_network
+from keras_selfdistill.top import with_classifier
 
 
 class Step(NamedTuple):
@@ -47,9 +48,11 @@ class SelfDistiller(keras.Model):
 
     Args:
         model: The base: a functional or Sequential classifier with one output of
-            shape `(batch, classes)`, softmax or logits.
+            shape `(batch, classes)`, softmax or logits. Models may be nested in it.
         taps: Layer names from shallow to deep, or a number of exits, which are then
             placed at the ends of blocks at nearly equal shares of the multiply-adds.
+            A layer of a nested model is named `"backbone/stage/layer"`, the second
+            call of a layer that is called several times `"layer@2"`.
         recipe: `"byot"`, `"attention_byot"`, `"teskd"`, `"deep_supervision"`, or a
             `Recipe`.
         head: `"bottleneck"`, `"separable"`, `"attention"`, `"top_down"`, `"linear"`,
@@ -64,6 +67,9 @@ class SelfDistiller(keras.Model):
         freeze: `"base"` to train the exits of a trained base alone; batch
             normalisation of a frozen base stays in inference mode. To go on with all
             weights: `model.base.trainable = True`, then compile and fit again.
+        classes: For a `model` that ends in features, such as one of
+            `keras.applications` with `include_top=False`: the number of classes. The
+            base is then this model with global average pooling and a softmax layer.
         name: Name of the wrapper.
 
     Raises:
@@ -98,6 +104,7 @@ class SelfDistiller(keras.Model):
         distillation_losses: Sequence[Any] | None = None,
         distillation_loss_weights: Sequence[float] | None = None,
         freeze: str | None = None,
+        classes: int | None = None,
         name: str | None = None,
     ):
         recipe = recipes.get(recipe)
@@ -108,6 +115,8 @@ class SelfDistiller(keras.Model):
                 "None."
             )
         pairs = pair_losses(distillation_losses, distillation_loss_weights)
+        if classes is not None:
+            model = with_classifier(model, classes)
         graph = attach_exits(model, taps, head, recipe)
         super().__init__(
             inputs=graph.inputs,
@@ -175,8 +184,8 @@ class SelfDistiller(keras.Model):
         Example:
             `model.final_model().save("classifier.keras")`
         """
-        final = self._graph.exits["final"]
-        return self._graph.model(final.output, name=self._graph.base.name)
+        base = self._graph.base
+        return keras.Model(self._graph.inputs, base.outputs[0], name=base.name)
 
     def exit_model(self, name: str) -> keras.Model:
         """Return a functional model that holds what one exit needs, and no other layer.
@@ -421,7 +430,7 @@ class SelfDistiller(keras.Model):
     @property
     def _added_layers(self):
         """The layers of the exits, which the base's config does not describe."""
-        own = {id(layer) for layer in self._graph.base.layers}
+        own = {id(layer) for layer in self._graph.flat.model.layers}
         return [
             layer for layer in [*self.layers, *self._adapters] if id(layer) not in own
         ]

@@ -10,6 +10,7 @@ from absl import logging
 from keras import layers
 
 from keras_selfdistill.classifier import Classifier, find_classifier
+from keras_selfdistill.flat import FlatModel, flatten
 from keras_selfdistill.graph import ancestors, dtype_policy, graph_nodes
 from keras_selfdistill.head import Head, Target
 from keras_selfdistill.profiling import multiply_adds
@@ -41,6 +42,7 @@ class ExitGraph:
 
     Args:
         base: The user's model.
+        flat: The base with the models nested in it spread out.
         taps: Names of the tapped layers, shallow to deep.
         exits: The exits by name, shallow to deep; the last one is `final`.
         ensemble: Output of the ensemble, the mean of all exits' logits, in the base's
@@ -53,6 +55,7 @@ class ExitGraph:
     """
 
     base: Any
+    flat: FlatModel
     taps: tuple[str, ...]
     exits: dict[str, Exit]
     ensemble: Any
@@ -94,10 +97,11 @@ def attach_exits(
             a name that exits use, or the head does not fit a tap.
     """
     _check_base(base)
-    end = find_classifier(base)
-    chosen = _choose_taps(base, end, taps)
+    flat = flatten(base)
+    end = find_classifier(flat.model)
+    chosen = _choose_taps(flat, end, taps)
     names = exit_names(len(chosen))
-    _check_names(base, names)
+    _check_names(flat.model, names)
     by_exit = dict(zip(names[:-1], chosen.values(), strict=True))
     features = head.features(by_exit, _target(end))
     adapted = recipe.adapted_exits(names)
@@ -112,7 +116,7 @@ def attach_exits(
         {"exits": {name: vars(e) for name, e in exits.items()}, "ensemble": ensemble},
     )
     policy = dtype_policy(list(chosen.values())[-1])
-    return ExitGraph(base, tuple(chosen), exits, ensemble, network, policy)
+    return ExitGraph(base, flat, tuple(chosen), exits, ensemble, network, policy)
 
 
 def exit_names(taps: int) -> list[str]:
@@ -149,23 +153,24 @@ def _inputs(base):
     return base.inputs[0] if isinstance(base, keras.Sequential) else base.input
 
 
-def _choose_taps(base, end: Classifier, taps):
+def _choose_taps(flat: FlatModel, end: Classifier, taps):
     if isinstance(taps, bool) or not isinstance(taps, (numbers.Integral, list, tuple)):
         raise TypeError(
             "`taps` must be a list of layer names or a number. Received: "
             f"taps={taps!r} of type {type(taps).__name__}. Expected, say, taps=3 or "
-            f"taps=[{base.layers[len(base.layers) // 2].name!r}]."
+            f"taps=[{list(flat.calls)[len(flat.calls) // 2]!r}]."
         )
     if isinstance(taps, numbers.Integral):
-        placed = placed_taps(base, end.feature, node_costs(base), int(taps))
-        logging.info("Exits of %s placed at %s.", base.name, list(placed))
+        costs = node_costs(flat.model)
+        placed = placed_taps(flat, end.feature, costs, int(taps))
+        logging.info("Exits of %s placed at %s.", flat.model.name, list(placed))
         return placed
     if not taps:
         raise ValueError(
             "`taps` must hold at least one tap. Received: taps=[]. Expected: layer "
             "names, or a number of exits such as 3."
         )
-    return named_taps(base, end.feature, taps)
+    return named_taps(flat, end.feature, taps)
 
 
 def _make_exit(name, feature, end: Classifier, head: Head, adapt: bool):

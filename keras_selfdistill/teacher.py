@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from keras_selfdistill.classifier import find_logits
+from keras_selfdistill.flat import flatten
 
 
 def teacher_network(teacher: Any, base: Any) -> keras.Model:
@@ -43,7 +44,8 @@ def teacher_network(teacher: Any, base: Any) -> keras.Model:
             "The teacher must take the base's inputs. Received: a teacher with inputs "
             f"{shapes[0]}. Expected: {shapes[1]}."
         )
-    logits = find_logits(teacher)
+    flat = flatten(teacher).model
+    logits = find_logits(flat)
     if logits.shape[-1] != base.outputs[0].shape[-1]:
         raise ValueError(
             "The teacher must tell the base's classes apart. Received: a teacher with "
@@ -57,6 +59,6 @@ def teacher_network(teacher: Any, base: Any) -> keras.Model:
             "keras.models.clone_model(model); copy.set_weights(model.get_weights())."
         )
     teacher.trainable = False
-    network = keras.Model(teacher.inputs, logits, name=f"{teacher.name}_logits")
+    network = keras.Model(flat.inputs, logits, name=f"{teacher.name}_logits")
     network.trainable = False
     return network
