@@ -43,7 +43,7 @@ class Cascade:
         # Share of the base's multiply-adds that a sample costs, by its exit.
         self.costs = np.cumsum(spent) / max(1, of_base)
         self._scorer = scorer
-        self._classes = graph.classes
+        self._classes = graph.task.units
         self._sections = [CompiledModel(section) for section in sections]
         places = {id(tensor): i for i, tensor in enumerate(graph.base.inputs)}
         self._inputs = {places[id(tensor)]: tensor for tensor in sections[0].inputs}

@@ -13,7 +13,6 @@ from keras_selfdistill import train_step as backend_step
 from keras_selfdistill.config import PACKAGE, did_you_mean
 from keras_selfdistill.exits import attach_exits
 from keras_selfdistill.graph import producer
-from keras_selfdistill.labels import check_labels
 from keras_selfdistill.metrics import exit_metrics
 from keras_selfdistill.objective import Objective
 from keras_selfdistill.pair_losses import pair_losses
@@ -70,6 +69,10 @@ class SelfDistiller(keras.Model):
         classes: For a `model` that ends in features, such as one of
             `keras.applications` with `include_top=False`: the number of classes. The
             base is then this model with global average pooling and a softmax layer.
+        task: `"multiclass"`, `"multilabel"`, `"binary"` or `"regression"`, where the
+            base's end does not say: softmax tells classes apart, a sigmoid says yes or
+            no to each label, several linear units are logits of classes, a single one
+            is a number.
         name: Name of the wrapper.
 
     Raises:
@@ -105,10 +108,11 @@ class SelfDistiller(keras.Model):
         distillation_loss_weights: Sequence[float] | None = None,
         freeze: str | None = None,
         classes: int | None = None,
+        task: str | None = None,
         name: str | None = None,
     ):
         recipe = recipes.get(recipe)
-        head = heads.get(recipe.head if head is None else head)
+        head = head if head is None else heads.get(head)
         if freeze not in (None, "base"):
             raise ValueError(
                 f"Unknown `freeze`. Received: freeze={freeze!r}. Expected: 'base' or "
@@ -117,7 +121,7 @@ class SelfDistiller(keras.Model):
         pairs = pair_losses(distillation_losses, distillation_loss_weights)
         if classes is not None:
             model = with_classifier(model, classes)
-        graph = attach_exits(model, taps, head, recipe)
+        graph = attach_exits(model, taps, head, recipe, task)
         super().__init__(
             inputs=graph.inputs,
             outputs={name: e.output for name, e in graph.exits.items()},
@@ -126,7 +130,7 @@ class SelfDistiller(keras.Model):
         # Kept in plain objects, whose layers and metrics Keras does not track twice.
         self._graph = graph
         self._recipe = recipe
-        self._head = head
+        self._head = graph.head
         self._given = types.SimpleNamespace(teacher=teacher, pair_losses=pairs)
         # Tracked: what training alone reads, which is no part of the outputs' graph.
         self._adapters = [
@@ -136,7 +140,7 @@ class SelfDistiller(keras.Model):
         ]
         self._teacher = None
         if teacher is not None:
-            self._teacher = teacher_network(teacher, model)
+            self._teacher = teacher_network(teacher, model, graph.task)
         self._step = _counter("step", 0, "int32")
         self._distillation_scale = _counter("distillation_scale", 1.0, "float32")
         if freeze:
@@ -158,6 +162,11 @@ class SelfDistiller(keras.Model):
     def recipe(self) -> recipes.Recipe:
         """The recipe that weighs the exits' losses."""
         return self._recipe
+
+    @property
+    def task(self) -> str:
+        """What the base answers, such as `"multiclass"`."""
+        return self._graph.task.name
 
     @property
     def base(self) -> keras.Model:
@@ -263,6 +272,7 @@ class SelfDistiller(keras.Model):
             self._recipe,
             self.exit_names,
             loss,
+            task=self._graph.task,
             external_teacher=self._teacher is not None,
             pair_losses=self._given.pair_losses,
         )
@@ -314,7 +324,7 @@ class SelfDistiller(keras.Model):
     def _run_exits(self, x, y, sample_weight, *, training) -> Step:
         """Run all exits once on a batch and compute the loss, on any backend."""
         # Before the exits run: batch normalisation would already have learned.
-        check_labels(y, classes=self._graph.classes)
+        self._graph.task.check_labels(y)
         found = self._graph.training_network(x, training=training)
         exits = found["exits"]
         external_logits = None
@@ -365,7 +375,7 @@ class SelfDistiller(keras.Model):
         if "ensemble" not in y_pred:
             # Keras builds the metrics with symbolic outputs of `call`, before the first
             # step: the time to refuse labels, while no weight has moved.
-            check_labels(y, classes=self._graph.classes)
+            self._graph.task.check_labels(y)
             self._objective.label_loss(y, y_pred["final"], sample_weight)
             y_pred = {**y_pred, "ensemble": y_pred["final"]}
         # Keras would sort the names of a plain dict.
@@ -407,6 +417,7 @@ class SelfDistiller(keras.Model):
             "distillation_loss_weights": [
                 pair.weight for pair in self._given.pair_losses
             ],
+            "task": self._graph.task.name,
             "name": self.name,
             "frozen": [
                 layer.name for layer in self._added_layers if not layer.trainable

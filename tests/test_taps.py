@@ -193,4 +193,4 @@ def test_an_explicit_linear_end_of_a_layer_unknown_to_us():
     with pytest.raises(ValueError, match=r"Activation\('linear'\)"):
         find_classifier(keras.Model(inputs, x))
     base = keras.Model(inputs, layers.Activation("linear")(x))
-    assert find_classifier(base).activation == "linear"
+    assert find_classifier(base).task.activation == "linear"
