@@ -16,8 +16,8 @@ from keras_selfdistill.graph import ancestors, dtype_policy, graph_nodes
 from keras_selfdistill.head import Head, Target, resize_positions
 from keras_selfdistill.profiling import multiply_adds
 from keras_selfdistill.recipe import Recipe
-from keras_selfdistill.task import Task
 from keras_selfdistill.taps import named_taps, placed_taps
+from keras_selfdistill.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +77,9 @@ class ExitGraph:
         """Return a functional model of what one symbolic output needs, and no more."""
         needed = ancestors(output)
         inputs = [tensor for tensor in self.base.inputs if id(tensor) in needed]
-        every = len(inputs) == len(self.base.inputs)
-        return keras.Model(self.inputs if every else inputs, output, name=name)
+        if len(inputs) == len(self.base.inputs):
+            return keras.Model(self.inputs, output, name=name)
+        return keras.Model(inputs[0] if len(inputs) == 1 else inputs, output, name=name)
 
 
 def attach_exits(

@@ -187,7 +187,7 @@ def resize_positions(x: Any, positions: tuple[int | None, ...], name: str) -> An
     if None in (*sizes, *positions) or len(sizes) != len(positions) or len(sizes) > 2:
         raise ValueError(
             f"Cannot interpolate positions. Received: a tensor of shape "
-            f"{tuple(x.shape)} for {name!r}, and positions {tuple(positions)} to reach. "
+            f"{tuple(x.shape)} for {name!r}, to reach positions {tuple(positions)}. "
             "Expected: one or two axes of known size, or equal sizes. Tap a layer with "
             "the output's positions, or build the base with a fixed input shape."
         )

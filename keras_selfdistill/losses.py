@@ -73,8 +73,8 @@ def binary_soft_target_divergence(teacher_logits, student_logits, *, temperature
     """Mean over labels of the binary divergence from teacher to student, times T².
 
     For every label `T² · [p · log(p / q) + (1 − p) · log((1 − p) / (1 − q))]` with
-    `p = σ(teacher_logits / T)` and `q = σ(student_logits / T)`, from log-sigmoids of the
-    logits, so that nothing is clipped. The mean over labels matches Keras' binary
+    `p = σ(teacher_logits / T)` and `q = σ(student_logits / T)`, from log-sigmoids of
+    the logits, so that nothing is clipped. The mean over labels matches Keras' binary
     crossentropy.
 
     Args:
@@ -113,7 +113,8 @@ def output_distance(teacher_output, student_output):
 
     Example:
         >>> import numpy as np
-        >>> print(float(output_distance(np.array([[1.0, 2.0]]), np.array([[1.0, 4.0]]))[0]))
+        >>> teacher, student = np.array([[1.0, 2.0]]), np.array([[1.0, 4.0]])
+        >>> print(float(output_distance(teacher, student)[0]))
         2.0
     """
     return ops.mean(ops.square(student_output - teacher_output), axis=-1)
@@ -279,7 +280,8 @@ class OutputDistance(keras.losses.Loss):
 
     Example:
         >>> import numpy as np
-        >>> print(float(OutputDistance()(np.array([[1.0, 2.0]]), np.array([[1.0, 4.0]]))))
+        >>> teacher, student = np.array([[1.0, 2.0]]), np.array([[1.0, 4.0]])
+        >>> print(float(OutputDistance()(teacher, student)))
         2.0
     """
 

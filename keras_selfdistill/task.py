@@ -67,8 +67,7 @@ class Task:
             >>> Task("multiclass", 10, "softmax").check_labels(np.zeros((8, 10)))
         """
         forms = self._label_forms()
-        texts = [f"(batch, {', '.join(map(str, form))})" for form in forms]
-        texts = ["(batch,)" if not form else text for form, text in zip(forms, texts)]
+        texts = [str(("batch", *form)).replace("'batch'", "batch") for form in forms]
         expected = (
             f"Expected: one array for all exits, of shape {' or '.join(texts)}, for "
             f"task {self.name!r}."

@@ -56,8 +56,8 @@ def teacher_network(teacher: Any, base: Any, task: Task) -> keras.Model:
     if tuple(logits.shape[1:]) != tuple(base.outputs[0].shape[1:]):
         raise ValueError(
             "The teacher must tell the base's classes apart. Received: a teacher with "
-            f"{logits.shape[-1]} classes, output shape {tuple(logits.shape)}. Expected: "
-            f"{base.outputs[0].shape[-1]}, output shape {tuple(base.outputs[0].shape)}."
+            f"{logits.shape[-1]} classes, shape {tuple(logits.shape)}. Expected: "
+            f"{base.outputs[0].shape[-1]}, shape {tuple(base.outputs[0].shape)}."
         )
     own = {id(variable) for variable in base.variables}
     if any(id(variable) in own for variable in teacher.variables):

@@ -54,7 +54,9 @@ def outputs_of(model, x):
 
 def compiled(model):
     model.compile(
-        keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", ["accuracy"]
+        keras.optimizers.SGD(0.1),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
     )
     return model
 
@@ -153,9 +155,7 @@ def test_sections_of_a_nested_base(batch):
             to_numpy(found["output"]), outputs[section.exit_name], atol=1e-6
         )
     fast = ksd.EarlyExit(model, thresholds=2.0)
-    np.testing.assert_allclose(
-        fast.predict(x).predictions, outputs["final"], atol=1e-6
-    )
+    np.testing.assert_allclose(fast.predict(x).predictions, outputs["final"], atol=1e-6)
     assert fast.flops_ratios["final"] == pytest.approx(
         ksd.profile(model)["ensemble"].share
     )
@@ -171,11 +171,14 @@ def test_normalisation_follows_the_way_in_which_the_nested_model_is_called(
     wrapped.set_weights(plain.get_weights())
     model = compiled(ksd.SelfDistiller(wrapped, TAPS, "byot", head="linear"))
     compiled(plain)
-    np.testing.assert_allclose(outputs_of(model, x)["final"], to_numpy(plain(x)))
+    expected = to_numpy(plain(x, training=False))
+    np.testing.assert_allclose(outputs_of(model, x)["final"], expected, atol=1e-6)
     plain.fit(x, y, verbose=0)
     model.fit(x, y, verbose=0)
     moved = [
-        to_numpy(base.get_layer("backbone").get_layer("first").get_layer("bn").moving_mean)
+        to_numpy(
+            base.get_layer("backbone").get_layer("first").get_layer("bn").moving_mean
+        )
         for base in (plain, wrapped)
     ]
     np.testing.assert_allclose(moved[0], moved[1], rtol=1e-4, atol=1e-6)
@@ -188,13 +191,13 @@ def test_preprocessing_and_augmentation_in_front(batch):
     base = nested_base(front)
     model = compiled(ksd.SelfDistiller(base, 2, "byot"))
     assert all(tap.startswith("backbone/") for tap in model.taps)
-    np.testing.assert_array_equal(outputs_of(model, pixels)["final"], base(pixels))
+    expected = to_numpy(base(pixels, training=False))
+    np.testing.assert_allclose(outputs_of(model, pixels)["final"], expected, atol=1e-6)
     logs = model.fit(pixels, y, epochs=6, verbose=0).history["loss"]
     assert logs[-1] < logs[0]
 
 
-def test_a_nested_model_casts_its_input_as_keras_does(batch):
-    _, y = batch
+def test_a_nested_model_casts_its_input_as_keras_does():
     inputs = keras.Input((4,), dtype="int32", name="counts")
     inner = keras.Sequential([keras.Input((4,)), layers.Dense(5, name="a")], name="in")
     x = layers.Dense(6, activation="relu", name="b")(inner(inputs))
@@ -218,7 +221,7 @@ def test_each_call_of_a_shared_layer_is_a_tap(batch):
     data = np.random.default_rng(0).normal(size=(5, 8)).astype("float32")
     by_hand = shared(shared(data))
     head = model.get_layer("exit_2_feature")
-    seen = keras.Model(model.inputs, model.get_layer("exit_2_feature").output)
+    seen = keras.Model(model.inputs[0], head.output)
     np.testing.assert_allclose(seen(data), head(by_hand), atol=1e-6)
     assert ksd.SelfDistiller(base, 2, "byot", head="linear").taps == model.taps
 
@@ -229,11 +232,14 @@ def test_one_encoder_for_two_inputs():
     encoder = keras.Sequential(stack, name="encoder")
     x = layers.Concatenate(name="both")([encoder(left), encoder(right)])
     x = layers.Dense(7, "relu", name="joined")(x)
+    x = layers.Dense(6, "relu", name="last")(x)
     inputs = {"left": left, "right": right}
     base = keras.Model(inputs, layers.Dense(3, "softmax", name="predictions")(x))
     random = np.random.default_rng(0)
     data = {name: random.normal(size=(9, 6)).astype("float32") for name in inputs}
-    model = ksd.SelfDistiller(base, ["encoder@2/hidden", "joined"], "byot", head="linear")
+    model = ksd.SelfDistiller(
+        base, ["encoder@2/hidden", "joined"], "byot", head="linear"
+    )
     outputs = outputs_of(model, data)
     np.testing.assert_array_equal(outputs["final"], to_numpy(base(data)))
     # The first exit hears the right side alone.
@@ -251,6 +257,7 @@ def test_image_and_metadata(batch):
     features = layers.GlobalAveragePooling2D()(backbone()(image))
     joined = layers.Concatenate()([features, layers.Dense(3, name="meta")(age)])
     joined = layers.Dense(6, "relu", name="joined")(joined)
+    joined = layers.Dense(6, "relu", name="last")(joined)
     outputs = layers.Dense(4, "softmax", name="predictions")(joined)
     base = keras.Model({"image": image, "age": age}, outputs)
     model = compiled(

@@ -66,7 +66,8 @@ def test_teachers_follow_the_formulas(kind):
 
     recipe = BYOT(alpha=ALPHA, temperature=TEMPERATURE, hint_weight=BETA, teacher=kind)
     value, gradients = value_and_gradients(
-        lambda *tensors: total(Objective(recipe, NAMES, LOSS, task=TASK), tensors), arrays
+        lambda *tensors: total(Objective(recipe, NAMES, LOSS, task=TASK), tensors),
+        arrays,
     )
     assert value == pytest.approx(formula(*fixed), rel=1e-5)
     for actual, expected in zip(
