@@ -19,10 +19,10 @@ class Renamed(keras.Layer):
         operation: Layer or operation; shared, not copied.
 
     Example:
-        >>> dense = keras.layers.Dense(2, name="dense")
-        >>> outputs = Renamed(dense, name="backbone_dense")(keras.Input((4,)))
-        >>> [tuple(weight.shape) for weight in dense.weights]
-        [(4, 2), (2,)]
+        >>> layer = keras.layers.Flatten(name="flatten")
+        >>> outputs = Renamed(layer, name="inner")(keras.Input((4, 2)))
+        >>> outputs.shape
+        (None, 8)
     """
 
     def __init__(self, operation, **kwargs):
@@ -30,7 +30,11 @@ class Renamed(keras.Layer):
         super().__init__(autocast=False, **kwargs)
         self.operation = operation
         self.supports_masking = getattr(operation, "supports_masking", False)
-        self.built = True
+        self.built = getattr(operation, "built", True)
+
+    def build(self, input_shape):
+        """Build the operation."""
+        self.operation.build(input_shape)
 
     def call(self, *args, **kwargs):
         """Call the operation."""

@@ -116,7 +116,7 @@ def decide_task(
         >>> decide_task("sigmoid", (None, 5), None, "tagger").name
         'multilabel'
     """
-    _, *positions, units = shape
+    positions, units = shape[1:-1], int(shape[-1] or 0)
     fitting = _BY_ACTIVATION.get(activation, ("regression",))
     fitting = tuple(
         task
