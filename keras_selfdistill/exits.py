@@ -12,7 +12,12 @@ from keras import layers
 from keras_selfdistill import heads
 from keras_selfdistill.classifier import Classifier, find_classifier
 from keras_selfdistill.flat import FlatModel, flatten
-from keras_selfdistill.graph import ancestors, dtype_policy, graph_nodes
+from keras_selfdistill.graph import (
+    ancestors,
+    dtype_policy,
+    graph_nodes,
+    input_structure,
+)
 from keras_selfdistill.head import Head, Target, resize_positions
 from keras_selfdistill.profiling import multiply_adds
 from keras_selfdistill.recipe import Recipe
@@ -71,7 +76,7 @@ class ExitGraph:
     @property
     def inputs(self) -> Any:
         """The base's inputs, in the structure in which the base takes them."""
-        return _inputs(self.base)
+        return input_structure(self.base)
 
     def model(self, output: Any, name: str) -> keras.Model:
         """Return a functional model of what one symbolic output needs, and no more."""
@@ -123,7 +128,7 @@ def attach_exits(
     exits["final"] = Exit(end.output, end.logits, end.feature, end.feature)
     ensemble = _ensemble(exits, end.task.activation)
     network = keras.Model(
-        _inputs(base),
+        input_structure(base),
         {"exits": {name: vars(e) for name, e in exits.items()}, "ensemble": ensemble},
     )
     policy = dtype_policy(list(chosen.values())[-1])
@@ -160,10 +165,6 @@ def node_costs(base: Any) -> dict[int, int]:
     return {
         id(node.outputs[0]): cost for node, cost in costs.items() if cost is not None
     }
-
-
-def _inputs(base):
-    return base.inputs[0] if isinstance(base, keras.Sequential) else base.input
 
 
 def _choose_taps(flat: FlatModel, end: Classifier, taps):

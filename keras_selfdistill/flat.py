@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_selfdistill.config import PACKAGE
-from keras_selfdistill.graph import graph_nodes
+from keras_selfdistill.graph import graph_nodes, input_structure
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -113,10 +113,9 @@ def flatten(model: Any) -> FlatModel:
     spread = _Spread(_renamed(model))
     values = {id(tensor): tensor for tensor in model.inputs}
     spread.run(model, values, prefix="", training=None)
-    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     outputs = [values[id(tensor)] for tensor in model.outputs]
     outputs = outputs[0] if len(outputs) == 1 else outputs
-    whole = keras.Model(inputs, outputs, name=model.name)
+    whole = keras.Model(input_structure(model), outputs, name=model.name)
     return FlatModel(whole, spread.calls)
 
 

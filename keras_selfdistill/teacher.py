@@ -6,6 +6,7 @@ import keras
 
 from keras_selfdistill.classifier import find_logits
 from keras_selfdistill.flat import flatten
+from keras_selfdistill.graph import input_structure
 from keras_selfdistill.task import Task
 
 
@@ -67,6 +68,6 @@ def teacher_network(teacher: Any, base: Any, task: Task) -> keras.Model:
             "keras.models.clone_model(model); copy.set_weights(model.get_weights())."
         )
     teacher.trainable = False
-    network = keras.Model(flat.inputs, logits, name=f"{teacher.name}_logits")
+    network = keras.Model(input_structure(flat), logits, name=f"{teacher.name}_logits")
     network.trainable = False
     return network

@@ -6,6 +6,8 @@ from typing import Any
 import keras
 from keras import layers
 
+from keras_selfdistill.graph import input_structure
+
 
 def with_classifier(backbone: Any, classes: int) -> keras.Model:
     """Return a classifier on the layers of a model that ends in features.
@@ -70,9 +72,7 @@ def with_classifier(backbone: Any, classes: int) -> keras.Model:
     outputs = layers.Dense(
         int(classes), activation="softmax", name=_free("predictions", taken)
     )(feature)
-    sequential = isinstance(backbone, keras.Sequential)
-    inputs = backbone.inputs[0] if sequential else backbone.input
-    return keras.Model(inputs, outputs, name=backbone.name)
+    return keras.Model(input_structure(backbone), outputs, name=backbone.name)
 
 
 def _free(name, taken):
