@@ -39,11 +39,11 @@ class Cascade:
     def __init__(self, graph: ExitGraph, scorer: Scorer):
         sections = cut_sections(graph, [scorer.reads])
         spent, _ = section_costs(graph, [scorer.reads])
-        of_base, _ = model_multiply_adds(graph.base)
+        of_base, _ = model_multiply_adds(graph.flat.model)
         # Share of the base's multiply-adds that a sample costs, by its exit.
         self.costs = np.cumsum(spent) / max(1, of_base)
         self._scorer = scorer
-        self._classes = graph.classes
+        self._classes = graph.task.units
         self._sections = [CompiledModel(section) for section in sections]
         places = {id(tensor): i for i, tensor in enumerate(graph.base.inputs)}
         self._inputs = {places[id(tensor)]: tensor for tensor in sections[0].inputs}

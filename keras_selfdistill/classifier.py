@@ -8,17 +8,28 @@ import keras
 from keras import layers
 
 from keras_selfdistill.config import PACKAGE
+from keras_selfdistill.flat import original
 from keras_selfdistill.graph import producer
+from keras_selfdistill.task import Task, decide_task
 
 # Layers that may stand between the last weights and the output, or between the
 # feature and the last weights, without changing what the values mean.
 _RESHAPING = (layers.Reshape, layers.Flatten, layers.Identity)
+_RESIZING = (
+    layers.UpSampling1D,
+    layers.UpSampling2D,
+    layers.Resizing,
+    layers.Cropping1D,
+    layers.Cropping2D,
+)
 _POOLING = (
     layers.GlobalAveragePooling1D,
     layers.GlobalAveragePooling2D,
     layers.AveragePooling1D,
     layers.AveragePooling2D,
 )
+# Activations between whose input and output no regression needs to tell.
+_NOT_NUMBERS = (None, "linear", "softmax")
 _DROPOUT = (
     layers.Dropout,
     layers.AlphaDropout,
@@ -85,9 +96,10 @@ class Classifier:
     """The end of a base, as symbolic tensors.
 
     Args:
-        logits: Shape `(batch, classes)`, before softmax.
-        feature: Shape `(batch, width)`: what the last layer with weights reads.
-        activation: `"softmax"` or `"linear"`: from logits to the base's output.
+        logits: Of the output's shape, before the activation.
+        feature: Shape `(batch, width)`: what the last layer with weights reads; with
+            the output's positions, where each has an answer.
+        task: What the base answers.
         output: The base's own output.
         last_spatial: The deepest tensor with spatial axes that leads to the feature,
             `None` where there is none.
@@ -96,50 +108,47 @@ class Classifier:
 
     logits: Any
     feature: Any
-    activation: str
+    task: Task
     output: Any
     last_spatial: Any
     data_format: str
 
-    @property
-    def classes(self):
-        """Number of classes."""
-        return self.logits.shape[-1]
 
-
-def find_classifier(base):
+def find_classifier(base, task=None):
     """Walk back from a base's output to its logits and its last feature.
 
     Args:
-        base: A functional model with one output of shape `(batch, classes)`.
+        base: A functional model with one output of shape `(batch, ..., units)`.
+        task: As in `decide_task`.
 
     Returns:
         A `Classifier`. The base is left as it is.
 
     Raises:
-        ValueError: The base has several outputs, its output is no row of class
-            scores, or it ends in something other than softmax or logits.
+        ValueError: The base has several outputs, or its end does not say what it
+            answers, or not what the task asks for.
 
     Example:
         >>> inputs = keras.Input((4,))
         >>> hidden = keras.layers.Dense(3, activation="relu")(inputs)
         >>> outputs = keras.layers.Dense(2, activation="softmax")(hidden)
         >>> end = find_classifier(keras.Model(inputs, outputs))
-        >>> end.activation, end.classes, end.feature.shape
-        ('softmax', 2, (None, 3))
+        >>> end.task.name, end.task.units, end.feature.shape
+        ('multiclass', 2, (None, 3))
     """
     output = _only_output(base)
-    node, logits, softmax = _logits(base, output)
-    feature, last_spatial, data_format = _feature(node)
-    activation = "softmax" if softmax else "linear"
-    return Classifier(logits, feature, activation, output, last_spatial, data_format)
+    node, logits, activation = _logits(base, output, task)
+    task = decide_task(activation, output.shape, task, base.name)
+    feature, last_spatial, data_format = _feature(base, node, task)
+    return Classifier(logits, feature, task, output, last_spatial, data_format)
 
 
-def find_logits(model):
-    """Return the symbolic logits of a classifier: its output before a softmax.
+def find_logits(model, task=None):
+    """Return the symbolic logits of a model: its output before the activation.
 
     Args:
-        model: A functional model with one output of shape `(batch, classes)`.
+        model: A functional model with one output of shape `(batch, ..., units)`.
+        task: As in `decide_task`.
 
     Raises:
         ValueError: As in `find_classifier`.
@@ -152,56 +161,63 @@ def find_logits(model):
     """
     output = _only_output(model)
     end = producer(output)
-    if _activation_of(end.operation) == "softmax" and not _weights(end.operation):
-        # What stands before a softmax of its own, be it an ensemble's average.
+    last = original(end.operation)
+    if _squashes(_activation_of(last), task) and not _weights(last):
+        # What stands before an activation of its own, be it an ensemble's average.
         return end.input_tensors[0]
-    return _logits(model, output)[1]
+    return _logits(model, output, task)[1]
 
 
-def _logits(base, output):
-    """Return (node of the last layer with weights, logits, whether softmax follows)."""
-    node, logits, behind, explicit = _walk_to_weights(base, output)
-    last = node.operation
-    kind = _activation_of(last)
-    softmax = logits is not None or kind == "softmax"
-    if softmax:
-        if any(isinstance(operation, _POOLING) for operation in behind):
+def _squashes(kind, task):
+    """Whether an activation lies between logits and output, and is known by name."""
+    if kind in ("softmax", "sigmoid"):
+        return True
+    return task == "regression" and kind not in _NOT_NUMBERS
+
+
+def _logits(base, output, task):
+    """Return (node of the last layer with weights, logits, activation behind them)."""
+    node, logits, kind, behind, explicit = _walk_to_weights(base, output, task)
+    last = original(node.operation)
+    kind = kind or _activation_of(last)
+    if _squashes(kind, task):
+        if any(isinstance(original(operation), _POOLING) for operation in behind):
             raise ValueError(_unknown_end(base, last))  # No softmax of any logits.
         if logits is None:
-            before = PreActivation(last, name=f"{last.name}_logits")
+            before = PreActivation(last, name=f"{node.operation.name}_logits")
             logits = before(node.input_tensors[0])
         for operation in reversed(behind):
             logits = operation(logits)
-    elif kind == "linear" or (kind is None and explicit):
-        logits = output
-    else:
-        raise ValueError(_unknown_end(base, last))
-    return node, logits, softmax
+        return node, logits, kind
+    if kind == "linear" or (kind is None and explicit):
+        return node, output, "linear"
+    raise ValueError(_unknown_end(base, last))
 
 
-def _walk_to_weights(base, output):
+def _walk_to_weights(base, output, task):
     """Walk back from the output to the last layer with weights.
 
     Returns:
-        Its node; the input of a softmax of its own behind it, `None` if there is
-        none; the operations between that and the output; and whether an activation
-        layer says that the output is linear.
+        Its node; the input and the name of an activation of its own behind it, `None`
+        if there is none; the operations between that and the output; and whether an
+        activation layer says that the output is linear.
     """
-    node, logits, behind, explicit = producer(output), None, [], False
+    node, logits, found, behind, explicit = producer(output), None, None, [], False
+    passing = _RESHAPING + _POOLING + _RESIZING
     while not _weights(node.operation):
-        operation = node.operation
+        operation = original(node.operation)
         kind = _activation_of(operation)
         if len(node.input_tensors) != 1:
             raise ValueError(_unknown_end(base, operation))
-        if logits is None and kind == "softmax":
-            logits = node.input_tensors[0]
+        if logits is None and _squashes(kind, task):
+            logits, found = node.input_tensors[0], kind
         elif logits is None:
-            if kind != "linear" and not isinstance(operation, _RESHAPING + _POOLING):
+            if kind != "linear" and not isinstance(operation, passing):
                 raise ValueError(_unknown_end(base, operation))
-            behind.append(operation)
+            behind.append(node.operation)
             explicit = explicit or kind == "linear"
         node = producer(node.input_tensors[0])
-    return node, logits, behind, explicit
+    return node, logits, found, behind, explicit
 
 
 def _only_output(base):
@@ -212,12 +228,11 @@ def _only_output(base):
             f"keras.Model(model.inputs, model.outputs[0])."
         )
     output = base.outputs[0]
-    if len(output.shape) != 2 or output.shape[-1] is None or output.shape[-1] < 2:
+    if len(output.shape) < 2 or output.shape[-1] is None:
         raise ValueError(
-            f"The base must classify. Received: model {base.name!r} with an output of "
-            f"shape {tuple(output.shape)}. Expected: (batch, classes) with at least 2 "
-            "classes. Add pooling and a Dense layer, or build the base with "
-            "include_top=True."
+            f"The base must answer with a known number of units. Received: model "
+            f"{base.name!r} with an output of shape {tuple(output.shape)}. Expected: "
+            "(batch, classes). Add pooling and a Dense layer, or pass classes=10."
         )
     return output
 
@@ -238,9 +253,10 @@ def _unknown_end(base, operation):
     ends_in += f", activation {kind!r})" if kind else ")"
     return (
         f"Cannot tell the logits of model {base.name!r}. Received: a base that ends in "
-        f"{ends_in}. Expected: a layer whose activation is softmax or linear, such as "
-        "Dense. If it is another layer, put keras.layers.Activation('softmax') behind "
-        "its logits, or Activation('linear') if the base is to answer in logits."
+        f"{ends_in}. Expected: a layer whose activation is softmax, sigmoid or linear, "
+        "such as Dense. If it is another layer, put keras.layers.Activation('softmax') "
+        "behind its logits, or Activation('linear') if the base is to answer in "
+        "logits. If it ends in features, as with include_top=False, pass classes=10."
     )
 
 
@@ -248,13 +264,23 @@ def _weights(operation):
     return operation.weights if isinstance(operation, keras.Layer) else []
 
 
-def _feature(classifier_node):
+def _feature(base, classifier_node, task):
     """Return (feature vector, deepest spatial tensor, its data format)."""
     classifier = classifier_node.operation
     feature = classifier_node.input_tensors[0]
-    while isinstance(producer(feature).operation, _DROPOUT):
+    while isinstance(original(producer(feature).operation), _DROPOUT):
         feature = producer(feature).input_tensors[0]
-    data_format = getattr(classifier, "data_format", keras.config.image_data_format())
+    default = keras.config.image_data_format()
+    data_format = getattr(original(classifier), "data_format", default)
+    if task.positions:
+        if data_format != "channels_last" or len(feature.shape) < 3:
+            raise ValueError(
+                "Where each position has an answer, the last layer must read positions "
+                f"with channels last. Received: model {base.name!r}, whose last layer "
+                f"with weights, {classifier.name!r}, reads shape "
+                f"{tuple(feature.shape)} with data_format={data_format!r}."
+            )
+        return feature, feature, data_format
     spatial, data_format = _deepest_spatial(feature, data_format)
     pooling = {3: layers.GlobalAveragePooling1D, 4: layers.GlobalAveragePooling2D}
     if len(feature.shape) in pooling:
@@ -279,6 +305,7 @@ def _deepest_spatial(tensor, data_format):
         if any(size != 1 for size in sizes):
             return tensor, nearest_format
         node = producer(tensor)
-        nearest_format = getattr(node.operation, "data_format", nearest_format)
+        operation = original(node.operation)
+        nearest_format = getattr(operation, "data_format", nearest_format)
         pending.extend((source, nearest_format) for source in node.input_tensors)
     return None, data_format

@@ -12,11 +12,11 @@ from keras_selfdistill import train_step as backend_step
 from keras_selfdistill.config import PACKAGE, did_you_mean
 from keras_selfdistill.exits import attach_exits
 from keras_selfdistill.graph import producer
-from keras_selfdistill.labels import check_labels
 from keras_selfdistill.logs import Logs
 from keras_selfdistill.objective import Objective
 from keras_selfdistill.pair_losses import pair_losses
 from keras_selfdistill.teacher import teacher_network
+from keras_selfdistill.top import with_classifier
 
 
 class Step(NamedTuple):
@@ -46,9 +46,11 @@ class SelfDistiller(keras.Model):
 
     Args:
         model: The base: a functional or Sequential classifier with one output of
-            shape `(batch, classes)`, softmax or logits.
+            shape `(batch, classes)`, softmax or logits. Models may be nested in it.
         taps: Layer names from shallow to deep, or a number of exits, which are then
             placed at the ends of blocks at nearly equal shares of the multiply-adds.
+            A layer of a nested model is named `"backbone/stage/layer"`, the second
+            call of a layer that is called several times `"layer@2"`.
         recipe: `"byot"`, `"attention_byot"`, `"teskd"`, `"deep_supervision"`, or a
             `Recipe`.
         head: `"bottleneck"`, `"separable"`, `"attention"`, `"top_down"`, `"linear"`,
@@ -63,6 +65,13 @@ class SelfDistiller(keras.Model):
         freeze: `"base"` to train the exits of a trained base alone; batch
             normalisation of a frozen base stays in inference mode. To go on with all
             weights: `model.base.trainable = True`, then compile and fit again.
+        classes: For a `model` that ends in features, such as one of
+            `keras.applications` with `include_top=False`: the number of classes. The
+            base is then this model with global average pooling and a softmax layer.
+        task: `"multiclass"`, `"multilabel"`, `"binary"` or `"regression"`, where the
+            base's end does not say: softmax tells classes apart, a sigmoid says yes or
+            no to each label, several linear units are logits of classes, a single one
+            is a number.
         name: Name of the wrapper.
 
     Raises:
@@ -97,17 +106,21 @@ class SelfDistiller(keras.Model):
         distillation_losses: Sequence[Any] | None = None,
         distillation_loss_weights: Sequence[float] | None = None,
         freeze: str | None = None,
+        classes: int | None = None,
+        task: str | None = None,
         name: str | None = None,
     ):
         recipe = recipes.get(recipe)
-        head = heads.get(recipe.head if head is None else head)
+        head = head if head is None else heads.get(head)
         if freeze not in (None, "base"):
             raise ValueError(
                 f"Unknown `freeze`. Received: freeze={freeze!r}. Expected: 'base' or "
                 "None."
             )
         pairs = pair_losses(distillation_losses, distillation_loss_weights)
-        graph = attach_exits(model, taps, head, recipe)
+        if classes is not None:
+            model = with_classifier(model, classes)
+        graph = attach_exits(model, taps, head, recipe, task)
         super().__init__(
             inputs=graph.inputs,
             outputs={name: e.output for name, e in graph.exits.items()},
@@ -116,7 +129,7 @@ class SelfDistiller(keras.Model):
         # Kept in plain objects, whose layers and metrics Keras does not track twice.
         self._graph = graph
         self._recipe = recipe
-        self._head = head
+        self._head = graph.head
         self._given = types.SimpleNamespace(teacher=teacher, pair_losses=pairs)
         # Tracked: what training alone reads, which is no part of the outputs' graph.
         self._adapters = [
@@ -126,7 +139,7 @@ class SelfDistiller(keras.Model):
         ]
         self._teacher = None
         if teacher is not None:
-            self._teacher = teacher_network(teacher, model)
+            self._teacher = teacher_network(teacher, model, graph.task)
         self._step = _counter("step", 0, "int32")
         self._distillation_scale = _counter("distillation_scale", 1.0, "float32")
         if freeze:
@@ -148,6 +161,11 @@ class SelfDistiller(keras.Model):
     def recipe(self) -> recipes.Recipe:
         """The recipe that weighs the exits' losses."""
         return self._recipe
+
+    @property
+    def task(self) -> str:
+        """What the base answers, such as `"multiclass"`."""
+        return self._graph.task.name
 
     @property
     def base(self) -> keras.Model:
@@ -174,8 +192,8 @@ class SelfDistiller(keras.Model):
         Example:
             `model.final_model().save("classifier.keras")`
         """
-        final = self._graph.exits["final"]
-        return self._graph.model(final.output, name=self._graph.base.name)
+        base = self._graph.base
+        return keras.Model(self._graph.inputs, base.outputs[0], name=base.name)
 
     def exit_model(self, name: str) -> keras.Model:
         """Return a functional model that holds what one exit needs, and no other layer.
@@ -253,6 +271,7 @@ class SelfDistiller(keras.Model):
             self._recipe,
             self.exit_names,
             loss,
+            task=self._graph.task,
             external_teacher=self._teacher is not None,
             pair_losses=self._given.pair_losses,
         )
@@ -288,7 +307,7 @@ class SelfDistiller(keras.Model):
     def _run_exits(self, x, y, sample_weight, *, training) -> Step:
         """Run all exits once on a batch and compute the loss, on any backend."""
         # Before the exits run: batch normalisation would already have learned.
-        check_labels(y, classes=self._graph.classes)
+        self._graph.task.check_labels(y)
         found = self._graph.training_network(x, training=training)
         exits = found["exits"]
         external_logits = None
@@ -339,7 +358,7 @@ class SelfDistiller(keras.Model):
         if "ensemble" not in y_pred:
             # Keras builds the metrics with symbolic outputs of `call`, before the first
             # step: the time to refuse labels, while no weight has moved.
-            check_labels(y, classes=self._graph.classes)
+            self._graph.task.check_labels(y)
             self._objective.label_loss(y, y_pred["final"], sample_weight)
             y_pred = {**y_pred, "ensemble": y_pred["final"]}
         outputs = self._logs.ordered(y_pred)
@@ -375,6 +394,7 @@ class SelfDistiller(keras.Model):
             "distillation_loss_weights": [
                 pair.weight for pair in self._given.pair_losses
             ],
+            "task": self._graph.task.name,
             "name": self.name,
             "frozen": [
                 layer.name for layer in self._added_layers if not layer.trainable
@@ -398,7 +418,7 @@ class SelfDistiller(keras.Model):
     @property
     def _added_layers(self):
         """The layers of the exits, which the base's config does not describe."""
-        own = {id(layer) for layer in self._graph.base.layers}
+        own = {id(layer) for layer in self._graph.flat.model.layers}
         return [
             layer for layer in [*self.layers, *self._adapters] if id(layer) not in own
         ]

@@ -89,6 +89,13 @@ class EarlyExit:
                 f"{type(model).__name__}. Expected: a SelfDistiller."
             )
         graph = model._graph
+        if graph.task.name != "multiclass" or graph.task.positions:
+            raise ValueError(
+                "Early exit needs a model that answers with one class for each sample. "
+                f"Received: {model.name!r} of task {graph.task.name!r} with outputs of "
+                f"shape {tuple(graph.base.outputs[0].shape)}. Deploy exit_model(...) "
+                "or final_model() instead."
+            )
         end = producer(graph.ensemble).operation.activation
         self._model = model
         self._scorer = Scorer(
@@ -317,7 +324,7 @@ class EarlyExit:
         export_sections(
             path,
             [
-                ScoredSection(section, self._scorer, number, graph.classes)
+                ScoredSection(section, self._scorer, number, graph.task.units)
                 for number, section in enumerate(sections)
             ],
             inputs=sections[0].inputs,

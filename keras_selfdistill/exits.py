@@ -9,12 +9,20 @@ import keras
 from absl import logging
 from keras import layers
 
+from keras_selfdistill import heads
 from keras_selfdistill.classifier import Classifier, find_classifier
-from keras_selfdistill.graph import ancestors, dtype_policy, graph_nodes
-from keras_selfdistill.head import Head, Target
+from keras_selfdistill.flat import FlatModel, flatten
+from keras_selfdistill.graph import (
+    ancestors,
+    dtype_policy,
+    graph_nodes,
+    input_structure,
+)
+from keras_selfdistill.head import Head, Target, resize_positions
 from keras_selfdistill.profiling import multiply_adds
 from keras_selfdistill.recipe import Recipe
 from keras_selfdistill.taps import named_taps, placed_taps
+from keras_selfdistill.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +49,10 @@ class ExitGraph:
 
     Args:
         base: The user's model.
+        flat: The base with the models nested in it spread out.
         taps: Names of the tapped layers, shallow to deep.
+        head: What makes the exits' features.
+        task: What the base answers.
         exits: The exits by name, shallow to deep; the last one is `final`.
         ensemble: Output of the ensemble, the mean of all exits' logits, in the base's
             own form.
@@ -53,40 +64,45 @@ class ExitGraph:
     """
 
     base: Any
+    flat: FlatModel
     taps: tuple[str, ...]
+    head: Head
+    task: Task
     exits: dict[str, Exit]
     ensemble: Any
     training_network: Any
     dtype_policy: Any
 
     @property
-    def classes(self) -> int:
-        """How many classes the base tells apart."""
-        return self.exits["final"].output.shape[-1]
-
-    @property
     def inputs(self) -> Any:
         """The base's inputs, in the structure in which the base takes them."""
-        return _inputs(self.base)
+        return input_structure(self.base)
 
     def model(self, output: Any, name: str) -> keras.Model:
         """Return a functional model of what one symbolic output needs, and no more."""
         needed = ancestors(output)
         inputs = [tensor for tensor in self.base.inputs if id(tensor) in needed]
-        every = len(inputs) == len(self.base.inputs)
-        return keras.Model(self.inputs if every else inputs, output, name=name)
+        if len(inputs) == len(self.base.inputs):
+            return keras.Model(self.inputs, output, name=name)
+        return keras.Model(inputs[0] if len(inputs) == 1 else inputs, output, name=name)
 
 
 def attach_exits(
-    base: Any, taps: int | Sequence[str], head: Head, recipe: Recipe
+    base: Any,
+    taps: int | Sequence[str],
+    head: Head | None,
+    recipe: Recipe,
+    task: str | None = None,
 ) -> ExitGraph:
     """Tap a base, give every tap a head, and return the exits; the base stays usable.
 
     Args:
         base: Functional or built Sequential classifier.
         taps: Layer names from shallow to deep, or a number of exits to place.
-        head: Makes the exits' features from their taps.
+        head: Makes the exits' features from their taps; the recipe's own by default,
+            or one that fits the taps where that does not.
         recipe: Says which features are adapted for the hint.
+        task: What the base answers, where its end does not say.
 
     Raises:
         TypeError: The base is not a functional model, or `taps` is of another type.
@@ -94,25 +110,31 @@ def attach_exits(
             a name that exits use, or the head does not fit a tap.
     """
     _check_base(base)
-    end = find_classifier(base)
-    chosen = _choose_taps(base, end, taps)
+    flat = flatten(base)
+    end = find_classifier(flat.model, task)
+    chosen = _choose_taps(flat, end, taps)
     names = exit_names(len(chosen))
-    _check_names(base, names)
+    _check_names(flat.model, names)
     by_exit = dict(zip(names[:-1], chosen.values(), strict=True))
-    features = head.features(by_exit, _target(end))
+    target = _target(end)
+    if head is None:
+        head = heads.suited(recipe.head, list(chosen.values()), target)
+    features = head.features(by_exit, target)
     adapted = recipe.adapted_exits(names)
     exits = {
         name: _make_exit(name, feature, end, head, adapt=name in adapted)
         for name, feature in features.items()
     }
     exits["final"] = Exit(end.output, end.logits, end.feature, end.feature)
-    ensemble = _ensemble(exits, end.activation)
+    ensemble = _ensemble(exits, end.task.activation)
     network = keras.Model(
-        _inputs(base),
+        input_structure(base),
         {"exits": {name: vars(e) for name, e in exits.items()}, "ensemble": ensemble},
     )
     policy = dtype_policy(list(chosen.values())[-1])
-    return ExitGraph(base, tuple(chosen), exits, ensemble, network, policy)
+    return ExitGraph(
+        base, flat, tuple(chosen), head, end.task, exits, ensemble, network, policy
+    )
 
 
 def exit_names(taps: int) -> list[str]:
@@ -145,39 +167,39 @@ def node_costs(base: Any) -> dict[int, int]:
     }
 
 
-def _inputs(base):
-    return base.inputs[0] if isinstance(base, keras.Sequential) else base.input
-
-
-def _choose_taps(base, end: Classifier, taps):
+def _choose_taps(flat: FlatModel, end: Classifier, taps):
     if isinstance(taps, bool) or not isinstance(taps, (numbers.Integral, list, tuple)):
         raise TypeError(
             "`taps` must be a list of layer names or a number. Received: "
             f"taps={taps!r} of type {type(taps).__name__}. Expected, say, taps=3 or "
-            f"taps=[{base.layers[len(base.layers) // 2].name!r}]."
+            f"taps=[{list(flat.calls)[len(flat.calls) // 2]!r}]."
         )
     if isinstance(taps, numbers.Integral):
-        placed = placed_taps(base, end.feature, node_costs(base), int(taps))
-        logging.info("Exits of %s placed at %s.", base.name, list(placed))
+        costs = node_costs(flat.model)
+        placed = placed_taps(flat, end.feature, costs, int(taps))
+        logging.info("Exits of %s placed at %s.", flat.model.name, list(placed))
         return placed
     if not taps:
         raise ValueError(
             "`taps` must hold at least one tap. Received: taps=[]. Expected: layer "
             "names, or a number of exits such as 3."
         )
-    return named_taps(base, end.feature, taps)
+    return named_taps(flat, end.feature, taps)
 
 
 def _make_exit(name, feature, end: Classifier, head: Head, adapt: bool):
     width = end.feature.shape[-1]
-    if tuple(feature.shape[1:]) != (width,):
+    if tuple(feature.shape) != tuple(end.feature.shape):
         raise ValueError(
             f"A head must return a feature as wide as the base's. Received: "
             f"{head!r} made shape {tuple(feature.shape)} for {name!r}. Expected: "
-            f"(batch, {width})."
+            f"{tuple(end.feature.shape)}."
         )
-    logits = layers.Dense(end.classes, name=f"{name}_logits", dtype="float32")(feature)
-    output = layers.Activation(end.activation, name=name, dtype="float32")(logits)
+    logits = layers.Dense(end.task.units, name=f"{name}_logits", dtype="float32")(
+        feature
+    )
+    logits = resize_positions(logits, end.task.positions, f"{name}_resized")
+    output = layers.Activation(end.task.activation, name=name, dtype="float32")(logits)
     hint = feature
     if adapt:
         hint = layers.Dense(width, name=f"{name}_adapter", dtype="float32")(feature)
@@ -200,6 +222,7 @@ def _target(end: Classifier):
         channels=shape[-1 if channels_last else 1] if shape else end.feature.shape[-1],
         data_format=end.data_format,
         spatial=end.last_spatial,
+        positions=tuple(end.feature.shape[1:-1]),
     )
 
 

@@ -30,6 +30,17 @@ def graph_nodes(inputs, outputs):
     ]
 
 
+def input_structure(model):
+    """Return a model's symbolic inputs, in the structure in which it takes them.
+
+    Example:
+        >>> stack = [keras.Input((4,), name="table"), keras.layers.Dense(2)]
+        >>> input_structure(keras.Sequential(stack)).name
+        'table'
+    """
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+
+
 def producer(tensor):
     """Return the node whose call made a symbolic tensor.
 

@@ -23,6 +23,8 @@ class Target:
         channels: Channels of that tensor.
         data_format: `"channels_last"` or `"channels_first"`, of the tap too.
         spatial: That tensor, for heads that read it.
+        positions: Axes of the feature between batch and width, where each position
+            has an answer.
     """
 
     width: int
@@ -30,6 +32,7 @@ class Target:
     channels: int
     data_format: str = "channels_last"
     spatial: Any = None
+    positions: tuple[int | None, ...] = ()
 
 
 class Head(Config):
@@ -52,7 +55,7 @@ class Head(Config):
             dtype: Dtype policy of the layers.
 
         Returns:
-            Symbolic tensor of shape `(batch, target.width)`.
+            Symbolic tensor of shape `(batch, *target.positions, target.width)`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define __call__.")
 
@@ -170,6 +173,37 @@ def pool_patches(
     return layers.GlobalAveragePooling1D(
         data_format="channels_last", name=f"{name}_feature", dtype=dtype
     )(x)
+
+
+def resize_positions(x: Any, positions: tuple[int | None, ...], name: str) -> Any:
+    """Interpolate one or two axes between batch and channels to other sizes.
+
+    Raises:
+        ValueError: A size has to change that is not known, or of more than two axes.
+    """
+    sizes = tuple(x.shape[1:-1])
+    if sizes == tuple(positions):
+        return x
+    if None in (*sizes, *positions) or len(sizes) != len(positions) or len(sizes) > 2:
+        raise ValueError(
+            f"Cannot interpolate positions. Received: a tensor of shape "
+            f"{tuple(x.shape)} for {name!r}, to reach positions {tuple(positions)}. "
+            "Expected: one or two axes of known size, or equal sizes. Tap a layer with "
+            "the output's positions, or build the base with a fixed input shape."
+        )
+    channels = x.shape[-1]
+    if len(sizes) == 1:
+        x = layers.Reshape((*sizes, 1, channels), name=f"{name}_column")(x)
+    x = layers.Resizing(
+        *positions,
+        *([1] if len(sizes) == 1 else []),
+        data_format="channels_last",
+        name=name,
+        dtype=x.dtype,
+    )(x)
+    if len(sizes) == 1:
+        x = layers.Reshape((*positions, channels), name=f"{name}_row")(x)
+    return x
 
 
 def reshape_rows(x: Any, shape: tuple[int, ...], name: str) -> Any:

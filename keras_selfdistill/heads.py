@@ -7,10 +7,11 @@ layers, so that an exit cut off from its wrapper is a model that needs only Kera
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
+from absl import logging
 from keras import layers
 
 from keras_selfdistill.config import PACKAGE, resolve
@@ -25,6 +26,7 @@ from keras_selfdistill.head import (
     pointwise_bn_relu,
     pool_patches,
     reshape_rows,
+    resize_positions,
     strides_to,
 )
 
@@ -213,12 +215,45 @@ class Linear(Head):
         )(x)
 
 
+@keras.saving.register_keras_serializable(package=PACKAGE)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pointwise(Head):
+    """A 1×1 convolution with ReLU, interpolated: for answers at each position.
+
+    The head for segmentation and for labels of time steps. Interpolation is bilinear.
+
+    Raises:
+        ValueError: The tap has no positions, or unknown ones have to be interpolated.
+
+    Example:
+        >>> tap = keras.Input((16, 16, 32))
+        >>> target = Target(
+        ...     width=8, spatial_shape=(64, 64), channels=8, positions=(64, 64))
+        >>> Pointwise()(tap, target, name="exit_1").shape
+        (None, 64, 64, 8)
+    """
+
+    def __call__(self, tap: Any, target: Target, *, name: str, dtype: Any = None):
+        """Add the head to a symbolic tap of shape `(batch, ..., channels)`."""
+        if len(tap.shape) != 2 + len(target.positions):
+            raise ValueError(
+                f"The head of {name!r} needs a tap with the positions of the output. "
+                f"Received: a tap of shape {tuple(tap.shape)}. Expected: "
+                f"{2 + len(target.positions)} axes."
+            )
+        x = layers.Dense(
+            target.width, activation="relu", name=f"{name}_feature", dtype=dtype
+        )(tap)
+        return resize_positions(x, target.positions, f"{name}_positions")
+
+
 _SHORTHANDS = {
     "bottleneck": Bottleneck,
     "separable": Separable,
     "attention": functools.partial(Separable, attention=True),
     "top_down": TopDown,
     "linear": Linear,
+    "pointwise": Pointwise,
 }
 
 
@@ -227,7 +262,7 @@ def get(identifier: "str | Head") -> Head:
 
     Args:
         identifier: `"bottleneck"`, `"separable"`, `"attention"`, `"top_down"`,
-            `"linear"`, or a `Head`.
+            `"linear"`, `"pointwise"`, or a `Head`.
 
     Raises:
         ValueError: No head has this name.
@@ -238,6 +273,27 @@ def get(identifier: "str | Head") -> Head:
         Bottleneck(reduction=4)
     """
     return resolve(identifier, "head", Head, _SHORTHANDS)
+
+
+def suited(name: str, taps: Sequence[Any], target: Target) -> Head:
+    """Return the head with a name, or another where it does not fit the taps.
+
+    That is `Pointwise` where each position has an answer, and `Linear` where a tap is
+    no image of known size.
+
+    Args:
+        name: Of the recipe's head.
+        taps: Symbolic tensors of the base.
+        target: The end of the base.
+    """
+    if target.positions:
+        return Pointwise()
+    sizes = [(*tap.shape[1:], *target.spatial_shape) for tap in taps]
+    images = all(len(each) == 5 and None not in each for each in sizes)
+    if images:
+        return get(name)
+    logging.info("Exits get linear heads: head=%r needs images of known size.", name)
+    return Linear()
 
 
 def _separable_block(x, width, stride, name, dtype):

@@ -1,4 +1,4 @@
-"""What users give as loss and labels: one of each, for every exit."""
+"""What users give as loss: one, for every exit."""
 
 from typing import Any
 
@@ -62,35 +62,3 @@ def crossentropy(y_true: Any, y_pred: Any) -> Any:
 def is_sparse(labels: Any, outputs: Any) -> bool:
     """Tell class indices, shape `(batch,)` or `(batch, 1)`, from rows of scores."""
     return len(labels.shape) < len(outputs.shape) or labels.shape[-1] == 1
-
-
-def check_labels(labels: Any, classes: int) -> None:
-    """Refuse labels that no classifier could be trained with.
-
-    Args:
-        labels: Batch of labels.
-        classes: How many the base tells apart.
-
-    Raises:
-        ValueError: `labels` is missing, a collection, or neither class indices nor
-            one row of `classes` scores per sample.
-
-    Example:
-        >>> import numpy as np
-        >>> check_labels(np.zeros((8, 10)), classes=10)
-    """
-    expected = (
-        f"Expected: one array for all exits, of class indices with shape (batch,) or "
-        f"(batch, 1), or of one-hot or soft labels with shape (batch, {classes})."
-    )
-    if getattr(getattr(labels, "shape", ()), "rank", 0) is None:
-        return  # A tf.data set that does not say: the loss will.
-    if not hasattr(labels, "shape"):
-        raise ValueError(
-            f"Received labels: {type(labels).__name__}. {expected} The wrapper hands "
-            "the same labels to every exit."
-        )
-    shape = tuple(labels.shape)
-    if len(shape) == 1 or (len(shape) == 2 and shape[-1] in (1, classes, None)):
-        return
-    raise ValueError(f"Received labels of shape {shape}. {expected}")

@@ -69,6 +69,57 @@ def soft_target_crossentropy(teacher_logits, student_logits, *, temperature=1.0)
     return -ops.sum(teacher * student, axis=-1)
 
 
+def binary_soft_target_divergence(teacher_logits, student_logits, *, temperature=1.0):
+    """Mean over labels of the binary divergence from teacher to student, times T².
+
+    For every label `T² · [p · log(p / q) + (1 − p) · log((1 − p) / (1 − q))]` with
+    `p = σ(teacher_logits / T)` and `q = σ(student_logits / T)`, from log-sigmoids of
+    the logits, so that nothing is clipped. The mean over labels matches Keras' binary
+    crossentropy.
+
+    Args:
+        teacher_logits: Tensor of shape `(batch, labels)`.
+        student_logits: Tensor of shape `(batch, labels)`.
+        temperature: Positive number, T.
+
+    Returns:
+        Tensor of shape `(batch,)`, in nats.
+
+    Example:
+        >>> import numpy as np
+        >>> teacher, student = np.array([[2.0]]), np.array([[0.0]])
+        >>> print(round(float(binary_soft_target_divergence(teacher, student)[0]), 4))
+        0.3278
+    """
+    teacher = ops.divide(teacher_logits, temperature)
+    student = ops.divide(student_logits, temperature)
+    yes = ops.log_sigmoid(teacher) - ops.log_sigmoid(student)
+    no = ops.log_sigmoid(-teacher) - ops.log_sigmoid(-student)
+    divergence = ops.sigmoid(teacher) * yes + ops.sigmoid(-teacher) * no
+    return ops.mean(divergence, axis=-1) * temperature**2
+
+
+def output_distance(teacher_output, student_output):
+    """Mean squared difference of two outputs, as Keras takes it of a label.
+
+    `1/n · Σ_j (s_j − t_j)²`: the soft target of a regression.
+
+    Args:
+        teacher_output: Tensor of shape `(batch, n)`.
+        student_output: Tensor of shape `(batch, n)`.
+
+    Returns:
+        Tensor of shape `(batch,)`.
+
+    Example:
+        >>> import numpy as np
+        >>> teacher, student = np.array([[1.0, 2.0]]), np.array([[1.0, 4.0]])
+        >>> print(float(output_distance(teacher, student)[0]))
+        2.0
+    """
+    return ops.mean(ops.square(student_output - teacher_output), axis=-1)
+
+
 def hint_distance(teacher_feature, student_feature):
     """Squared distance between two features where either of them is positive.
 
@@ -194,6 +245,52 @@ class SoftTargetCrossentropy(SoftTargetLoss):
     def call(self, y_true, y_pred):
         """Return the crossentropy of each sample, shape `(batch,)`."""
         return soft_target_crossentropy(y_true, y_pred, temperature=self.temperature)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class BinarySoftTargetLoss(SoftTargetLoss):
+    """`binary_soft_target_divergence` on `(teacher_logits, student_logits)`.
+
+    Args:
+        temperature: Positive number, T.
+        reduction: As in every Keras loss.
+        name: Name of the loss.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = BinarySoftTargetLoss()
+        >>> print(round(float(loss(np.array([[2.0]]), np.array([[0.0]]))), 4))
+        0.3278
+    """
+
+    def call(self, y_true, y_pred):
+        """Return the divergence of each sample, shape `(batch,)`."""
+        return binary_soft_target_divergence(
+            y_true, y_pred, temperature=self.temperature
+        )
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class OutputDistance(keras.losses.Loss):
+    """`output_distance` as a Keras loss on `(teacher_output, student_output)`.
+
+    Args:
+        reduction: As in every Keras loss.
+        name: Name of the loss.
+
+    Example:
+        >>> import numpy as np
+        >>> teacher, student = np.array([[1.0, 2.0]]), np.array([[1.0, 4.0]])
+        >>> print(float(OutputDistance()(teacher, student)))
+        2.0
+    """
+
+    def __init__(self, reduction="sum_over_batch_size", name="soft_target_loss"):
+        super().__init__(name=name, reduction=reduction)
+
+    def call(self, y_true, y_pred):
+        """Return the distance of each sample, shape `(batch,)`."""
+        return output_distance(y_true, y_pred)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

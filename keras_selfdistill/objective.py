@@ -8,6 +8,7 @@ from keras import ops
 from keras_selfdistill.labels import as_loss
 from keras_selfdistill.pair_losses import PairLoss
 from keras_selfdistill.recipe import Recipe, is_used
+from keras_selfdistill.task import Task
 
 
 class Objective:
@@ -17,6 +18,7 @@ class Objective:
         recipe: Which exit gets which term, and who teaches.
         exit_names: Shallow to deep.
         label_loss: What the user gave `compile` as `loss`.
+        task: What the exits answer.
         external_teacher: Whether calls will get the logits of another model.
         pair_losses: Further losses between each exit and its teacher.
 
@@ -27,7 +29,8 @@ class Objective:
     Example:
         >>> from keras_selfdistill import recipes
         >>> loss = "sparse_categorical_crossentropy"
-        >>> Objective(recipes.BYOT(), ["exit_1", "final"], loss).terms
+        >>> task = Task("multiclass", 10, "softmax")
+        >>> Objective(recipes.BYOT(), ["exit_1", "final"], loss, task=task).terms
         ('label_loss', 'soft_target_loss', 'hint_loss')
     """
 
@@ -37,10 +40,12 @@ class Objective:
         exit_names: Sequence[str],
         label_loss: Any,
         *,
+        task: Task,
         external_teacher: bool = False,
         pair_losses: Sequence[PairLoss] = (),
     ):
         self.recipe = recipe
+        self.task = task
         self.exit_names = list(exit_names)
         self.label_loss = as_loss(label_loss)
         self.pair_losses = list(pair_losses)
@@ -76,7 +81,8 @@ class Objective:
                 losses, which Keras gives as means over the batch.
             step: Training steps so far, for schedules.
             distillation_scale: Factor on every term but the label loss.
-            external_logits: Shape `(batch, classes)`, of the external teacher.
+            external_logits: Shape `(batch, classes)`, of the external teacher; its
+                output where the task is a regression.
 
         Returns:
             Mapping of the names in `terms` to scalars.
@@ -97,8 +103,8 @@ class Objective:
         # Distillation is reduced as the label loss is, so that their ratio does not
         # depend on the batch size.
         reduction = self.label_loss.reduction
-        temperature = recipe.temperature
-        soft_target_loss = recipe.soft_target_loss(temperature, reduction=reduction)
+        compares = self.task.compares
+        soft_target_loss = self.task.soft_target_loss(recipe, reduction)
         hint_loss = recipe.hint_loss(reduction=reduction)
         for name, weights in recipe.weights(self.exit_names).items():
             student = exits[name]
@@ -109,7 +115,7 @@ class Objective:
             for teacher in (self._lesson(teacher, exits) for teacher in teachers):
                 if is_used(weights.soft_target):
                     loss = soft_target_loss(
-                        teacher["logits"], student["logits"], sample_weight
+                        teacher[compares], student[compares], sample_weight
                     )
                     yield "soft_target_loss", weights.soft_target * loss / len(teachers)
                 if is_used(weights.hint):
@@ -122,7 +128,7 @@ class Objective:
                     )
             if external_logits is not None:
                 loss = soft_target_loss(
-                    external_logits, student["logits"], sample_weight
+                    external_logits, student[compares], sample_weight
                 )
                 yield "external_loss", recipe.external_weight * loss
 
@@ -137,10 +143,14 @@ class Objective:
     def _lesson(self, teacher: str, exits: Mapping[str, Any]) -> dict[str, Any]:
         """Return the logits and feature that a teacher shows, detached as is due."""
         if teacher == "ensemble":
-            logits = sum(each["logits"] for each in exits.values()) / len(exits)
+            found = {
+                key: sum(each[key] for each in exits.values()) / len(exits)
+                for key in ("logits", "output")
+            }
             feature = exits[self.exit_names[-1]]["feature"]
         else:
-            logits, feature = exits[teacher]["logits"], exits[teacher]["feature"]
+            found = {key: exits[teacher][key] for key in ("logits", "output")}
+            feature = exits[teacher]["feature"]
         if self.recipe.detach_teacher or teacher == "ensemble":
-            logits = ops.stop_gradient(logits)
-        return {"logits": logits, "feature": ops.stop_gradient(feature)}
+            found = {key: ops.stop_gradient(value) for key, value in found.items()}
+        return {**found, "feature": ops.stop_gradient(feature)}

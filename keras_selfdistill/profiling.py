@@ -15,6 +15,7 @@ import keras
 from keras import layers
 
 from keras_selfdistill.classifier import PreActivation
+from keras_selfdistill.flat import Renamed
 from keras_selfdistill.graph import graph_nodes
 
 _FREE = (
@@ -67,6 +68,7 @@ def profile(model: Any) -> dict[str, Cost]:
     """
     names = model.exit_names if model.has_early_exits else ["final"]
     models = {name: model.exit_model(name) for name in names}
+    models["final"] = model._graph.flat.model  # It knows the sizes in nested models.
     models["ensemble"] = model.ensemble_model()
     base_cost, _ = model_multiply_adds(models["final"])
     costs = {}
@@ -139,6 +141,11 @@ def _count(operation, inputs, outputs):
 @_count.register(PreActivation)
 def _count_before_activation(layer, inputs, outputs):
     return _count(layer.layer, inputs, outputs)
+
+
+@_count.register(Renamed)
+def _count_renamed(layer, inputs, outputs):
+    return _count(layer.operation, inputs, outputs)
 
 
 @_count.register(layers.Dense)

@@ -11,6 +11,7 @@ import keras
 from keras import layers
 
 from keras_selfdistill.exits import ExitGraph
+from keras_selfdistill.flat import original
 from keras_selfdistill.graph import ancestors, graph_nodes
 from keras_selfdistill.profiling import multiply_adds
 
@@ -167,23 +168,23 @@ def _alive(pieces, section):
 
 def _check_exits(graph):
     """Refuse exits and layers that leave nothing to cut."""
-    nodes = graph_nodes(graph.base.inputs, graph.base.outputs)
+    nodes = graph_nodes(graph.base.inputs, graph.flat.model.outputs)
     for node in nodes:
-        masks = isinstance(node.operation, layers.Masking)
-        if masks or getattr(node.operation, "mask_zero", False):
+        operation = original(node.operation)
+        masks = isinstance(operation, layers.Masking)
+        if masks or getattr(operation, "mask_zero", False):
             raise ValueError(
                 "A network that masks time steps cannot be cut: the mask is no tensor "
-                f"of its graph. Received: layer {node.operation.name!r} of model "
+                f"of its graph. Received: layer {operation.name!r} of model "
                 f"{graph.base.name!r}. Build the base without masks, or serve "
                 "exit_model(...), which is not cut."
             )
-    outputs = {node.operation.name: node.outputs[0] for node in nodes}
     made = {id(tensor): node for node in nodes for tensor in node.outputs}
     *shallow, _ = graph.exits
     for name, tap in zip(shallow, graph.taps, strict=True):
         exit_ = graph.exits[name]
         reads = _all_ancestors([exit_.output, exit_.logits]) & made.keys()
-        beyond = reads - ancestors(outputs[tap])
+        beyond = reads - ancestors(graph.flat.calls[tap])
         if beyond:
             layer = made[min(beyond, key=list(made).index)].operation.name
             raise ValueError(

@@ -1,13 +1,14 @@
 """Taps: which tensors of a base feed exits, given by name or placed automatically."""
 
-import collections
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from keras import layers
 
 from keras_selfdistill.config import did_you_mean
+from keras_selfdistill.flat import FlatModel, original
 from keras_selfdistill.graph import ancestors, graph_nodes
 
 # What may follow the operation that ends a block and still belongs to the block.
@@ -32,45 +33,44 @@ _NORMALIZATION = (
 )
 
 
-def named_taps(base: Any, feature: Any, names: Sequence[str]) -> dict[str, Any]:
+def named_taps(flat: FlatModel, feature: Any, names: Sequence[str]) -> dict[str, Any]:
     """Return the symbolic outputs of named layers, shallow to deep.
 
     Args:
-        base: Functional model.
+        flat: The base, spread out.
         feature: Its last feature; every tap must lead to it.
-        names: Layer names in the order in which the data passes them.
+        names: Names in `flat.calls`, in the order in which the data passes them.
 
     Raises:
-        ValueError: A name is unknown or given twice, the layer lies behind the last
-            feature or is called more than once, or the taps are out of order or on
+        ValueError: A name is unknown or given twice, does not say which call of a layer
+            is meant, lies behind the last feature, or the taps are out of order or on
             branches that do not lead to each other.
         TypeError: A name is not a string.
 
     Example:
         >>> import keras
+        >>> from keras_selfdistill.flat import flatten
         >>> hidden = keras.layers.Dense(3, name="hidden")
         >>> model = keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(2)])
-        >>> named_taps(model, model.outputs[0], ["hidden"])["hidden"].shape
+        >>> flat = flatten(model)
+        >>> named_taps(flat, flat.model.outputs[0], ["hidden"])["hidden"].shape
         (None, 3)
     """
-    outputs: dict[str, list[Any]] = {}
-    for node in graph_nodes(base.inputs, base.outputs):
-        outputs.setdefault(node.operation.name, []).append(node.outputs[0])
     for name in names:
-        _check_name(base, name, outputs)
+        _check_name(flat, name)
     repeated = {name for name in names if list(names).count(name) > 1}
     if repeated:
         raise ValueError(
             f"Every tap must be named once. Received: taps={list(names)}, in which "
             f"{sorted(repeated)} are repeated. Remove the repeated names."
         )
-    taps = {name: outputs[name][0] for name in names}
-    _check_path(base, feature, taps)
+    taps = {name: flat.calls[name] for name in names}
+    _check_path(flat.model, feature, taps)
     return taps
 
 
 def placed_taps(
-    base: Any, feature: Any, costs: dict[int, int], exits: int
+    flat: FlatModel, feature: Any, costs: dict[int, int], exits: int
 ) -> dict[str, Any]:
     """Place taps at the ends of blocks, at nearly equal shares of the multiply-adds.
 
@@ -78,7 +78,7 @@ def placed_taps(
     Tap i of k is the block end nearest to the share i / (k + 1).
 
     Args:
-        base: Functional model.
+        flat: The base, spread out.
         feature: Its last feature.
         costs: Multiply-adds of each call, by the id of its node's first output.
         exits: How many taps to place.
@@ -88,10 +88,11 @@ def placed_taps(
 
     Example:
         >>> import keras
+        >>> from keras_selfdistill.flat import flatten
         >>> stack = [keras.layers.Dense(8, name=f"dense_{i}") for i in range(4)]
         >>> model = keras.Sequential([keras.Input((8,)), *stack])
         >>> costs = {id(layer.output): 64 for layer in stack}
-        >>> list(placed_taps(model, model.outputs[0], costs, 1))
+        >>> list(placed_taps(flatten(model), model.outputs[0], costs, 1))
         ['dense_1']
     """
     if exits < 1:
@@ -99,13 +100,12 @@ def placed_taps(
             f"`taps` must hold at least one tap. Received: taps={exits}. Expected: a "
             "number of exits such as 3, or a list of layer names."
         )
-    ends = block_ends(base, feature, costs)
+    ends = block_ends(flat, feature, costs)
     if exits > len(ends):
         raise ValueError(
             f"The base has too few block ends for that many exits. Received: "
-            f"taps={exits}. Expected: at most {len(ends)} for model {base.name!r}, "
-            f"at {[name for name, _, _ in ends]}. The layers inside a nested model do "
-            "not count: wrap the nested model's own classifier instead."
+            f"taps={exits}. Expected: at most {len(ends)} for model "
+            f"{flat.model.name!r}, at {[name for name, _, _ in ends]}."
         )
     chosen: list[tuple[str, Any, float]] = []
     for i in range(exits):
@@ -118,14 +118,14 @@ def placed_taps(
 
 
 def block_ends(
-    base: Any, feature: Any, costs: dict[int, int]
+    flat: FlatModel, feature: Any, costs: dict[int, int]
 ) -> list[tuple[str, Any, float]]:
     """Return (layer name, tensor, share of multiply-adds) at the end of every block.
 
     Left out are the ends before any and after all multiply-adds: an exit there would
     have nothing to read, or what the final exit reads.
     """
-    nodes = graph_nodes(base.inputs, feature)
+    nodes = graph_nodes(flat.model.inputs, feature)
     done = list(itertools.accumulate(costs.get(id(n.outputs[0]), 0) for n in nodes))
     total = sum(costs.values())
     ends: list[tuple[Any, int]] = []  # (node, multiply-adds so far)
@@ -143,20 +143,18 @@ def block_ends(
             continue
         ends.append((node, so_far))
         unfinished = True
-    calls = collections.Counter(node.operation.name for node in nodes)
+    names = {id(tensor): name for name, tensor in flat.calls.items()}
     return [
-        (node.operation.name, node.outputs[0], so_far / total)
+        (names[id(node.outputs[0])], node.outputs[0], so_far / total)
         for node, so_far in ends
-        # The name of a layer that is called again does not say which call is meant.
-        if calls[node.operation.name] == 1
     ]
 
 
 def _finishes(node, cost_before):
-    if isinstance(node.operation, _NORMALIZATION):
+    if isinstance(original(node.operation), _NORMALIZATION):
         # Behind a kernel it closes the block, behind a sum it opens the next one.
         return bool(cost_before)
-    return isinstance(node.operation, _FINISHING)
+    return isinstance(original(node.operation), _FINISHING)
 
 
 def _single_tensor_cuts(nodes):
@@ -173,24 +171,34 @@ def _single_tensor_cuts(nodes):
             yield position
 
 
-def _check_name(base, name, outputs):
+def _check_name(flat, name):
     if not isinstance(name, str):
         raise TypeError(
             f"`taps` must be layer names or a number. Received: {name!r} of type "
             f"{type(name).__name__}. Pass the layer's name, e.g. layer.name."
         )
-    if name not in outputs:
+    if name in flat.calls:
+        return
+    calls = [call for call in flat.calls if re.sub(r"@\d+", "", call) == name]
+    if calls:
         raise ValueError(
-            f"No layer has this name. Received: tap {name!r}. Expected: the name of a "
-            f"layer of model {base.name!r}.{did_you_mean(name, outputs)} All names: "
-            "[layer.name for layer in model.layers]."
+            f"The layer is called {len(calls)} times, so its name does not say which "
+            f"output to tap. Received: tap {name!r}. Expected one of {calls}."
         )
-    if len(outputs[name]) > 1:
+    inside = [call for call in flat.calls if call.startswith(f"{name}/")]
+    if inside:
         raise ValueError(
-            f"The layer is called {len(outputs[name])} times, so its name does not "
-            f"say which output to tap. Received: tap {name!r}. Tap a layer that is "
-            "called once."
+            f"A nested model is tapped at a layer inside it. Received: tap {name!r}. "
+            f"Expected, say, {inside[-1]!r}."
         )
+    ending = [call for call in flat.calls if call.endswith(f"/{name}")]
+    hint = f" Did you mean {ending[0]!r}?" if ending else ""
+    raise ValueError(
+        f"No layer has this name. Received: tap {name!r}. Expected: the name of a "
+        f"layer of model {flat.model.name!r}, in a nested model with the model's name "
+        f"before it: 'backbone/layer'.{hint or did_you_mean(name, flat.calls)} All "
+        "names: [layer.name for layer in model.layers]."
+    )
 
 
 def _check_path(base, feature, taps):

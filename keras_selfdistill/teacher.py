@@ -5,15 +5,21 @@ from typing import Any
 import keras
 
 from keras_selfdistill.classifier import find_logits
+from keras_selfdistill.flat import flatten
+from keras_selfdistill.graph import input_structure
+from keras_selfdistill.task import Task
 
 
-def teacher_network(teacher: Any, base: Any) -> keras.Model:
-    """Return a model of a teacher's logits, and freeze the teacher.
+def teacher_network(teacher: Any, base: Any, task: Task) -> keras.Model:
+    """Return a model of what a teacher shows to its students, and freeze the teacher.
+
+    These are its logits, or its outputs where they are numbers.
 
     Args:
-        teacher: A functional or Sequential classifier, softmax or logits.
-        base: The model that learns; the teacher has to take its inputs and tell its
-            classes apart.
+        teacher: A functional or Sequential model that answers what the base does.
+        base: The model that learns; the teacher has to take its inputs and answer in
+            its shape.
+        task: What the base answers.
 
     Raises:
         TypeError: The teacher is not a functional model.
@@ -23,7 +29,9 @@ def teacher_network(teacher: Any, base: Any) -> keras.Model:
         >>> import keras_selfdistill as ksd
         >>> options = {"classes": 10, "width_multiplier": 0.125}
         >>> teacher = ksd.networks.resnet34(**options)
-        >>> network = teacher_network(teacher, base=ksd.networks.resnet18(**options))
+        >>> task = Task("multiclass", 10, "softmax")
+        >>> base = ksd.networks.resnet18(**options)
+        >>> network = teacher_network(teacher, base, task)
         >>> network.output_shape, teacher.trainable
         ((None, 10), False)
     """
@@ -43,11 +51,14 @@ def teacher_network(teacher: Any, base: Any) -> keras.Model:
             "The teacher must take the base's inputs. Received: a teacher with inputs "
             f"{shapes[0]}. Expected: {shapes[1]}."
         )
-    logits = find_logits(teacher)
-    if logits.shape[-1] != base.outputs[0].shape[-1]:
+    flat = flatten(teacher).model
+    by_logits = task.compares == "logits"
+    logits = find_logits(flat, task.name) if by_logits else flat.outputs[0]
+    if tuple(logits.shape[1:]) != tuple(base.outputs[0].shape[1:]):
         raise ValueError(
             "The teacher must tell the base's classes apart. Received: a teacher with "
-            f"{logits.shape[-1]} classes. Expected: {base.outputs[0].shape[-1]}."
+            f"{logits.shape[-1]} classes, shape {tuple(logits.shape)}. Expected: "
+            f"{base.outputs[0].shape[-1]}, shape {tuple(base.outputs[0].shape)}."
         )
     own = {id(variable) for variable in base.variables}
     if any(id(variable) in own for variable in teacher.variables):
@@ -57,6 +68,6 @@ def teacher_network(teacher: Any, base: Any) -> keras.Model:
             "keras.models.clone_model(model); copy.set_weights(model.get_weights())."
         )
     teacher.trainable = False
-    network = keras.Model(teacher.inputs, logits, name=f"{teacher.name}_logits")
+    network = keras.Model(input_structure(flat), logits, name=f"{teacher.name}_logits")
     network.trainable = False
     return network

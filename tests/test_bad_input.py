@@ -66,13 +66,6 @@ def unsized():
     return keras.Model(inputs, layers.Dense(4, activation="softmax")(x))
 
 
-def nested_end():
-    inputs = keras.Input((8, 8, 3))
-    x = layers.Conv2D(4, 3, name="conv")(inputs)
-    end = [layers.GlobalAveragePooling2D(), layers.Dense(4, activation="softmax")]
-    return keras.Model(inputs, keras.Sequential([keras.Input((6, 6, 4)), *end])(x))
-
-
 def pooled_softmax():
     """The mean of softmaxes is no softmax of any logits."""
     inputs = keras.Input((8, 8, 3))
@@ -95,24 +88,15 @@ WRAPS = {
     ),
     "two outputs": (two_outputs, ["out_1"], "byot", None, ValueError, "one output"),
     "no classes": (headless, ["out_1"], "byot", None, ValueError, "include_top"),
-    "one class": (
-        lambda: small_base(None, classes=1),
-        ["out_1"],
-        "byot",
-        None,
-        ValueError,
-        "2 classes",
-    ),
     "relu end": (lambda: ends_in("relu"), ["out_1"], "byot", None, ValueError, "relu"),
-    "sigmoid end": (
-        lambda: ends_in("sigmoid"),
+    "tanh end": (
+        lambda: ends_in("tanh"),
         ["out_1"],
         "byot",
         None,
         ValueError,
-        "softmax or linear",
+        "softmax, sigmoid or linear",
     ),
-    "nested end": (nested_end, ["conv"], "byot", None, ValueError, "Activation"),
     "pooled softmax": (pooled_softmax, ["conv"], "byot", None, ValueError, "logits"),
     "unknown tap": (small_base, ["out1"], "byot", None, ValueError, "'out_1'"),
     "empty name": (small_base, [""], "byot", None, ValueError, "No layer"),
@@ -181,12 +165,19 @@ WRAPS = {
         ),
         ["flat"],
         "byot",
-        None,
+        "bottleneck",
         ValueError,
         "head='linear'",
     ),
     "name collision": (collides, ["exit_1_reduce"], "byot", None, ValueError, "Rename"),
-    "unknown size": (unsized, ["conv"], "byot", None, ValueError, "input_shape"),
+    "unknown size": (
+        unsized,
+        ["conv"],
+        "byot",
+        "bottleneck",
+        ValueError,
+        "input_shape",
+    ),
     "unknown size by number": (unsized, 1, "byot", None, ValueError, "input_shape"),
 }
 

@@ -9,10 +9,12 @@ import pytest
 from keras_selfdistill import recipes
 from keras_selfdistill.labels import as_loss
 from keras_selfdistill.objective import Objective
+from keras_selfdistill.task import Task
 
 from .conftest import finite_differences, value_and_gradients
 
 NAMES = ["exit_1", "exit_2", "final"]
+TASK = Task("multiclass", 5, "linear")
 BATCH, CLASSES, WIDTH = 5, 4, 6
 RANDOM = np.random.default_rng(0)
 SPARSE = RANDOM.integers(0, CLASSES, BATCH)
@@ -156,7 +158,7 @@ def test_values_and_gradients_follow_the_formulas(name, softmax, labels, weighte
         else "CategoricalCrossentropy"
     )
     loss = getattr(keras.losses, kind)(from_logits=not softmax)
-    objective = Objective(recipe, NAMES, loss)
+    objective = Objective(recipe, NAMES, loss, task=TASK)
     sample_weight = WEIGHTS if weighted else np.ones(BATCH)
     value, gradients = value_and_gradients(
         lambda *tensors: keras_loss(
@@ -179,7 +181,7 @@ def test_values_and_gradients_follow_the_formulas(name, softmax, labels, weighte
 
 def test_terms_are_named_after_what_the_recipe_has():
     def terms(recipe):
-        return Objective(recipe, NAMES, "mse").terms
+        return Objective(recipe, NAMES, "mse", task=TASK).terms
 
     assert terms(recipes.BYOT()) == ("label_loss", "soft_target_loss", "hint_loss")
     assert terms(recipes.BYOT(hint_weight=0.0)) == ("label_loss", "soft_target_loss")
@@ -192,11 +194,12 @@ def test_distillation_is_reduced_as_the_label_loss_is(reduction):
     loss = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, reduction=reduction
     )
-    objective = Objective(recipes.BYOT(alpha=0.4), NAMES, loss)
+    objective = Objective(recipes.BYOT(alpha=0.4), NAMES, loss, task=TASK)
     mean = Objective(
         recipes.BYOT(alpha=0.4),
         NAMES,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        task=TASK,
     )
     value = float(keras_loss(objective, SPARSE, WEIGHTS, False, *tensors()))
     expected = float(keras_loss(mean, SPARSE, WEIGHTS, False, *tensors())) * BATCH

@@ -11,7 +11,7 @@ from keras_selfdistill.objective import Objective
 from keras_selfdistill.recipes import BYOT, TESKD, AttentionBYOT, DeepSupervision
 
 from .conftest import finite_differences, small_base, to_numpy, value_and_gradients
-from .test_objective import cross_entropy, log_softmax
+from .test_objective import TASK, cross_entropy, log_softmax
 
 NAMES = ["exit_1", "exit_2", "exit_3", "final"]
 LABELS = np.array([0, 2, 1, 3, 0])
@@ -66,7 +66,8 @@ def test_teachers_follow_the_formulas(kind):
 
     recipe = BYOT(alpha=ALPHA, temperature=TEMPERATURE, hint_weight=BETA, teacher=kind)
     value, gradients = value_and_gradients(
-        lambda *tensors: total(Objective(recipe, NAMES, LOSS), tensors), arrays
+        lambda *tensors: total(Objective(recipe, NAMES, LOSS, task=TASK), tensors),
+        arrays,
     )
     assert value == pytest.approx(formula(*fixed), rel=1e-5)
     for actual, expected in zip(
@@ -92,7 +93,7 @@ def test_an_external_teacher_teaches_every_exit():
     arrays = [array.astype("float64") for array in random_exits()]
     external = np.random.default_rng(9).normal(size=(5, 4))
     recipe = DeepSupervision(temperature=TEMPERATURE, external_weight=0.7)
-    objective = Objective(recipe, NAMES, LOSS, external_teacher=True)
+    objective = Objective(recipe, NAMES, LOSS, external_teacher=True, task=TASK)
     found = objective(
         LABELS,
         exits_of([keras.ops.convert_to_tensor(a, "float32") for a in arrays]),
@@ -119,7 +120,7 @@ def test_keras_distillation_losses():
         distillation_losses=losses,
         distillation_loss_weights=[0.5, 2.0],
     )._given.pair_losses
-    objective = Objective(DeepSupervision(), NAMES, LOSS, pair_losses=pairs)
+    objective = Objective(DeepSupervision(), NAMES, LOSS, pair_losses=pairs, task=TASK)
     found = objective(
         LABELS,
         exits_of([keras.ops.convert_to_tensor(a, "float32") for a in arrays]),
@@ -155,10 +156,10 @@ def test_schedules_are_evaluated_at_the_step():
     recipe = BYOT(alpha=rising, temperature=cooling, hint_weight=rising)
     for step, alpha, temperature in ((0, 0.0, 4.0), (5, 0.5, 2.0), (20, 1.0, 2.0)):
         fixed = BYOT(alpha=alpha, temperature=temperature, hint_weight=alpha)
-        scheduled = Objective(recipe, NAMES, LOSS)
+        scheduled = Objective(recipe, NAMES, LOSS, task=TASK)
         assert scheduled.terms == ("label_loss", "soft_target_loss", "hint_loss")
         actual = total(scheduled, arrays, step=keras.ops.convert_to_tensor(step))
-        expected = total(Objective(fixed, NAMES, LOSS), arrays)
+        expected = total(Objective(fixed, NAMES, LOSS, task=TASK), arrays)
         assert float(actual) == pytest.approx(float(expected), rel=1e-5)
 
 

@@ -1,0 +1,226 @@
+"""Spread the models nested in a base out, so that every layer can be tapped."""
+
+import collections
+import dataclasses
+import inspect
+from typing import Any
+
+import keras
+
+from keras_selfdistill.config import PACKAGE
+from keras_selfdistill.graph import graph_nodes, input_structure
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Renamed(keras.Layer):
+    """An operation under a name of its own, where two nested models share names.
+
+    Args:
+        operation: Layer or operation; shared, not copied.
+
+    Example:
+        >>> layer = keras.layers.Flatten(name="flatten")
+        >>> outputs = Renamed(layer, name="inner")(keras.Input((4, 2)))
+        >>> outputs.shape
+        (None, 8)
+    """
+
+    def __init__(self, operation, **kwargs):
+        kwargs.setdefault("dtype", getattr(operation, "dtype_policy", None))
+        super().__init__(autocast=False, **kwargs)
+        self.operation = operation
+        self.supports_masking = getattr(operation, "supports_masking", False)
+        self.built = getattr(operation, "built", True)
+
+    def build(self, input_shape):
+        """Build the operation."""
+        self.operation.build(input_shape)
+
+    def call(self, *args, **kwargs):
+        """Call the operation."""
+        return self.operation(*args, **kwargs)
+
+    def compute_output_spec(self, *args, **kwargs):
+        """Return what the operation would."""
+        return self.operation.compute_output_spec(*args, **kwargs)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        """Return the operation's mask."""
+        if isinstance(self.operation, keras.Layer):
+            return self.operation.compute_mask(inputs, previous_mask)
+        return previous_mask
+
+    def get_config(self):
+        """Return the arguments that make an equal layer."""
+        operation = keras.saving.serialize_keras_object(self.operation)
+        return {**super().get_config(), "operation": operation}
+
+    @classmethod
+    def from_config(cls, config):
+        """Make the layer from what `get_config` returned."""
+        config = dict(config)
+        operation = keras.saving.deserialize_keras_object(config.pop("operation"))
+        return cls(operation, **config)
+
+
+def original(operation: Any) -> Any:
+    """Return the user's operation behind a `Renamed` one, or the one given.
+
+    Example:
+        >>> dense = keras.layers.Dense(2)
+        >>> original(Renamed(dense)) is original(dense) is dense
+        True
+    """
+    return operation.operation if isinstance(operation, Renamed) else operation
+
+
+@dataclasses.dataclass(frozen=True)
+class FlatModel:
+    """A model without nested models, on the weights of one that may have some.
+
+    Args:
+        model: Functional; the user's own where nothing is nested in it.
+        calls: Symbolic output of every call, in the order of the data, by its path:
+            the layer's name, in a nested model `"backbone/stage/layer"`. Several calls
+            of one layer are numbered: `"encoder@1"`, `"encoder@2"`.
+    """
+
+    model: Any
+    calls: dict[str, Any]
+
+
+def flatten(model: Any) -> FlatModel:
+    """Return a model whose nested functional and Sequential models are spread out.
+
+    Layers are called again behind and in nested models only; weights are shared and
+    the user's model stays as it is. A model with a `call` of its own is no graph: it
+    stays one layer.
+
+    Args:
+        model: Functional or built Sequential model.
+
+    Example:
+        >>> stack = [keras.Input((4,)), keras.layers.Dense(3, name="hidden")]
+        >>> nested = keras.Sequential(stack, name="backbone")
+        >>> top = keras.layers.Dense(2, name="top")
+        >>> flat = flatten(keras.Sequential([keras.Input((4,)), nested, top]))
+        >>> [name for name in flat.calls if "/" in name or name == "top"]
+        ['backbone/hidden', 'top']
+    """
+    nodes = graph_nodes(model.inputs, model.outputs)
+    if not any(_is_nested(node.operation) for node in nodes):
+        return FlatModel(model, dict(_labelled(nodes, lambda node: node.outputs[0])))
+    spread = _Spread(_renamed(model))
+    values = {id(tensor): tensor for tensor in model.inputs}
+    spread.run(model, values, prefix="", training=None)
+    outputs = [values[id(tensor)] for tensor in model.outputs]
+    outputs = outputs[0] if len(outputs) == 1 else outputs
+    whole = keras.Model(input_structure(model), outputs, name=model.name)
+    return FlatModel(whole, spread.calls)
+
+
+class _Spread:
+    """Calls the operations of nested models on the tensors of the model around them."""
+
+    def __init__(self, renamed):
+        self.calls: dict[str, Any] = {}
+        self._renamed = renamed
+
+    def run(self, model, values, prefix, training):
+        """Fill `values`: what each tensor of a model is in the flat one."""
+        nodes = graph_nodes(model.inputs, model.outputs)
+        for label, node in _labelled(nodes, lambda node: node):
+            path = prefix + label
+            if node.is_input:
+                if not prefix:
+                    self.calls[path] = node.outputs[0]
+                continue
+            if _is_nested(node.operation):
+                outputs = self._run_nested(node, values, path, training)
+            else:
+                outputs = self._run_operation(node, values, training)
+                self.calls[path] = outputs[0]
+            values.update(zip(map(id, node.outputs), outputs, strict=True))
+
+    def _run_nested(self, node, values, path, training):
+        inner = node.operation
+        given = [values[id(tensor)] for tensor in node.arguments.keras_tensors]
+        inside = {
+            id(tensor): _as_dtype(value, tensor.dtype, f"{path}_{i}")
+            for i, (tensor, value) in enumerate(zip(inner.inputs, given, strict=True))
+        }
+        training = node.arguments.kwargs.get("training", training)
+        self.run(inner, inside, f"{path}/", training)
+        return [inside[id(tensor)] for tensor in inner.outputs]
+
+    def _run_operation(self, node, values, training):
+        if all(values[id(tensor)] is tensor for tensor in node.input_tensors):
+            return node.outputs
+        args, kwargs = node.arguments.fill_in(values)
+        operation = node.operation
+        if training is not None and _takes_training(operation):
+            kwargs.setdefault("training", training)
+        call = self._renamed.get(id(operation), operation)
+        return keras.tree.flatten(call(*args, **kwargs))
+
+
+def _is_nested(operation):
+    """Whether an operation is a graph of others, whose `call` is Keras' own."""
+    if not isinstance(operation, (keras.Function, keras.Sequential)):
+        return False
+    owner = next(each for each in type(operation).__mro__ if "call" in vars(each))
+    return owner.__module__.split(".")[0] == "keras"
+
+
+def _takes_training(operation):
+    return "training" in inspect.signature(operation.call).parameters
+
+
+def _labelled(nodes, value):
+    """Yield (name in this graph, value) of every node; calls of one are numbered."""
+    calls = collections.Counter(node.operation.name for node in nodes)
+    done: dict[str, int] = collections.Counter()
+    for node in nodes:
+        name = node.operation.name
+        done[name] += 1
+        yield (f"{name}@{done[name]}" if calls[name] > 1 else name), value(node)
+
+
+def _renamed(model):
+    """Return `Renamed` operations, by the id of those whose name another one has."""
+    found: dict[int, tuple[str, Any]] = {}
+    _collect(model, "", found)
+    taken = {path for path, _ in found.values() if "/" not in path}
+    renamed = {}
+    for key, (path, operation) in found.items():
+        if "/" not in path:
+            continue
+        name, count = operation.name, 1
+        while name in taken:
+            count += 1
+            name = path.replace("/", "_") + (f"_{count}" if count > 2 else "")
+        taken.add(name)
+        if name != operation.name:
+            renamed[key] = Renamed(operation, name=name)
+    return renamed
+
+
+def _collect(model, prefix, found):
+    """Add (path, operation) of every operation in a model and those nested in it."""
+    for node in graph_nodes(model.inputs, model.outputs):
+        operation = node.operation
+        if node.is_input and prefix:
+            continue
+        if _is_nested(operation):
+            _collect(operation, f"{prefix}{operation.name}/", found)
+        else:
+            found.setdefault(id(operation), (prefix + operation.name, operation))
+
+
+def _as_dtype(tensor, dtype, name):
+    """Cast what a nested model casts its input to."""
+    if tensor.dtype == dtype:
+        return tensor
+    cast = keras.ops.cast(tensor, dtype)
+    cast._keras_history.operation.name = name.replace("/", "_") + "_cast"
+    return cast
