@@ -13,8 +13,8 @@ import numpy as np
 
 from keras_selfdistill.compiled import join_rows, take_rows, to_numpy
 
-# Samples that go on together: a section that runs many times in a row has its weights in
-# the cache, but what waits for the next one takes memory.
+# Samples that go on together: a section that runs many times in a row has its weights
+# in the cache, but what waits for the next one takes memory.
 _AT_ONCE = 64
 _MOST_PADDING = 0.25  # Share of a bucket; beyond it two smaller batches are cheaper.
 
