@@ -17,6 +17,7 @@ from keras_selfdistill.objective import Objective
 from keras_selfdistill.pair_losses import pair_losses
 from keras_selfdistill.teacher import teacher_network
 from keras_selfdistill.top import with_classifier
+from keras_selfdistill.training_data import check_arrays
 
 
 class Step(NamedTuple):
@@ -293,6 +294,23 @@ class SelfDistiller(keras.Model):
 
     train_step = backend_step.train_step
     test_step = backend_step.test_step
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """Train, with the arguments of `keras.Model.fit`.
+
+        Raises:
+            ValueError: An array is empty, holds NaN or infinity, or labels that are no
+                classes of the base.
+        """
+        if self.compiled:
+            check_arrays(
+                x,
+                y,
+                kwargs.get("sample_weight"),
+                task=self._graph.task,
+                label_loss=self._objective.label_loss,
+            )
+        return super().fit(x, y, *args, **kwargs)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True

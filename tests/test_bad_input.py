@@ -290,6 +290,58 @@ def test_labels_of_the_wrong_shape(base, batch, labels):
     model.fit(*batch, verbose=0)  # The wrapper is as good as new.
 
 
+def with_nan(array):
+    array = array.astype("float32")
+    array.flat[3] = np.nan
+    return array
+
+
+DATA = {
+    # name: what becomes of (x, y, sample_weight), and words of the message
+    "no samples": (lambda x, y, w: (x[:0], y[:0], w[:0]), "at least one sample"),
+    "NaN inputs": (lambda x, y, w: (with_nan(x), y, w), r"nan at \(0, 0, 1, 0\)"),
+    "infinite inputs": (lambda x, y, w: (x / 0 * np.sign(x), y, w), "inf at"),
+    "text for inputs": (lambda x, y, w: (x.astype(str), y, w), "dtype"),
+    "objects for inputs": (lambda x, y, w: (x.astype(object), y, w), "dtype"),
+    "grey images": (lambda x, y, w: (x[..., :1], y, w), "shape"),
+    "small images": (lambda x, y, w: (x[:, :5], y, w), "shape"),
+    "one image": (lambda x, y, w: (x[0], y[:8], w[:8]), "shape"),
+    "too many inputs": (lambda x, y, w: ([x, x], y, w), "input"),
+    "no inputs": (lambda x, y, w: (None, y, None), "input"),
+    "too few labels": (lambda x, y, w: (x, y[:8], w), "number of samples"),
+    "negative labels": (lambda x, y, w: (x, y - 1, w), "-1 among y"),
+    "labels too large": (lambda x, y, w: (x, y + 1, w), "4 among y.*0 to 3"),
+    "labels between classes": (lambda x, y, w: (x, y + 0.5, w), "0.5 among y"),
+    "NaN labels": (lambda x, y, w: (x, with_nan(y), w), "nan at"),
+    "text for labels": (lambda x, y, w: (x, y.astype(str), w), "out of range|dtype"),
+    "too few weights": (lambda x, y, w: (x, y, w[:3]), "number of samples"),
+    "NaN weights": (lambda x, y, w: (x, y, with_nan(w)), "sample_weight.*nan"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
+@pytest.mark.parametrize("name", DATA)
+def test_data_that_nothing_can_be_learned_from(base, batch, name):
+    spoil, words = DATA[name]
+    model = ksd.SelfDistiller(base, ["out_1"], "byot")
+    model.compile("sgd", LOSS)
+    before = base.get_weights()
+    x, y, sample_weight = spoil(*batch, np.ones(16))
+    with pytest.raises((ValueError, TypeError), match=words):
+        model.fit(x, y, sample_weight=sample_weight, verbose=0)
+    for actual, expected in zip(base.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_class_may_be_left_out(base, batch):
+    x, y = batch
+    model = ksd.SelfDistiller(base, ["out_1"], "byot")
+    loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=-1)
+    model.compile("sgd", loss)
+    history = model.fit(x, np.where(y == 0, -1, y), verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
 def test_labels_that_do_not_fit_the_loss(base, batch):
     model = ksd.SelfDistiller(base, ["out_1"], "byot")
     model.compile("sgd", "categorical_crossentropy")
