@@ -8,7 +8,7 @@ import keras
 from keras import layers
 
 from keras_selfdistill.config import PACKAGE
-from keras_selfdistill.graph import producer
+from keras_selfdistill.graph import check_functional, producer
 
 # Layers that may stand between the last weights and the output, or between the
 # feature and the last weights, without changing what the values mean.
@@ -117,6 +117,7 @@ def find_classifier(base):
         A `Classifier`. The base is left as it is.
 
     Raises:
+        TypeError: The base is no functional or Sequential model.
         ValueError: The base has several outputs, its output is no row of class
             scores, or it ends in something other than softmax or logits.
 
@@ -128,6 +129,7 @@ def find_classifier(base):
         >>> end.activation, end.classes, end.feature.shape
         ('softmax', 2, (None, 3))
     """
+    check_functional(base)
     output = _only_output(base)
     node, logits, softmax = _logits(base, output)
     feature, last_spatial, data_format = _feature(node)

@@ -17,6 +17,7 @@ from keras_selfdistill.labels import check_labels
 from keras_selfdistill.metrics import exit_metrics
 from keras_selfdistill.objective import Objective
 from keras_selfdistill.pair_losses import pair_losses
+from keras_selfdistill.placement import Tap
 from keras_selfdistill.teacher import teacher_network
 
 
@@ -49,11 +50,13 @@ class SelfDistiller(keras.Model):
         model: The base: a functional or Sequential classifier with one output of
             shape `(batch, classes)`, softmax or logits.
         taps: Layer names from shallow to deep, or a number of exits, which are then
-            placed at the ends of blocks at nearly equal shares of the multiply-adds.
+            placed at the ends of blocks at nearly equal shares of the multiply-adds;
+            `"auto"` chooses their number, too. `suggest_taps` shows the choice.
         recipe: `"byot"`, `"attention_byot"`, `"teskd"`, `"deep_supervision"`, or a
             `Recipe`.
         head: `"bottleneck"`, `"separable"`, `"attention"`, `"top_down"`, `"linear"`,
-            or a `Head`; the recipe's own by default.
+            or a `Head`; by default the recipe's own, narrowed where its exits would add
+            more than 15 % to the base's multiply-adds (see `heads.Bottleneck`).
         teacher: Another classifier, of the same inputs and classes, whose logits every
             exit learns from with the recipe's `external_weight`. It is frozen, called
             in inference mode, and saved with the wrapper.
@@ -90,7 +93,7 @@ class SelfDistiller(keras.Model):
     def __init__(
         self,
         model: Any,
-        taps: int | Sequence[str],
+        taps: int | str | Sequence[str | Tap],
         recipe: str | recipes.Recipe,
         *,
         head: str | heads.Head | None = None,
@@ -101,13 +104,13 @@ class SelfDistiller(keras.Model):
         name: str | None = None,
     ):
         recipe = recipes.get(recipe)
-        head = heads.get(recipe.head if head is None else head)
         if freeze not in (None, "base"):
             raise ValueError(
                 f"Unknown `freeze`. Received: freeze={freeze!r}. Expected: 'base' or "
                 "None."
             )
         pairs = pair_losses(distillation_losses, distillation_loss_weights)
+        head = None if head is None else heads.get(head)
         graph = attach_exits(model, taps, head, recipe)
         super().__init__(
             inputs=graph.inputs,
@@ -117,7 +120,7 @@ class SelfDistiller(keras.Model):
         # Kept in plain objects, whose layers and metrics Keras does not track twice.
         self._graph = graph
         self._recipe = recipe
-        self._head = head
+        self._head = graph.head
         self._given = types.SimpleNamespace(teacher=teacher, pair_losses=pairs)
         # Tracked: what training alone reads, which is no part of the outputs' graph.
         self._adapters = [
@@ -149,6 +152,11 @@ class SelfDistiller(keras.Model):
     def recipe(self) -> recipes.Recipe:
         """The recipe that weighs the exits' losses."""
         return self._recipe
+
+    @property
+    def head(self) -> heads.Head:
+        """The head that made the exits' features."""
+        return self._head
 
     @property
     def base(self) -> keras.Model:

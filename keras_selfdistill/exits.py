@@ -9,12 +9,14 @@ import keras
 from absl import logging
 from keras import layers
 
+from keras_selfdistill import heads
+from keras_selfdistill.budget import affordable_head
 from keras_selfdistill.classifier import Classifier, find_classifier
-from keras_selfdistill.graph import ancestors, dtype_policy, graph_nodes
+from keras_selfdistill.graph import ancestors, dtype_policy
 from keras_selfdistill.head import Head, Target
-from keras_selfdistill.profiling import multiply_adds
+from keras_selfdistill.placement import Tap, placed_taps
 from keras_selfdistill.recipe import Recipe
-from keras_selfdistill.taps import named_taps, placed_taps
+from keras_selfdistill.taps import named_taps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,7 @@ class ExitGraph:
     Args:
         base: The user's model.
         taps: Names of the tapped layers, shallow to deep.
+        head: What made the exits' features.
         exits: The exits by name, shallow to deep; the last one is `final`.
         ensemble: Output of the ensemble, the mean of all exits' logits, in the base's
             own form.
@@ -54,6 +57,7 @@ class ExitGraph:
 
     base: Any
     taps: tuple[str, ...]
+    head: Head
     exits: dict[str, Exit]
     ensemble: Any
     training_network: Any
@@ -78,14 +82,16 @@ class ExitGraph:
 
 
 def attach_exits(
-    base: Any, taps: int | Sequence[str], head: Head, recipe: Recipe
+    base: Any, taps: int | str | Sequence[str | Tap], head: Head | None, recipe: Recipe
 ) -> ExitGraph:
     """Tap a base, give every tap a head, and return the exits; the base stays usable.
 
     Args:
         base: Functional or built Sequential classifier.
-        taps: Layer names from shallow to deep, or a number of exits to place.
-        head: Makes the exits' features from their taps.
+        taps: Layer names or `Tap`s from shallow to deep, or a number of exits to place,
+            or `"auto"`.
+        head: Makes the exits' features from their taps; `None` for the recipe's own,
+            narrowed where it would cost too much.
         recipe: Says which features are adapted for the hint.
 
     Raises:
@@ -93,13 +99,16 @@ def attach_exits(
         ValueError: The base does not classify, a tap is wrong, a layer of the base has
             a name that exits use, or the head does not fit a tap.
     """
-    _check_base(base)
     end = find_classifier(base)
     chosen = _choose_taps(base, end, taps)
     names = exit_names(len(chosen))
     _check_names(base, names)
     by_exit = dict(zip(names[:-1], chosen.values(), strict=True))
-    features = head.features(by_exit, _target(end))
+    target = _target(end)
+    if head is None:
+        own = heads.get(recipe.head)
+        head = affordable_head(base, own, by_exit, target, end.classes)
+    features = head.features(by_exit, target)
     adapted = recipe.adapted_exits(names)
     exits = {
         name: _make_exit(name, feature, end, head, adapt=name in adapted)
@@ -112,7 +121,7 @@ def attach_exits(
         {"exits": {name: vars(e) for name, e in exits.items()}, "ensemble": ensemble},
     )
     policy = dtype_policy(list(chosen.values())[-1])
-    return ExitGraph(base, tuple(chosen), exits, ensemble, network, policy)
+    return ExitGraph(base, tuple(chosen), head, exits, ensemble, network, policy)
 
 
 def exit_names(taps: int) -> list[str]:
@@ -126,46 +135,29 @@ def exit_names(taps: int) -> list[str]:
     return [f"exit_{i:0{digits}d}" for i in range(1, taps + 1)] + ["final"]
 
 
-def node_costs(base: Any) -> dict[int, int]:
-    """Return the multiply-adds of every call in a base, by the id of its output.
-
-    Calls whose cost is not known are left out, with a warning in the log.
-    """
-    nodes = graph_nodes(base.inputs, base.outputs)
-    costs = multiply_adds(nodes)
-    unknown = [node.operation.name for node in nodes if costs[node] is None]
-    if unknown:
-        logging.warning(
-            "The multiply-adds of these layers are not known, so taps are placed as if "
-            "they cost nothing: %s. Name the taps to choose them yourself.",
-            unknown,
-        )
-    return {
-        id(node.outputs[0]): cost for node, cost in costs.items() if cost is not None
-    }
-
-
 def _inputs(base):
     return base.inputs[0] if isinstance(base, keras.Sequential) else base.input
 
 
 def _choose_taps(base, end: Classifier, taps):
-    if isinstance(taps, bool) or not isinstance(taps, (numbers.Integral, list, tuple)):
+    number = isinstance(taps, numbers.Integral) and not isinstance(taps, bool)
+    if number or (isinstance(taps, str) and taps == "auto"):
+        placed = placed_taps(base, end, taps)
+        logging.info("Exits of %s: %s", base.name, [each.name for each in placed])
+        return {each.name: each.tensor for each in placed}
+    if not isinstance(taps, (list, tuple)):
         raise TypeError(
-            "`taps` must be a list of layer names or a number. Received: "
+            "`taps` must be a list of layer names, a number or 'auto'. Received: "
             f"taps={taps!r} of type {type(taps).__name__}. Expected, say, taps=3 or "
             f"taps=[{base.layers[len(base.layers) // 2].name!r}]."
         )
-    if isinstance(taps, numbers.Integral):
-        placed = placed_taps(base, end.feature, node_costs(base), int(taps))
-        logging.info("Exits of %s placed at %s.", base.name, list(placed))
-        return placed
     if not taps:
         raise ValueError(
             "`taps` must hold at least one tap. Received: taps=[]. Expected: layer "
             "names, or a number of exits such as 3."
         )
-    return named_taps(base, end.feature, taps)
+    names = [tap.name if isinstance(tap, Tap) else tap for tap in taps]
+    return named_taps(base, end.feature, names)
 
 
 def _make_exit(name, feature, end: Classifier, head: Head, adapt: bool):
@@ -201,21 +193,6 @@ def _target(end: Classifier):
         data_format=end.data_format,
         spatial=end.last_spatial,
     )
-
-
-def _check_base(base):
-    if not isinstance(base, (keras.Function, keras.Sequential)):
-        kind = "a subclassed model" if isinstance(base, keras.Model) else "no model"
-        raise TypeError(
-            f"The base must be a functional or Sequential model, whose layers can be "
-            f"tapped. Received: {kind}, {type(base).__name__}. Expected: one built as "
-            "keras.Model(inputs, outputs), such as any of keras.applications."
-        )
-    if not base.built or not base.inputs:
-        raise ValueError(
-            f"The base must be built. Received: Sequential model {base.name!r} whose "
-            "input shape is not known. Start it with keras.Input(shape=...)."
-        )
 
 
 def _check_names(base, names):
