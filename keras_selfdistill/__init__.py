@@ -4,6 +4,7 @@ from keras_selfdistill import callbacks, criteria, heads, losses, networks, reci
 from keras_selfdistill.distiller import SelfDistiller
 from keras_selfdistill.early_exit import EarlyExit
 from keras_selfdistill.latency import pick_exit
+from keras_selfdistill.placement import suggest_taps
 from keras_selfdistill.profiling import profile
 
 __version__ = "0.1.0"
@@ -18,4 +19,5 @@ __all__ = [
     "pick_exit",
     "profile",
     "recipes",
+    "suggest_taps",
 ]

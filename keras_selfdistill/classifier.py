@@ -9,7 +9,7 @@ from keras import layers
 
 from keras_selfdistill.config import PACKAGE
 from keras_selfdistill.flat import original
-from keras_selfdistill.graph import producer
+from keras_selfdistill.graph import check_functional, producer
 from keras_selfdistill.task import Task, decide_task
 
 # Layers that may stand between the last weights and the output, or between the
@@ -125,6 +125,7 @@ def find_classifier(base, task=None):
         A `Classifier`. The base is left as it is.
 
     Raises:
+        TypeError: The base is no functional or Sequential model.
         ValueError: The base has several outputs, or its end does not say what it
             answers, or not what the task asks for.
 
@@ -136,6 +137,7 @@ def find_classifier(base, task=None):
         >>> end.task.name, end.task.units, end.feature.shape
         ('multiclass', 2, (None, 3))
     """
+    check_functional(base)
     output = _only_output(base)
     node, logits, activation = _logits(base, output, task)
     task = decide_task(activation, output.shape, task, base.name)

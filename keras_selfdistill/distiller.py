@@ -15,6 +15,7 @@ from keras_selfdistill.graph import producer
 from keras_selfdistill.logs import Logs
 from keras_selfdistill.objective import Objective
 from keras_selfdistill.pair_losses import pair_losses
+from keras_selfdistill.placement import Tap
 from keras_selfdistill.teacher import teacher_network
 from keras_selfdistill.top import with_classifier
 from keras_selfdistill.training_data import check_arrays
@@ -49,13 +50,15 @@ class SelfDistiller(keras.Model):
         model: The base: a functional or Sequential classifier with one output of
             shape `(batch, classes)`, softmax or logits. Models may be nested in it.
         taps: Layer names from shallow to deep, or a number of exits, which are then
-            placed at the ends of blocks at nearly equal shares of the multiply-adds.
+            placed at the ends of blocks at nearly equal shares of the multiply-adds;
+            `"auto"` chooses their number, too. `suggest_taps` shows the choice.
             A layer of a nested model is named `"backbone/stage/layer"`, the second
             call of a layer that is called several times `"layer@2"`.
         recipe: `"byot"`, `"attention_byot"`, `"teskd"`, `"deep_supervision"`, or a
             `Recipe`.
         head: `"bottleneck"`, `"separable"`, `"attention"`, `"top_down"`, `"linear"`,
-            or a `Head`; the recipe's own by default.
+            or a `Head`; by default the recipe's own, narrowed where its exits would add
+            more than 15 % to the base's multiply-adds (see `heads.Bottleneck`).
         teacher: Another classifier, of the same inputs and classes, whose logits every
             exit learns from with the recipe's `external_weight`. It is frozen, called
             in inference mode, and saved with the wrapper.
@@ -99,7 +102,7 @@ class SelfDistiller(keras.Model):
     def __init__(
         self,
         model: Any,
-        taps: int | Sequence[str],
+        taps: int | str | Sequence[str | Tap],
         recipe: str | recipes.Recipe,
         *,
         head: str | heads.Head | None = None,
@@ -112,13 +115,13 @@ class SelfDistiller(keras.Model):
         name: str | None = None,
     ):
         recipe = recipes.get(recipe)
-        head = head if head is None else heads.get(head)
         if freeze not in (None, "base"):
             raise ValueError(
                 f"Unknown `freeze`. Received: freeze={freeze!r}. Expected: 'base' or "
                 "None."
             )
         pairs = pair_losses(distillation_losses, distillation_loss_weights)
+        head = None if head is None else heads.get(head)
         if classes is not None:
             model = with_classifier(model, classes)
         graph = attach_exits(model, taps, head, recipe, task)
@@ -162,6 +165,11 @@ class SelfDistiller(keras.Model):
     def recipe(self) -> recipes.Recipe:
         """The recipe that weighs the exits' losses."""
         return self._recipe
+
+    @property
+    def head(self) -> heads.Head:
+        """The head that made the exits' features."""
+        return self._head
 
     @property
     def task(self) -> str:

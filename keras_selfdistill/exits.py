@@ -10,18 +10,19 @@ from absl import logging
 from keras import layers
 
 from keras_selfdistill import heads
+from keras_selfdistill.budget import affordable_head
 from keras_selfdistill.classifier import Classifier, find_classifier
 from keras_selfdistill.flat import FlatModel, flatten
 from keras_selfdistill.graph import (
     ancestors,
+    check_functional,
     dtype_policy,
-    graph_nodes,
     input_structure,
 )
 from keras_selfdistill.head import Head, Target, resize_positions
-from keras_selfdistill.profiling import multiply_adds
+from keras_selfdistill.placement import Tap, placed_taps
 from keras_selfdistill.recipe import Recipe
-from keras_selfdistill.taps import named_taps, placed_taps
+from keras_selfdistill.taps import named_taps
 from keras_selfdistill.task import Task
 
 
@@ -51,7 +52,7 @@ class ExitGraph:
         base: The user's model.
         flat: The base with the models nested in it spread out.
         taps: Names of the tapped layers, shallow to deep.
-        head: What makes the exits' features.
+        head: What made the exits' features.
         task: What the base answers.
         exits: The exits by name, shallow to deep; the last one is `final`.
         ensemble: Output of the ensemble, the mean of all exits' logits, in the base's
@@ -89,7 +90,7 @@ class ExitGraph:
 
 def attach_exits(
     base: Any,
-    taps: int | Sequence[str],
+    taps: int | str | Sequence[str | Tap],
     head: Head | None,
     recipe: Recipe,
     task: str | None = None,
@@ -98,9 +99,11 @@ def attach_exits(
 
     Args:
         base: Functional or built Sequential classifier.
-        taps: Layer names from shallow to deep, or a number of exits to place.
-        head: Makes the exits' features from their taps; the recipe's own by default,
-            or one that fits the taps where that does not.
+        taps: Layer names or `Tap`s from shallow to deep, or a number of exits to place,
+            or `"auto"`.
+        head: Makes the exits' features from their taps; `None` for the recipe's own,
+            narrowed where it would cost too much, or for one that fits the taps where
+            that does not.
         recipe: Says which features are adapted for the hint.
         task: What the base answers, where its end does not say.
 
@@ -109,7 +112,7 @@ def attach_exits(
         ValueError: The base does not classify, a tap is wrong, a layer of the base has
             a name that exits use, or the head does not fit a tap.
     """
-    _check_base(base)
+    check_functional(base)
     flat = flatten(base)
     end = find_classifier(flat.model, task)
     chosen = _choose_taps(flat, end, taps)
@@ -118,7 +121,8 @@ def attach_exits(
     by_exit = dict(zip(names[:-1], chosen.values(), strict=True))
     target = _target(end)
     if head is None:
-        head = heads.suited(recipe.head, list(chosen.values()), target)
+        own = heads.suited(recipe.head, list(chosen.values()), target)
+        head = affordable_head(flat.model, own, by_exit, target, end.task.units)
     features = head.features(by_exit, target)
     adapted = recipe.adapted_exits(names)
     exits = {
@@ -148,43 +152,25 @@ def exit_names(taps: int) -> list[str]:
     return [f"exit_{i:0{digits}d}" for i in range(1, taps + 1)] + ["final"]
 
 
-def node_costs(base: Any) -> dict[int, int]:
-    """Return the multiply-adds of every call in a base, by the id of its output.
-
-    Calls whose cost is not known are left out, with a warning in the log.
-    """
-    nodes = graph_nodes(base.inputs, base.outputs)
-    costs = multiply_adds(nodes)
-    unknown = [node.operation.name for node in nodes if costs[node] is None]
-    if unknown:
-        logging.warning(
-            "The multiply-adds of these layers are not known, so taps are placed as if "
-            "they cost nothing: %s. Name the taps to choose them yourself.",
-            unknown,
-        )
-    return {
-        id(node.outputs[0]): cost for node, cost in costs.items() if cost is not None
-    }
-
-
 def _choose_taps(flat: FlatModel, end: Classifier, taps):
-    if isinstance(taps, bool) or not isinstance(taps, (numbers.Integral, list, tuple)):
+    number = isinstance(taps, numbers.Integral) and not isinstance(taps, bool)
+    if number or (isinstance(taps, str) and taps == "auto"):
+        placed = placed_taps(flat, end, taps)
+        logging.info("Exits of %s: %s", flat.model.name, [each.name for each in placed])
+        return {each.name: each.tensor for each in placed}
+    if not isinstance(taps, (list, tuple)):
         raise TypeError(
-            "`taps` must be a list of layer names or a number. Received: "
+            "`taps` must be a list of layer names, a number or 'auto'. Received: "
             f"taps={taps!r} of type {type(taps).__name__}. Expected, say, taps=3 or "
             f"taps=[{list(flat.calls)[len(flat.calls) // 2]!r}]."
         )
-    if isinstance(taps, numbers.Integral):
-        costs = node_costs(flat.model)
-        placed = placed_taps(flat, end.feature, costs, int(taps))
-        logging.info("Exits of %s placed at %s.", flat.model.name, list(placed))
-        return placed
     if not taps:
         raise ValueError(
             "`taps` must hold at least one tap. Received: taps=[]. Expected: layer "
             "names, or a number of exits such as 3."
         )
-    return named_taps(flat, end.feature, taps)
+    names = [tap.name if isinstance(tap, Tap) else tap for tap in taps]
+    return named_taps(flat, end.feature, names)
 
 
 def _make_exit(name, feature, end: Classifier, head: Head, adapt: bool):
@@ -224,21 +210,6 @@ def _target(end: Classifier):
         spatial=end.last_spatial,
         positions=tuple(end.feature.shape[1:-1]),
     )
-
-
-def _check_base(base):
-    if not isinstance(base, (keras.Function, keras.Sequential)):
-        kind = "a subclassed model" if isinstance(base, keras.Model) else "no model"
-        raise TypeError(
-            f"The base must be a functional or Sequential model, whose layers can be "
-            f"tapped. Received: {kind}, {type(base).__name__}. Expected: one built as "
-            "keras.Model(inputs, outputs), such as any of keras.applications."
-        )
-    if not base.built or not base.inputs:
-        raise ValueError(
-            f"The base must be built. Received: Sequential model {base.name!r} whose "
-            "input shape is not known. Start it with keras.Input(shape=...)."
-        )
 
 
 def _check_names(base, names):

@@ -7,6 +7,30 @@ node lists is here.
 import keras
 
 
+def check_functional(base):
+    """Check that a base has a graph that can be read.
+
+    Raises:
+        TypeError: It is no functional or Sequential model.
+        ValueError: It is a Sequential model whose input shape is not known.
+
+    Example:
+        >>> check_functional(keras.Sequential([keras.Input((4,)), keras.layers.ReLU()]))
+    """
+    if not isinstance(base, (keras.Function, keras.Sequential)):
+        kind = "a subclassed model" if isinstance(base, keras.Model) else "no model"
+        raise TypeError(
+            f"The base must be a functional or Sequential model, whose layers can be "
+            f"tapped. Received: {kind}, {type(base).__name__}. Expected: one built as "
+            "keras.Model(inputs, outputs), such as any of keras.applications."
+        )
+    if not base.built or not base.inputs:
+        raise ValueError(
+            f"The base must be built. Received: Sequential model {base.name!r} whose "
+            "input shape is not known. Start it with keras.Input(shape=...)."
+        )
+
+
 def graph_nodes(inputs, outputs):
     """Return every call between two sets of symbolic tensors, in an order that runs.
 

@@ -135,7 +135,9 @@ def _reshapes_the_batch(operation):
 def _count(operation, inputs, outputs):
     if not isinstance(operation, keras.Layer) or isinstance(operation, _FREE):
         return 0
-    return 0 if not operation.weights else None
+    # Vectors scale or shift, as in normalisation; only a matrix can be a kernel.
+    vectors = all(len(weight.shape) < 2 for weight in operation.weights)
+    return 0 if vectors else None
 
 
 @_count.register(PreActivation)

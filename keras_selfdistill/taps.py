@@ -1,36 +1,13 @@
-"""Taps: which tensors of a base feed exits, given by name or placed automatically."""
+"""Taps given by name: which tensors of a base feed exits, and errors about them."""
 
 import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from keras import layers
-
 from keras_selfdistill.config import did_you_mean
-from keras_selfdistill.flat import FlatModel, original
-from keras_selfdistill.graph import ancestors, graph_nodes
-
-# What may follow the operation that ends a block and still belongs to the block.
-_FINISHING = (
-    layers.Activation,
-    layers.ReLU,
-    layers.LeakyReLU,
-    layers.PReLU,
-    layers.ELU,
-    layers.Dropout,
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.MaxPooling1D,
-    layers.MaxPooling2D,
-    layers.AveragePooling1D,
-    layers.AveragePooling2D,
-)
-_NORMALIZATION = (
-    layers.BatchNormalization,
-    layers.LayerNormalization,
-    layers.GroupNormalization,
-)
+from keras_selfdistill.flat import FlatModel
+from keras_selfdistill.graph import ancestors
 
 
 def named_taps(flat: FlatModel, feature: Any, names: Sequence[str]) -> dict[str, Any]:
@@ -67,108 +44,6 @@ def named_taps(flat: FlatModel, feature: Any, names: Sequence[str]) -> dict[str,
     taps = {name: flat.calls[name] for name in names}
     _check_path(flat.model, feature, taps)
     return taps
-
-
-def placed_taps(
-    flat: FlatModel, feature: Any, costs: dict[int, int], exits: int
-) -> dict[str, Any]:
-    """Place taps at the ends of blocks, at nearly equal shares of the multiply-adds.
-
-    A block ends where one tensor alone carries all that the rest of the base reads.
-    Tap i of k is the block end nearest to the share i / (k + 1).
-
-    Args:
-        flat: The base, spread out.
-        feature: Its last feature.
-        costs: Multiply-adds of each call, by the id of its node's first output.
-        exits: How many taps to place.
-
-    Raises:
-        ValueError: `exits` is below 1 or above the number of block ends.
-
-    Example:
-        >>> import keras
-        >>> from keras_selfdistill.flat import flatten
-        >>> stack = [keras.layers.Dense(8, name=f"dense_{i}") for i in range(4)]
-        >>> model = keras.Sequential([keras.Input((8,)), *stack])
-        >>> costs = {id(layer.output): 64 for layer in stack}
-        >>> list(placed_taps(flatten(model), model.outputs[0], costs, 1))
-        ['dense_1']
-    """
-    if exits < 1:
-        raise ValueError(
-            f"`taps` must hold at least one tap. Received: taps={exits}. Expected: a "
-            "number of exits such as 3, or a list of layer names."
-        )
-    ends = block_ends(flat, feature, costs)
-    if exits > len(ends):
-        raise ValueError(
-            f"The base has too few block ends for that many exits. Received: "
-            f"taps={exits}. Expected: at most {len(ends)} for model "
-            f"{flat.model.name!r}, at {[name for name, _, _ in ends]}."
-        )
-    chosen: list[tuple[str, Any, float]] = []
-    for i in range(exits):
-        start = ends.index(chosen[-1]) + 1 if chosen else 0
-        # Leave enough block ends for the taps still to come.
-        free = ends[start : len(ends) - (exits - 1 - i)]
-        target = (i + 1) / (exits + 1)
-        chosen.append(min(free, key=lambda end: abs(end[2] - target)))
-    return {name: tensor for name, tensor, _ in chosen}
-
-
-def block_ends(
-    flat: FlatModel, feature: Any, costs: dict[int, int]
-) -> list[tuple[str, Any, float]]:
-    """Return (layer name, tensor, share of multiply-adds) at the end of every block.
-
-    Left out are the ends before any and after all multiply-adds: an exit there would
-    have nothing to read, or what the final exit reads.
-    """
-    nodes = graph_nodes(flat.model.inputs, feature)
-    done = list(itertools.accumulate(costs.get(id(n.outputs[0]), 0) for n in nodes))
-    total = sum(costs.values())
-    ends: list[tuple[Any, int]] = []  # (node, multiply-adds so far)
-    unfinished = True
-    for position in _single_tensor_cuts(nodes):
-        node, so_far = nodes[position], done[position]
-        if not 0 < so_far < done[-1]:
-            continue
-        if ends and ends[-1][1] == so_far:
-            # A later cut at the same cost: the same block, if it only finishes it.
-            if unfinished and _finishes(node, costs.get(id(ends[-1][0].outputs[0]))):
-                ends[-1] = (node, so_far)
-            else:
-                unfinished = False
-            continue
-        ends.append((node, so_far))
-        unfinished = True
-    names = {id(tensor): name for name, tensor in flat.calls.items()}
-    return [
-        (names[id(node.outputs[0])], node.outputs[0], so_far / total)
-        for node, so_far in ends
-    ]
-
-
-def _finishes(node, cost_before):
-    if isinstance(original(node.operation), _NORMALIZATION):
-        # Behind a kernel it closes the block, behind a sum it opens the next one.
-        return bool(cost_before)
-    return isinstance(original(node.operation), _FINISHING)
-
-
-def _single_tensor_cuts(nodes):
-    """Yield each position after which one tensor alone is still to be read."""
-    last_use = {}
-    for position, node in enumerate(nodes):
-        for tensor in node.input_tensors:
-            last_use[id(tensor)] = position
-    alive: set[int] = set()
-    for position, node in enumerate(nodes):
-        alive.update(id(tensor) for tensor in node.outputs if id(tensor) in last_use)
-        alive = {tensor for tensor in alive if last_use[tensor] > position}
-        if alive == {id(node.outputs[0])}:
-            yield position
 
 
 def _check_name(flat, name):

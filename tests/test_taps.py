@@ -1,17 +1,15 @@
 """Where taps are placed."""
 
-import re
-
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
 import keras_selfdistill as ksd
+from keras_selfdistill.blocks import block_ends
 from keras_selfdistill.classifier import find_classifier
-from keras_selfdistill.exits import node_costs
 from keras_selfdistill.flat import flatten
-from keras_selfdistill.taps import block_ends
+from keras_selfdistill.placement import node_costs
 
 pytestmark = pytest.mark.once
 
@@ -29,31 +27,6 @@ def chosen(base, taps):
 def test_the_papers_taps_are_found_by_number():
     base = ksd.networks.resnet18(width_multiplier=0.125)
     assert chosen(base, 3) == [f"stage{i}_block2_out" for i in (1, 2, 3)]
-
-
-@pytest.mark.parametrize(
-    ("name", "ending"),
-    [
-        ("ResNet50", r"conv\d_block\d_out"),
-        ("ResNet50V2", r"conv\d_block\d_out"),
-        ("MobileNetV2", r"block_\d+_add|block_\d+_project_BN"),
-        ("DenseNet121", r"conv\d_block\d+_concat|pool\d_pool"),
-        ("EfficientNetB0", r"block\d[a-z]_(add|project_bn)"),
-        ("VGG16", r"block\d_(pool|conv\d)"),
-    ],
-)
-def test_applications_are_tapped_at_block_ends(name, ending):
-    make = getattr(keras.applications, name)
-    base = make(weights=None, input_shape=(64, 64, 3), classes=10)
-    ends, found = ends_of(base), chosen(base, 3)
-    assert len(set(found)) == 3
-    assert all(re.fullmatch(ending, tap) for tap in found), found
-    shares = [ends[tap] for tap in found]
-    assert shares == sorted(shares)
-    # Nowhere is a block end nearer to a quarter, a half or three quarters.
-    for share, target in zip(shares, (0.25, 0.5, 0.75), strict=True):
-        nearest = min(abs(other - target) for other in ends.values())
-        assert abs(share - target) == pytest.approx(nearest)
 
 
 def test_no_block_is_cut_in_the_middle():

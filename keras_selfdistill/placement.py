@@ -1,0 +1,201 @@
+"""Place taps automatically: how many, and at which ends of blocks."""
+
+import dataclasses
+import itertools
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from absl import logging
+
+from keras_selfdistill.blocks import BlockEnd, block_ends
+from keras_selfdistill.classifier import Classifier, find_classifier
+from keras_selfdistill.flat import FlatModel, flatten
+from keras_selfdistill.graph import check_functional, graph_nodes
+from keras_selfdistill.profiling import multiply_adds
+
+# What two neighbouring taps of one resolution count for, in steps between targets.
+_SAME_RESOLUTION = 0.5
+_DEFAULT_EXITS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Tap:
+    """A suggested tap.
+
+    Args:
+        name: Of the layer.
+        shape: Of its output; `None` stands for the batch.
+        share: Multiply-adds up to there, as a share of the base's.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    share: float
+
+
+class SuggestedTaps(tuple[Tap, ...]):
+    """Taps from shallow to deep, to pass as `taps=`; printed, a table.
+
+    Example:
+        >>> print(SuggestedTaps([Tap("block1_out", (None, 32, 32, 64), 0.254)]))
+        tap         output shape        share of multiply-adds
+        block1_out  (None, 32, 32, 64)                   25.4%
+    """
+
+    __slots__ = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tapped layers."""
+        return [tap.name for tap in self]
+
+    def __str__(self) -> str:
+        """Return the table."""
+        rows = [("tap", "output shape", "share of multiply-adds")]
+        rows += [(tap.name, str(tap.shape), f"{tap.share:.1%}") for tap in self]
+        widths = [
+            max(len(cell) for cell in column) for column in zip(*rows, strict=True)
+        ]
+        return "\n".join(
+            f"{name:{widths[0]}}  {shape:{widths[1]}}  {share:>{widths[2]}}"
+            for name, shape, share in rows
+        )
+
+
+def suggest_taps(model: Any, exits: int | str = _DEFAULT_EXITS) -> SuggestedTaps:
+    """Return where `SelfDistiller(model, taps=exits, …)` places its taps, as a table.
+
+    Taps lie at the ends of blocks: where the rest of the base reads one tensor alone,
+    or in networks without such places few. Tap i of k is near the share i / (k + 1) of
+    the multiply-adds. Two neighbouring taps have different resolutions if the taps
+    need not move for it, taken together, by more than half of 1 / (k + 1). The choice
+    depends on nothing but the base's graph.
+
+    Args:
+        model: Functional or Sequential classifier of fixed input shape.
+        exits: How many, or `"auto"`: as many as the resolution changes between the ends
+            of the base's blocks; 3 (or as many as there are ends, if fewer) where it
+            never does.
+
+    Returns:
+        The taps, to read, to edit, or to pass on as they are. `print` shows the table.
+
+    Raises:
+        TypeError: `model` is not functional, or `exits` of another type.
+        ValueError: The base does not classify, has a size that is not known, or has
+            fewer block ends than `exits`; or `exits` is below 1.
+
+    Example:
+        >>> import keras_selfdistill as ksd
+        >>> base = ksd.networks.resnet18(width_multiplier=0.125, classes=10)
+        >>> taps = ksd.suggest_taps(base)
+        >>> print(taps)
+        tap                output shape        share of multiply-adds
+        stage1_block2_out  (None, 32, 32, 8)                    29.1%
+        stage2_block2_out  (None, 16, 16, 16)                   52.7%
+        stage3_block2_out  (None, 8, 8, 32)                     76.4%
+        >>> model = ksd.SelfDistiller(base, taps, recipe="byot")
+    """
+    check_functional(model)
+    flat = flatten(model)
+    return SuggestedTaps(
+        Tap(end.name, tuple(end.tensor.shape), end.share)
+        for end in placed_taps(flat, find_classifier(flat.model), exits)
+    )
+
+
+def placed_taps(flat: FlatModel, end: Classifier, exits: int | str) -> list[BlockEnd]:
+    """Place taps as `suggest_taps` describes and return the block ends chosen.
+
+    Args:
+        flat: The base, spread out.
+        end: What `find_classifier` found.
+        exits: A number, or `"auto"`.
+    """
+    if isinstance(exits, bool) or not (
+        isinstance(exits, numbers.Integral) or exits == "auto"
+    ):
+        raise TypeError(
+            "A number of exits must be an integer or 'auto'. Received: "
+            f"{exits!r} of type {type(exits).__name__}. Pass, say, 3."
+        )
+    ends = block_ends(flat, end.feature, node_costs(flat.model), end.data_format)
+    if end.last_spatial is not None:
+        # Behind the last spatial tensor, heads would find no positions.
+        rank = len(end.last_spatial.shape)
+        ends = [each for each in ends if len(each.tensor.shape) == rank]
+    last = end.data_format == "channels_last"
+    sizes = [
+        tuple(each.tensor.shape[1:-1] if last else each.tensor.shape[2:])
+        for each in ends
+    ]
+    count = _automatic_count(sizes) if isinstance(exits, str) else int(exits)
+    _check_count(flat.model, ends, count)
+    return [ends[position] for position in _nearest(ends, sizes, count)]
+
+
+def node_costs(base: Any) -> dict[int, int]:
+    """Return the multiply-adds of every call in a base, by the id of its output.
+
+    Calls whose cost is not known are left out, with a warning in the log.
+    """
+    nodes = graph_nodes(base.inputs, base.outputs)
+    costs = multiply_adds(nodes)
+    unknown = [node.operation.name for node in nodes if costs[node] is None]
+    if unknown:
+        logging.warning(
+            "The multiply-adds of these layers are not known, so taps are placed as if "
+            "they cost nothing: %s. Name the taps to choose them yourself.",
+            unknown,
+        )
+    return {
+        id(node.outputs[0]): cost for node, cost in costs.items() if cost is not None
+    }
+
+
+def _automatic_count(sizes):
+    changes = sum(before != after for before, after in itertools.pairwise(sizes))
+    return changes or min(_DEFAULT_EXITS, max(1, len(sizes)))
+
+
+def _check_count(base, ends, exits):
+    if exits < 1:
+        raise ValueError(
+            f"`taps` must hold at least one tap. Received: taps={exits}. Expected: a "
+            "number of exits such as 3, or a list of layer names."
+        )
+    if exits > len(ends):
+        raise ValueError(
+            f"The base has too few block ends for that many exits. Received: "
+            f"taps={exits}. Expected: at most {len(ends)} for model {base.name!r}, "
+            f"at {[each.name for each in ends]}."
+        )
+
+
+def _nearest(ends: Sequence[BlockEnd], sizes: Sequence[Any], exits: int):
+    """Return the positions of the block ends that lie best.
+
+    The sum of all distances from tap i to the share i / (k + 1), in steps of that
+    length, and of a half for each two neighbours of one resolution, is the least there
+    is; among equals, the shallowest.
+    """
+    # For each end: cost and positions of the best choice so far whose last it is.
+    steps = [each.share * (exits + 1) for each in ends]
+    best: dict[int, tuple[float, tuple[int, ...]]]
+    best = {here: (abs(step - 1), (here,)) for here, step in enumerate(steps)}
+    for target in range(2, exits + 1):
+        best = {
+            here: min(
+                (
+                    cost
+                    + abs(steps[here] - target)
+                    + _SAME_RESOLUTION * (sizes[before] == sizes[here]),
+                    (*chosen, here),
+                )
+                for before, (cost, chosen) in best.items()
+                if before < here
+            )
+            for here in range(target - 1, len(ends))
+        }
+    return min(best.values())[1]
