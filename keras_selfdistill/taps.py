@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_selfdistill.config import did_you_mean
-from keras_selfdistill.graph import ancestors, graph_nodes
+from keras_selfdistill.graph import ancestors, model_nodes
 
 
 def named_taps(base: Any, feature: Any, names: Sequence[str]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def named_taps(base: Any, feature: Any, names: Sequence[str]) -> dict[str, Any]:
         (None, 3)
     """
     outputs: dict[str, list[Any]] = {}
-    for node in graph_nodes(base.inputs, base.outputs):
+    for node in model_nodes(base):
         outputs.setdefault(node.operation.name, []).append(node.outputs[0])
     for name in names:
         _check_name(base, name, outputs)
