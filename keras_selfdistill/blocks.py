@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from keras import layers
 
 from keras_selfdistill.flat import FlatModel, original
-from keras_selfdistill.graph import graph_nodes, producer
+from keras_selfdistill.graph import ancestors, model_nodes, producer
 
 # Tensors that a cut may hand on, and the share of the multiply-adds that a stretch
 # without a narrower cut must hold before a wider one counts as the end of a block.
@@ -93,7 +93,8 @@ def block_ends(
         >>> [(end.name, end.share) for end in ends]
         [('dense_0', 0.25), ('dense_1', 0.5), ('dense_2', 0.75)]
     """
-    nodes = graph_nodes(flat.model.inputs, feature)
+    path = ancestors(feature)
+    nodes = [node for node in model_nodes(flat.model) if id(node.outputs[0]) in path]
     priced = _priced(_cuts(nodes), nodes, costs)
     total = sum(costs.values())
     last = sum(costs.get(id(node.outputs[0]), 0) for node in nodes)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_selfdistill.config import PACKAGE
-from keras_selfdistill.graph import graph_nodes, input_structure
+from keras_selfdistill.graph import input_structure, model_nodes
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -107,7 +107,7 @@ def flatten(model: Any) -> FlatModel:
         >>> [name for name in flat.calls if "/" in name or name == "top"]
         ['backbone/hidden', 'top']
     """
-    nodes = graph_nodes(model.inputs, model.outputs)
+    nodes = model_nodes(model)
     if not any(_is_nested(node.operation) for node in nodes):
         return FlatModel(model, dict(_labelled(nodes, lambda node: node.outputs[0])))
     spread = _Spread(_renamed(model))
@@ -128,7 +128,7 @@ class _Spread:
 
     def run(self, model, values, prefix, training):
         """Fill `values`: what each tensor of a model is in the flat one."""
-        nodes = graph_nodes(model.inputs, model.outputs)
+        nodes = model_nodes(model)
         for label, node in _labelled(nodes, lambda node: node):
             path = prefix + label
             if node.is_input:
@@ -207,7 +207,7 @@ def _renamed(model):
 
 def _collect(model, prefix, found):
     """Add (path, operation) of every operation in a model and those nested in it."""
-    for node in graph_nodes(model.inputs, model.outputs):
+    for node in model_nodes(model):
         operation = node.operation
         if node.is_input and prefix:
             continue

@@ -48,7 +48,26 @@ def graph_nodes(inputs, outputs):
         >>> [node.operation.name for node in graph_nodes([inputs], outputs)]
         ['table', 'answer']
     """
-    by_depth = keras.Function(inputs, outputs)._nodes_by_depth
+    return _in_order(keras.Function(inputs, outputs))
+
+
+def model_nodes(model):
+    """Return every call of a functional model, in an order that runs.
+
+    The same as `graph_nodes` from its inputs to its outputs, but Keras has that list.
+
+    Example:
+        >>> dense = keras.layers.Dense(2, name="answer")
+        >>> model = keras.Sequential([keras.Input((4,), name="table"), dense])
+        >>> [node.operation.name for node in model_nodes(model)]
+        ['table', 'answer']
+    """
+    sequential = isinstance(model, keras.Sequential)
+    return _in_order(model._functional if sequential else model)
+
+
+def _in_order(function):
+    by_depth = function._nodes_by_depth
     return [
         node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]
     ]

@@ -11,7 +11,7 @@ from absl import logging
 from keras_selfdistill.blocks import BlockEnd, block_ends
 from keras_selfdistill.classifier import Classifier, find_classifier
 from keras_selfdistill.flat import FlatModel, flatten
-from keras_selfdistill.graph import check_functional, graph_nodes
+from keras_selfdistill.graph import check_functional, model_nodes
 from keras_selfdistill.profiling import multiply_adds
 
 # What two neighbouring taps of one resolution count for, in steps between targets.
@@ -140,7 +140,7 @@ def node_costs(base: Any) -> dict[int, int]:
 
     Calls whose cost is not known are left out, with a warning in the log.
     """
-    nodes = graph_nodes(base.inputs, base.outputs)
+    nodes = model_nodes(base)
     costs = multiply_adds(nodes)
     unknown = [node.operation.name for node in nodes if costs[node] is None]
     if unknown:

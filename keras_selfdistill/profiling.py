@@ -16,7 +16,7 @@ from keras import layers
 
 from keras_selfdistill.classifier import PreActivation
 from keras_selfdistill.flat import Renamed
-from keras_selfdistill.graph import graph_nodes
+from keras_selfdistill.graph import model_nodes
 
 _FREE = (
     layers.BatchNormalization,
@@ -87,7 +87,7 @@ def model_multiply_adds(model: Any) -> tuple[int, tuple[str, ...]]:
         >>> model_multiply_adds(keras.Sequential([keras.Input((4,)), dense]))
         (32, ())
     """
-    nodes = graph_nodes(model.inputs, model.outputs)
+    nodes = model_nodes(model)
     counts = multiply_adds(nodes)
     unknown = [node.operation.name for node in nodes if counts[node] is None]
     return sum(count or 0 for count in counts.values()), tuple(unknown)
