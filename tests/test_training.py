@@ -513,3 +513,47 @@ def test_a_frozen_base_stays(base, batch):
     for a, b in zip(base.get_weights(), before, strict=True):
         np.testing.assert_array_equal(a, b)
     assert len(model.trainable_variables) == 2 * (3 * 3 + 2)
+
+
+class Batches(keras.utils.PyDataset):
+    """Two batches, as Keras asks for them."""
+
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        rows = slice(8 * index, 8 * index + 8)
+        return self.x[rows], self.y[rows]
+
+
+def test_every_kind_of_data_trains_alike(batch):
+    x, y = batch
+    require_backend("tensorflow")
+    require_backend("torch")
+    import tensorflow as tf
+    import torch
+
+    tensors = torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(y))
+    kinds = {
+        "arrays": lambda: (x, y),
+        "tf.data": lambda: (tf.data.Dataset.from_tensor_slices((x, y)).batch(8),),
+        "loader": lambda: (torch.utils.data.DataLoader(tensors, batch_size=8),),
+        "PyDataset": lambda: (Batches(x, y),),
+        "generator": lambda: (Batches(x, y)[i] for i in range(2)),
+    }
+    keras.utils.set_random_seed(0)
+    model = ksd.SelfDistiller(small_base(), ["out_1"], "byot", head="linear")
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    start, losses = model.get_weights(), {}
+    for kind, data in kinds.items():
+        model.set_weights(start)
+        given = (data(),) if kind == "generator" else data()
+        options = {"arrays": {"batch_size": 8}, "generator": {"steps_per_epoch": 2}}
+        how = options.get(kind, {})
+        fitted = model.fit(*given, shuffle=False, verbose=0, **how)
+        losses[kind] = fitted.history["loss"][0]
+    assert list(losses.values()) == pytest.approx([losses["arrays"]] * 5, rel=1e-5)
