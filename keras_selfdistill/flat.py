@@ -109,7 +109,8 @@ def flatten(model: Any) -> FlatModel:
     """
     nodes = model_nodes(model)
     if not any(_is_nested(node.operation) for node in nodes):
-        return FlatModel(model, dict(_labelled(nodes, lambda node: node.outputs[0])))
+        calls = {label: node.outputs[0] for label, node in _labelled(nodes)}
+        return FlatModel(model, calls)
     spread = _Spread(_renamed(model))
     values = {id(tensor): tensor for tensor in model.inputs}
     spread.run(model, values, prefix="", training=None)
@@ -128,8 +129,7 @@ class _Spread:
 
     def run(self, model, values, prefix, training):
         """Fill `values`: what each tensor of a model is in the flat one."""
-        nodes = model_nodes(model)
-        for label, node in _labelled(nodes, lambda node: node):
+        for label, node in _labelled(model_nodes(model)):
             path = prefix + label
             if node.is_input:
                 if not prefix:
@@ -176,14 +176,14 @@ def _takes_training(operation):
     return "training" in inspect.signature(operation.call).parameters
 
 
-def _labelled(nodes, value):
-    """Yield (name in this graph, value) of every node; calls of one are numbered."""
+def _labelled(nodes):
+    """Yield (name in this graph, node) of every node; calls of one are numbered."""
     calls = collections.Counter(node.operation.name for node in nodes)
     done: dict[str, int] = collections.Counter()
     for node in nodes:
         name = node.operation.name
         done[name] += 1
-        yield (f"{name}@{done[name]}" if calls[name] > 1 else name), value(node)
+        yield (f"{name}@{done[name]}" if calls[name] > 1 else name), node
 
 
 def _renamed(model):
