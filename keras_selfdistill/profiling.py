@@ -97,7 +97,7 @@ def multiply_adds(nodes: Sequence[Any]) -> dict[Any, int | None]:
     """Return the multiply-adds of each call in a functional graph, for one sample.
 
     Args:
-        nodes: What `graph_nodes` returned.
+        nodes: What `model_nodes` returned.
 
     Returns:
         The count of each node, `None` for a layer with weights whose cost is not known
@@ -109,7 +109,7 @@ def multiply_adds(nodes: Sequence[Any]) -> dict[Any, int | None]:
     Example:
         >>> inputs = keras.Input((8, 8, 3))
         >>> outputs = keras.layers.Conv2D(16, 3, padding="same")(inputs)
-        >>> list(multiply_adds(graph_nodes([inputs], outputs)).values())
+        >>> list(multiply_adds(model_nodes(keras.Model(inputs, outputs))).values())
         [0, 27648]
     """
     counts: dict[Any, int | None] = {}
