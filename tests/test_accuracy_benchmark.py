@@ -62,6 +62,7 @@ def without_times(cell):
     return kept
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_killed_cell_ends_like_one_that_was_not(data_dir, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -221,6 +222,7 @@ def test_the_table_holds_mean_and_deviation(tmp_path):
     assert "cpu a processor, cores 2" in text
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 @pytest.mark.process
 def test_real_images_select_nothing_by_test_images(tfds_folder, tmp_path):  # noqa: F811

@@ -9,7 +9,7 @@ import pytest
 import keras_selfdistill as ksd
 from keras_selfdistill.profiling import model_multiply_adds
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.long]
 
 # name: (image size, options, what the taps' names are like)
 FAMILIES = {

@@ -91,7 +91,7 @@ def test_the_suite_passes_on(backend):
         "pytest",
         "-q",
         "-m",
-        "not process and not real_data and not once",
+        "not process and not real_data and not once and not long",
         "-p",
         "no:cacheprovider",
         "-n",

@@ -180,6 +180,7 @@ def test_the_second_round_learns_from_the_first(run, finished, tmp_path):
     assert np.abs(second[0] - second[1]).max() > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 @pytest.mark.process
 def test_cifar100_in_one_round(run, tfds_folder, tmp_path):  # noqa: F811
