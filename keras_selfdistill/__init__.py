@@ -1,6 +1,7 @@
 """Self-distillation and early exits for any Keras 3 classifier."""
 
 from keras_selfdistill import callbacks, criteria, heads, losses, networks, recipes
+from keras_selfdistill.counting import register_multiply_adds
 from keras_selfdistill.distiller import SelfDistiller
 from keras_selfdistill.early_exit import EarlyExit
 from keras_selfdistill.latency import pick_exit
@@ -19,5 +20,6 @@ __all__ = [
     "pick_exit",
     "profile",
     "recipes",
+    "register_multiply_adds",
     "suggest_taps",
 ]

@@ -191,7 +191,7 @@ class _Spread:
             return node.outputs
         args, kwargs = node.arguments.fill_in(values)
         operation = node.operation
-        if training is not None and _takes_training(operation):
+        if training is not None and takes_training(operation):
             kwargs.setdefault("training", training)
         call = self._renamed.get(id(operation), operation)
         return keras.tree.flatten(call(*args, **kwargs))
@@ -205,7 +205,8 @@ def _is_nested(operation):
     return owner.__module__.split(".")[0] == "keras"
 
 
-def _takes_training(operation):
+def takes_training(operation: Any) -> bool:
+    """Whether a layer's `call` asks whether it trains."""
     return "training" in inspect.signature(operation.call).parameters
 
 

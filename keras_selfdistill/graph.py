@@ -4,6 +4,11 @@ Keras offers the graph through `keras.Function`; the one place that touches its
 node lists is here.
 """
 
+import collections
+import contextlib
+import functools
+import graphlib
+
 import keras
 
 
@@ -71,6 +76,90 @@ def _in_order(function):
     return [
         node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]
     ]
+
+
+def calls_inside(function, args, kwargs, inputs, through):
+    """Return every call that a function's result needs, and the result.
+
+    The layers that it calls do not remember this, so `layer.output` stays what it was.
+
+    Args:
+        function: Of symbolic tensors, such as a layer's `call`.
+        args: Its arguments, which hold the `inputs`.
+        kwargs: Likewise.
+        inputs: Symbolic tensors of `keras.Input`.
+        through: Layers whose own calls are returned instead of the call of the layer,
+            where they can run on symbolic tensors.
+
+    Example:
+        >>> inputs = keras.Input((4,))
+        >>> stack = keras.Sequential([keras.layers.Dense(2, name="a")])
+        >>> nodes, _ = calls_inside(stack, [inputs], {}, [inputs], [stack])
+        >>> [node.operation.name for node in nodes]
+        ['a']
+    """
+    try:
+        with _run_through(through), keras.StatelessScope(collect_losses=True):
+            outputs = function(*args, **kwargs)
+    finally:
+        nodes = _behind(inputs)
+        for node in nodes:
+            node.operation._inbound_nodes.remove(node)
+            for tensor in node.input_tensors:
+                readers = tensor._keras_history.operation._outbound_nodes
+                readers[:] = [reader for reader in readers if reader is not node]
+    needed = {id(tensor) for tensor in keras.tree.flatten(outputs)}
+    for node in reversed(nodes):
+        if any(id(tensor) in needed for tensor in node.outputs):
+            needed.update(id(tensor) for tensor in node.input_tensors)
+    made = [node for node in nodes if needed & {id(each) for each in node.outputs}]
+    return made, outputs
+
+
+@contextlib.contextmanager
+def _run_through(layers):
+    """Let layers run on symbolic tensors, where they would only say their shapes."""
+    classes = {id(layer): type(layer) for layer in layers}
+    try:
+        for layer in layers:
+            object.__setattr__(layer, "__class__", _transparent(type(layer)))
+        yield
+    finally:
+        for layer in layers:
+            object.__setattr__(layer, "__class__", classes[id(layer)])
+
+
+@functools.cache
+def _transparent(layer_class):
+    """Return a layer's class whose symbolic calls leave no node but those inside."""
+
+    def call(self, *args, **kwargs):
+        values = keras.tree.flatten((args, kwargs))
+        if any(isinstance(value, keras.KerasTensor) for value in values):
+            try:
+                return self.call(*args, **kwargs)
+            except Exception:  # Whatever it asks of tensors that have no values.
+                pass
+        return layer_class.__call__(self, *args, **kwargs)
+
+    return type(layer_class.__name__, (layer_class,), {"__call__": call})
+
+
+def _behind(tensors):
+    """Return all nodes that read the tensors, directly or not, in an order that runs."""
+    found, pending = {}, collections.deque(tensors)
+    while pending:
+        tensor = pending.popleft()
+        for node in tensor._keras_history.operation._outbound_nodes:
+            if id(node) not in found and any(tensor is x for x in node.input_tensors):
+                found[id(node)] = node
+                pending.extend(node.outputs)
+    made = {id(tensor): node for node in found.values() for tensor in node.outputs}
+    reads = {
+        node: {made[id(x)] for x in node.input_tensors if id(x) in made}
+        for node in found.values()
+    }
+    return list(graphlib.TopologicalSorter(reads).static_order())
 
 
 def input_structure(model):

@@ -3,12 +3,15 @@
 import dataclasses
 import statistics
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 
 from keras_selfdistill.compiled import CompiledModel, to_numpy
 from keras_selfdistill.feeding import Feeder
+
+WARM_UP = 2  # Rounds before the clock runs: they compile.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,15 +97,37 @@ def _measured(model, sample, repeats):
     calls = {}
     for name in model.exit_names:
         part = model.exit_model(name)
-        flat = CompiledModel(keras.Model(list(part.inputs), part.outputs[0]))
-        calls[name] = (flat, [by_input[id(tensor)] for tensor in part.inputs])
+        calls[name] = (part, [by_input[id(tensor)] for tensor in part.inputs])
+    return median_milliseconds(calls, repeats)
+
+
+def median_milliseconds(
+    calls: Mapping[str, tuple[keras.Model, Sequence[Any]]],
+    repeats: int,
+    after_round: Callable[[int], Any] = lambda number: None,
+) -> dict[str, float]:
+    """Return the median time of a call of each of some models, which take turns.
+
+    A call is compiled (of PyTorch: not), warm, and goes from arrays to an array.
+
+    Args:
+        calls: By name, a functional model of one output and an array for each of its
+            inputs.
+        repeats: How many times each is measured.
+        after_round: Called with the number of rounds done, of `repeats + WARM_UP`.
+    """
+    compiled = {
+        name: CompiledModel(keras.Model(list(model.inputs), model.outputs[0]))
+        for name, (model, _) in calls.items()
+    }
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(repeats + 2):  # The first two compile and warm up.
-        for name, (call, tensors) in calls.items():
+    for round_ in range(repeats + WARM_UP):
+        for name, call in compiled.items():
             start = time.perf_counter()
-            to_numpy(call(tensors))
-            if round_ > 1:
+            to_numpy(call(calls[name][1]))
+            if round_ >= WARM_UP:
                 times[name].append(1000 * (time.perf_counter() - start))
+        after_round(round_ + 1)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -12,7 +12,7 @@ from keras_selfdistill.blocks import BlockEnd, block_ends
 from keras_selfdistill.classifier import Classifier, find_classifier
 from keras_selfdistill.flat import FlatModel, flatten
 from keras_selfdistill.graph import check_functional, model_nodes
-from keras_selfdistill.profiling import multiply_adds
+from keras_selfdistill.counting import Count, multiply_adds
 
 # What two neighbouring taps of one resolution count for, in steps between targets.
 _SAME_RESOLUTION = 0.5
@@ -138,20 +138,18 @@ def placed_taps(flat: FlatModel, end: Classifier, exits: int | str) -> list[Bloc
 def node_costs(base: Any) -> dict[int, int]:
     """Return the multiply-adds of every call in a base, by the id of its output.
 
-    Calls whose cost is not known are left out, with a warning in the log.
+    What is not known of them counts as nothing, with a warning in the log.
     """
     nodes = model_nodes(base)
     costs = multiply_adds(nodes)
-    unknown = [node.operation.name for node in nodes if costs[node] is None]
+    unknown = Count.total(costs.values()).unknown
     if unknown:
         logging.warning(
             "The multiply-adds of these layers are not known, so taps are placed as if "
             "they cost nothing: %s. Name the taps to choose them yourself.",
-            unknown,
+            list(unknown),
         )
-    return {
-        id(node.outputs[0]): cost for node, cost in costs.items() if cost is not None
-    }
+    return {id(node.outputs[0]): cost.multiply_adds for node, cost in costs.items()}
 
 
 def _automatic_count(sizes):

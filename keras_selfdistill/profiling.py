@@ -1,38 +1,23 @@
-"""Multiply-adds of a model's operations, from their shapes.
-
-Counted are the layers that multiply by a kernel: convolutions of every kind, dense
-layers and the models that hold them. Activations, normalisation, pooling and sums
-count as zero, as is usual in the field.
-"""
+"""What a model costs: multiply-adds and parameters by layer, section and exit."""
 
 import dataclasses
-import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
-from keras import layers
 
-from keras_selfdistill.classifier import PreActivation
-from keras_selfdistill.flat import Renamed
-from keras_selfdistill.graph import model_nodes
-
-_FREE = (
-    layers.BatchNormalization,
-    layers.LayerNormalization,
-    layers.GroupNormalization,
-    layers.UnitNormalization,
-    layers.RMSNormalization,
-    layers.Normalization,
-    layers.PReLU,
-    layers.Embedding,
-)
+from keras_selfdistill.counting import Count, model_multiply_adds, multiply_adds
+from keras_selfdistill.distiller import SelfDistiller
+from keras_selfdistill.flat import flatten, original
+from keras_selfdistill.graph import check_functional, graph_nodes, model_nodes
+from keras_selfdistill.sections import calls_by_section
+from keras_selfdistill.table import Table, compact
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a model costs.
+    """What a model, or a section of one, costs.
 
     Args:
         parameters: Number of weights, trainable or not.
@@ -47,17 +32,98 @@ class Cost:
     unknown: tuple[str, ...] = ()
 
 
-def profile(model: Any) -> dict[str, Cost]:
-    """Return the cost of each exit and the ensemble of a wrapper, shallow to deep.
-
-    Each is the cost of the model that `exit_model` or `ensemble_model` returns, so
-    `final` is the base alone. Exits that cannot be cut off are left out.
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """What one call of a layer or an operation costs.
 
     Args:
-        model: A `SelfDistiller`.
+        name: Path of the layer; `"backbone/stage/layer"` in a nested model.
+        kind: Its class.
+        section: The first exit that needs it; `"ensemble"` where none does.
+        parameters: Number of weights that no row above has.
+        multiply_adds: For one sample; `None` if not known for all that it does.
+        unknown: Names of what is not known.
+    """
+
+    name: str
+    kind: str
+    section: str
+    parameters: int
+    multiply_adds: int | None
+    unknown: tuple[str, ...] = ()
+
+
+class Profile(Mapping[str, Cost]):
+    """Costs by exit, as a mapping; also by section and by layer. Printed, a table.
+
+    Args:
+        exits: Of the model of each exit and of the ensemble, shallow to deep.
+        sections: What each exit needs and no exit before it has computed.
+        layers: Every call, in an order that runs.
+    """
+
+    def __init__(
+        self,
+        exits: Mapping[str, Cost],
+        sections: Mapping[str, Cost],
+        layers: tuple[LayerCost, ...],
+    ):
+        self._exits = dict(exits)
+        self.sections = dict(sections)
+        self.layers = layers
+
+    def __getitem__(self, name: str) -> Cost:
+        """Return the cost of the model of one exit."""
+        return self._exits[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the exits."""
+        return iter(self._exits)
+
+    def __len__(self) -> int:
+        """Return the number of exits."""
+        return len(self._exits)
+
+    def render(self, *, layers: bool = False) -> str:
+        """Return the costs by exit and by section as text.
+
+        Args:
+            layers: Whether to list every layer with weights or multiply-adds, too.
+        """
+        parts = [
+            _costs_table(self._exits, "model of"),
+            _costs_table(self.sections, "section of"),
+        ]
+        if layers:
+            parts.append(_layers_table(self.layers))
+        unknown = sorted({name for row in self.layers for name in row.unknown})
+        notes = [f"Not counted, as unknown: {', '.join(unknown)}."] if unknown else []
+        return "\n\n".join([*(table.text() for table in parts), *notes])
+
+    def __str__(self) -> str:
+        """Return what `render()` does."""
+        return self.render()
+
+    def __repr__(self) -> str:
+        """Return what it holds, in short."""
+        return f"Profile({list(self)}, {len(self.layers)} layers)"
+
+
+def profile(model: Any) -> Profile:
+    """Return multiply-adds and parameters by exit, by section and by layer.
+
+    Each exit is the model that `exit_model` or `ensemble_model` returns, so `final` is
+    the base alone. Exits that cannot be cut off are left out. What a layer costs that
+    is not known is named in `unknown` and left out of the sums;
+    `register_multiply_adds` makes it known.
+
+    Args:
+        model: A `SelfDistiller`, or a functional or Sequential model, which is one
+            exit, `final`.
 
     Raises:
-        ValueError: The base was built without a fixed input shape.
+        TypeError: `model` has no graph.
+        ValueError: It was built without a fixed input shape.
 
     Example:
         >>> import keras_selfdistill as ksd
@@ -65,154 +131,105 @@ def profile(model: Any) -> dict[str, Cost]:
         >>> costs = ksd.profile(ksd.SelfDistiller(base, taps=1, recipe="byot"))
         >>> {name: round(cost.share, 2) for name, cost in costs.items()}
         {'exit_1': 0.54, 'final': 1.0, 'ensemble': 1.02}
+        >>> print(costs)
+        model of  parameters  multiply-adds   share
+        exit_1        27.3 k         4.73 M   54.3%
+        final          176 k         8.71 M  100.0%
+        ensemble       183 k         8.88 M  102.0%
+        <BLANKLINE>
+        section of  parameters  multiply-adds  share
+        exit_1          27.3 k         4.73 M  54.3%
+        final            156 k         4.15 M  47.7%
+        >>> costs.layers[1].name, costs.layers[1].multiply_adds
+        ('stem_conv', 221184)
     """
+    if isinstance(model, SelfDistiller):
+        return _profile_exits(model)
+    check_functional(model)
+    flat = flatten(model)
+    counts = multiply_adds(model_nodes(flat.model))
+    rows = _layer_costs(counts, dict.fromkeys(counts, "final"), flat.calls)
+    cost = _cost(flat.model, model_multiply_adds(flat.model).multiply_adds)
+    return Profile({"final": cost}, {"final": cost}, tuple(rows.values()))
+
+
+def _profile_exits(model):
+    graph = model._graph
     names = model.exit_names if model.has_early_exits else ["final"]
     models = {name: model.exit_model(name) for name in names}
-    models["final"] = model._graph.flat.model  # It knows the sizes in nested models.
+    models["final"] = graph.flat.model  # It knows the sizes in nested models.
     models["ensemble"] = model.ensemble_model()
-    base_cost, _ = model_multiply_adds(models["final"])
-    costs = {}
-    for name, part in models.items():
-        count, unknown = model_multiply_adds(part)
-        share = count / base_cost if base_cost else float("nan")
-        costs[name] = Cost(part.count_params(), count, share, unknown)
-    return costs
-
-
-def model_multiply_adds(model: Any) -> tuple[int, tuple[str, ...]]:
-    """Return a functional model's multiply-adds, and the layers that are unknown.
-
-    Example:
-        >>> dense = keras.layers.Dense(8)
-        >>> model_multiply_adds(keras.Sequential([keras.Input((4,)), dense]))
-        (32, ())
-    """
-    nodes = model_nodes(model)
+    of_base = model_multiply_adds(graph.flat.model).multiply_adds
+    exits = {name: _cost(part, of_base) for name, part in models.items()}
+    ends = [each.output for each in graph.exits.values()] + [graph.ensemble]
+    nodes = graph_nodes(graph.base.inputs, ends)
+    section = calls_by_section(graph, ["output"])
     counts = multiply_adds(nodes)
-    unknown = [node.operation.name for node in nodes if counts[node] is None]
-    return sum(count or 0 for count in counts.values()), tuple(unknown)
+    rows = _layer_costs(counts, section, graph.flat.calls)
+    sections = {}
+    for name in model.exit_names:
+        own = [node for node in nodes if section.get(node) == name]
+        parameters = sum(rows[node].parameters for node in own)
+        count = Count.total(counts[node] for node in own)
+        sections[name] = _as_cost(parameters, count, of_base)
+    return Profile(exits, sections, tuple(rows.values()))
 
 
-def multiply_adds(nodes: Sequence[Any]) -> dict[Any, int | None]:
-    """Return the multiply-adds of each call in a functional graph, for one sample.
-
-    Args:
-        nodes: What `model_nodes` returned.
-
-    Returns:
-        The count of each node, `None` for a layer with weights whose cost is not known
-        here.
-
-    Raises:
-        ValueError: A spatial size is unknown.
-
-    Example:
-        >>> inputs = keras.Input((8, 8, 3))
-        >>> outputs = keras.layers.Conv2D(16, 3, padding="same")(inputs)
-        >>> list(multiply_adds(model_nodes(keras.Model(inputs, outputs))).values())
-        [0, 27648]
-    """
-    counts: dict[Any, int | None] = {}
-    rows: dict[int, float] = {}  # Rows that one sample has in each tensor.
-    for node in nodes:
-        row = max((rows[id(tensor)] for tensor in node.input_tensors), default=1)
-        count = _count(node.operation, node.input_tensors, node.outputs)
-        counts[node] = None if count is None else round(count * row)
-        if _reshapes_the_batch(node.operation):
-            before, after = node.input_tensors[0].shape, node.outputs[0].shape
-            row *= math.prod(before[1:]) / math.prod(after[1:])
-        rows |= {id(tensor): row for tensor in node.outputs}
-    return counts
+def _cost(model, of_base):
+    return _as_cost(model.count_params(), model_multiply_adds(model), of_base)
 
 
-def _reshapes_the_batch(operation):
-    # `keras.ops.reshape`; the layer of this name leaves the batch axis alone.
-    is_layer = isinstance(operation, keras.Layer)
-    return type(operation).__name__ == "Reshape" and not is_layer
+def _as_cost(parameters, count, of_base):
+    share = count.multiply_adds / of_base if of_base else math.nan
+    return Cost(parameters, count.multiply_adds, share, count.unknown)
 
 
-@functools.singledispatch
-def _count(operation, inputs, outputs):
-    if not isinstance(operation, keras.Layer) or isinstance(operation, _FREE):
-        return 0
-    # Vectors scale or shift, as in normalisation; only a matrix can be a kernel.
-    vectors = all(len(weight.shape) < 2 for weight in operation.weights)
-    return 0 if vectors else None
-
-
-@_count.register(PreActivation)
-def _count_before_activation(layer, inputs, outputs):
-    return _count(layer.layer, inputs, outputs)
-
-
-@_count.register(Renamed)
-def _count_renamed(layer, inputs, outputs):
-    return _count(layer.operation, inputs, outputs)
-
-
-@_count.register(layers.Dense)
-def _count_dense(layer, inputs, outputs):
-    return _size(outputs[0].shape, layer) * inputs[0].shape[-1]
-
-
-@_count.register(keras.Model)
-def _count_model(model, inputs, outputs):
-    if any(None in tensor.shape[1:] for tensor in model.inputs):
-        return None  # Its own graph does not tell the sizes of this call.
-    total, unknown = model_multiply_adds(model)
-    return None if unknown else total
-
-
-# Keras has no public base class for these: they are named one by one.
-def _count_convolution(layer, inputs, outputs):
-    positions = _size(_spatial(outputs[0].shape, layer), layer)
-    channels = _channels(inputs[0].shape, layer) // layer.groups
-    return positions * math.prod(layer.kernel_size) * channels * layer.filters
-
-
-def _count_transposed(layer, inputs, outputs):
-    positions = _size(_spatial(inputs[0].shape, layer), layer)
-    channels = _channels(inputs[0].shape, layer)
-    return positions * math.prod(layer.kernel_size) * channels * layer.filters
-
-
-def _count_depthwise(layer, inputs, outputs):
-    positions = _size(_spatial(outputs[0].shape, layer), layer)
-    channels = _channels(inputs[0].shape, layer) * layer.depth_multiplier
-    return positions * math.prod(layer.kernel_size) * channels
-
-
-def _count_separable(layer, inputs, outputs):
-    positions = _size(_spatial(outputs[0].shape, layer), layer)
-    channels = _channels(inputs[0].shape, layer) * layer.depth_multiplier
-    return positions * channels * (math.prod(layer.kernel_size) + layer.filters)
-
-
-for _layer in (layers.Conv1D, layers.Conv2D, layers.Conv3D):
-    _count.register(_layer, _count_convolution)
-for _layer in (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose):
-    _count.register(_layer, _count_transposed)
-for _layer in (layers.DepthwiseConv1D, layers.DepthwiseConv2D):
-    _count.register(_layer, _count_depthwise)
-for _layer in (layers.SeparableConv1D, layers.SeparableConv2D):
-    _count.register(_layer, _count_separable)
-
-
-def _spatial(shape, layer):
-    last = layer.data_format == "channels_last"
-    return (None, *shape[1:-1]) if last else (None, *shape[2:])
-
-
-def _channels(shape, layer):
-    return shape[-1] if layer.data_format == "channels_last" else shape[1]
-
-
-def _size(shape, layer):
-    sizes = shape[1:]
-    if None in sizes:
-        raise ValueError(
-            f"The cost of layer {layer.name!r} depends on a size that is not known. "
-            f"Received: shape {tuple(shape)}. Expected: a base built with a fixed "
-            "input shape, e.g. input_shape=(224, 224, 3)."
+def _layer_costs(counts, sections, calls):
+    """Return the row of every node that was counted."""
+    paths = {id(tensor): path for path, tensor in calls.items()}
+    seen: set[int] = set()  # Weights of rows above.
+    rows = {}
+    for node, count in counts.items():
+        layer = original(node.operation)
+        weights = layer.weights if isinstance(layer, keras.Layer) else []
+        new = {id(weight): math.prod(weight.shape) for weight in weights}
+        rows[node] = LayerCost(
+            name=paths.get(id(node.outputs[0]), node.operation.name),
+            kind=type(layer).__name__,
+            section=sections.get(node, "ensemble"),
+            parameters=sum(size for key, size in new.items() if key not in seen),
+            multiply_adds=None if count.unknown else count.multiply_adds,
+            unknown=count.unknown,
         )
-    return math.prod(sizes)
+        seen |= new.keys()
+    return rows
+
+
+def _costs_table(costs, heading):
+    headings = [heading, "parameters", "multiply-adds", "share"]
+    rows = [
+        [
+            name,
+            compact(cost.parameters),
+            ("at least " if cost.unknown else "") + compact(cost.multiply_adds),
+            f"{cost.share:.1%}",
+        ]
+        for name, cost in costs.items()
+    ]
+    return Table(headings, rows)
+
+
+def _layers_table(layers):
+    headings = ["layer", "class", "section of", "parameters", "multiply-adds"]
+    rows = [
+        [
+            row.name,
+            row.kind,
+            row.section,
+            compact(row.parameters),
+            "unknown" if row.unknown else compact(row.multiply_adds),
+        ]
+        for row in layers
+        if row.parameters or row.multiply_adds != 0
+    ]
+    return Table(headings, rows, names=3)

@@ -13,7 +13,7 @@ from keras import layers
 from keras_selfdistill.exits import ExitGraph
 from keras_selfdistill.flat import original
 from keras_selfdistill.graph import ancestors, graph_nodes
-from keras_selfdistill.profiling import multiply_adds
+from keras_selfdistill.counting import Count, multiply_adds
 
 ANSWERS = ("output", "logits")
 
@@ -128,9 +128,21 @@ def section_costs(
     totals = [0] * len(pieces.ends)
     for node, number in pieces.number.items():
         if number >= 0:
-            totals[number] += counts[node] or 0
-    unknown = [node.operation.name for node in pieces.nodes if counts[node] is None]
-    return totals, tuple(unknown)
+            totals[number] += counts[node].multiply_adds
+    return totals, Count.total(counts.values()).unknown
+
+
+def calls_by_section(graph: ExitGraph, answers: Sequence[str] = ANSWERS) -> dict:
+    """Return, for every call that an exit needs, the first exit that does.
+
+    Args:
+        graph: A base with exits.
+        answers: As in `cut_sections`.
+    """
+    pieces = _pieces(graph, answers)
+    names = list(graph.exits)
+    # The inputs, which belong to no section, are read in the first.
+    return {node: names[max(0, number)] for node, number in pieces.number.items()}
 
 
 def _pieces(graph, answers):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_selfdistill as ksd
-from keras_selfdistill.profiling import model_multiply_adds
+from keras_selfdistill.counting import model_multiply_adds
 
 pytestmark = [pytest.mark.once, pytest.mark.long]
 

@@ -5,7 +5,7 @@ import pytest
 
 import keras_selfdistill as ksd
 from keras_selfdistill.heads import Bottleneck, Linear, Target
-from keras_selfdistill.profiling import model_multiply_adds
+from keras_selfdistill.counting import model_multiply_adds
 
 pytestmark = pytest.mark.once
 

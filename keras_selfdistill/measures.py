@@ -1,0 +1,187 @@
+"""How good answers are, added up batch by batch; NumPy only.
+
+What counts as one answer is decided by the task: the class of a sample, each label of a
+sample, or the class or label at each of its positions.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from keras_selfdistill.task import Task
+
+BINS = 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """How good the answers of one exit are; `None` where a task knows no such number.
+
+    Args:
+        accuracy: Share of right answers: of classes, or of labels at a threshold of a
+            half.
+        top_5: Share of answers whose class is among the five likeliest; for more than
+            five classes.
+        loss: Mean crossentropy; of numbers, mean squared error.
+        calibration_error: Expected calibration error: how far the confidence of answers
+            is from their accuracy, mean over answers of the distance in their bin. There
+            are 15 bins of equal width; confidence is the probability of what is
+            answered. Guo et al., ICML 2017.
+        agreement: Share of answers that are those of the final exit.
+        absolute_error: Of numbers: the mean.
+    """
+
+    accuracy: float | None = None
+    top_5: float | None = None
+    loss: float | None = None
+    calibration_error: float | None = None
+    agreement: float | None = None
+    absolute_error: float | None = None
+
+
+class Answers:
+    """Logits of one batch as answers.
+
+    Args:
+        logits: Shape `(batch, *positions, units)`; the output of a regression.
+        task: What they answer.
+
+    Attributes:
+        chosen: The answers, shape `(answers,)`; `None` of a regression.
+    """
+
+    def __init__(self, logits: np.ndarray, task: Task):
+        self._logits = np.asarray(logits, "float64")
+        self.task = task
+        self.chosen = None
+        if task.name == "multiclass":
+            self._logits = self._logits.reshape(-1, task.units)
+            self.chosen = self._logits.argmax(axis=-1)
+        elif task.name != "regression":
+            self._logits = self._logits.ravel()
+            self.chosen = (self._logits > 0).astype("int64")
+
+    def sums(self, labels: np.ndarray) -> dict[str, Any]:
+        """Return what `Sums` adds up.
+
+        Args:
+            labels: What `as_answers` returned.
+        """
+        if self.task.name == "regression":
+            error = self._logits.reshape(labels.shape) - labels
+            return {"loss": (error**2).sum(), "absolute_error": np.abs(error).sum()}
+        log_p = _log_softmax(self._logits) if self.task.name == "multiclass" else None
+        if log_p is None:
+            right = -np.logaddexp(0, np.where(labels > 0, -self._logits, self._logits))
+            confidence = np.exp(-np.logaddexp(0, -np.abs(self._logits)))
+        else:
+            right = np.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+            confidence = np.exp(log_p.max(axis=-1))
+        correct = self.chosen == labels
+        sums = {
+            "loss": -right.sum(),
+            "accuracy": correct.sum(),
+            "bins": _bins(confidence, correct),
+        }
+        if log_p is not None and self.task.units > 5:
+            above = (log_p > right[:, None]).sum(axis=-1)
+            sums["top_5"] = (above < 5).sum()
+        return sums
+
+
+class Sums:
+    """What batches gave, added up.
+
+    Example:
+        >>> task, sums = Task("multiclass", 2, "softmax"), Sums()
+        >>> labels = as_answers(np.array([0, 1]), task)
+        >>> sums.add(Answers(np.array([[2.0, 0.0], [1.0, 0.0]]), task), labels)
+        >>> sums.quality().accuracy
+        0.5
+    """
+
+    def __init__(self):
+        self._totals: dict[str, Any] = {}
+        self._count = 0
+
+    def add(
+        self, answers: Answers, labels: np.ndarray, final: Answers | None = None
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            answers: Of the exit.
+            labels: What `as_answers` returned.
+            final: Of the final exit, to agree with.
+        """
+        sums = answers.sums(labels)
+        if final is not None and answers.chosen is not None:
+            sums["agreement"] = (answers.chosen == final.chosen).sum()
+        for name, value in sums.items():
+            self._totals[name] = self._totals.get(name, 0) + value
+        self._count += labels.size
+
+    def quality(self) -> Quality:
+        """Return the means."""
+        totals = dict(self._totals)
+        bins = totals.pop("bins", None)
+        means = {name: float(total) / self._count for name, total in totals.items()}
+        if bins is not None:
+            distance = np.abs(bins[0] - bins[1]).sum()
+            means["calibration_error"] = float(distance) / self._count
+        return Quality(**means)
+
+
+def as_answers(labels: np.ndarray, task: Task) -> np.ndarray:
+    """Return labels as they are compared with answers.
+
+    Args:
+        labels: Class numbers or one-hot rows; yes or no as 1 or 0; numbers.
+        task: Says which.
+
+    Returns:
+        Class numbers or 0 and 1, shape `(answers,)`; numbers as they are.
+
+    Raises:
+        ValueError: They are none of these.
+
+    Example:
+        >>> as_answers(np.array([[0, 1], [1, 0]]), Task("multiclass", 2, "softmax"))
+        array([1, 0])
+    """
+    task.check_labels(labels)
+    if task.name == "regression":
+        return labels.astype("float64")
+    rank = len(task.positions) + 2
+    one_hot = labels.ndim == rank and labels.shape[-1] == task.units > 1
+    if task.name == "multiclass" and one_hot:
+        return labels.argmax(axis=-1).ravel()
+    classes = task.units if task.name == "multiclass" else 2
+    flat = labels.ravel()
+    if not np.isin(flat, np.arange(classes)).all():
+        raise ValueError(
+            f"Labels are out of range. Received: values from {flat.min()} to "
+            f"{flat.max()}. Expected: whole numbers from 0 to {classes - 1}, for task "
+            f"{task.name!r}."
+        )
+    return flat.astype("int64")
+
+
+def _log_softmax(logits):
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _bins(confidence, correct):
+    """Return the sums of confidence and of right answers in each bin, shape (2, bins).
+
+    A bin holds its upper end, not its lower one.
+    """
+    number = np.clip(np.ceil(confidence * BINS).astype("int64") - 1, 0, BINS - 1)
+    return np.stack(
+        [
+            np.bincount(number, confidence, minlength=BINS),
+            np.bincount(number, correct, minlength=BINS),
+        ]
+    )

@@ -1,0 +1,353 @@
+"""`report`: how good every exit is and what it costs, from one pass over data."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_selfdistill.feeding import Feeder
+from keras_selfdistill.latency import WARM_UP, median_milliseconds
+from keras_selfdistill.measures import Answers, Sums, as_answers
+from keras_selfdistill.report_view import csv_of, draw, table_of
+from keras_selfdistill.subject import Subject, size_on_disk, subject_of
+
+PLAIN = "plain base"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What was found of one exit; `None` where that cannot be told.
+
+    Args:
+        name: The exit, `"ensemble"` or `"plain base"`.
+        accuracy: Share of right answers: classes, or labels at a threshold of a half.
+        top_5: Share of answers with the right class among the five likeliest; for more
+            than five classes.
+        loss: Mean crossentropy; of a regression, mean squared error.
+        calibration_error: Expected calibration error; see `measures.Quality`.
+        agreement: Share of answers that are the final exit's.
+        absolute_error: Of a regression, its mean.
+        parameters: Weights of the model that is deployed.
+        multiply_adds: For one sample, of the layers whose cost is known.
+        share: Of the base's multiply-adds.
+        unknown: Layers whose cost is not known.
+        milliseconds: Median time of a call.
+        bytes: Size of the `.keras` file.
+    """
+
+    name: str
+    accuracy: float | None
+    top_5: float | None
+    loss: float | None
+    calibration_error: float | None
+    agreement: float | None
+    absolute_error: float | None
+    parameters: int | None
+    multiply_adds: int | None
+    share: float | None
+    unknown: tuple[str, ...]
+    milliseconds: float | None
+    bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Report:
+    """How good every exit is and what it costs; printed, a table.
+
+    Args:
+        model: Name of the base.
+        task: What it answers.
+        samples: How many there were.
+        rows: The plain base if given, the exits, shallow to deep, and the ensemble.
+        repeats: How often latency was measured.
+        batch_size: Samples in a call whose latency was measured.
+        device: Where.
+    """
+
+    model: str
+    task: str
+    samples: int
+    rows: tuple[Row, ...]
+    repeats: int
+    batch_size: int
+    device: str
+
+    def __getitem__(self, name: str) -> Row:
+        """Return the row of one exit.
+
+        Raises:
+            KeyError: There is no such row.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"{name!r}. Expected one of {[row.name for row in self.rows]}.")
+
+    def __repr__(self) -> str:
+        """Return what it is of, in short."""
+        names = [row.name for row in self.rows]
+        return f"Report({self.model!r}, {self.samples:,} samples, rows: {names})"
+
+    def __str__(self) -> str:
+        """Return what `render` does."""
+        return self.render()
+
+    def render(self) -> str:
+        """Return the table for a terminal, at most 100 columns wide."""
+        return f"{self._title()}\n\n{table_of(self).text()}"
+
+    def to_markdown(self) -> str:
+        """Return the table in Markdown."""
+        return f"**{self._title()}**\n\n{table_of(self).markdown()}"
+
+    def _repr_html_(self):
+        return table_of(self).html(self._title())
+
+    def to_csv(self) -> str:
+        """Return one line for each row, numbers unrounded."""
+        return csv_of([dataclasses.asdict(row) for row in self.rows])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all that is known, of plain types, such as `json.dumps` takes."""
+        found = dataclasses.asdict(self)
+        rows = [{**row, "unknown": list(row["unknown"])} for row in found["rows"]]
+        return {**found, "rows": rows}
+
+    def plot(self, path: str | os.PathLike | None = None) -> Any:
+        """Draw accuracy (of a regression, the error) against multiply-adds.
+
+        Args:
+            path: File to write, such as `"report.svg"`.
+
+        Returns:
+            A `matplotlib.figure.Figure`.
+
+        Raises:
+            ImportError: Matplotlib is not installed.
+        """
+        key = "absolute_error" if self.task == "regression" else "accuracy"
+        points = {
+            row.name: (row.share, getattr(row, key))
+            for row in self.rows
+            if row.share is not None
+        }
+        return draw(points, key, path)
+
+    def _title(self):
+        return f"{self.model}: {self.task}, {self.samples:,} samples"
+
+
+def report(
+    model: Any,
+    data: Any,
+    *,
+    base: Any = None,
+    task: str | None = None,
+    batch_size: int = 32,
+    latency_batch_size: int = 1,
+    repeats: int = 20,
+    verbose: int = 1,
+) -> Report:
+    """Measure every exit and the ensemble: how good they are and what they cost.
+
+    The data is read once; all exits answer together. Samples count alike: weights that
+    come with the data are not read.
+
+    Args:
+        model: A `SelfDistiller`, or a plain functional or Sequential model, which is
+            one exit, `final`.
+        data: Arrays `(x, y)`; or a `tf.data.Dataset`, a PyTorch `DataLoader`, a
+            `keras.utils.PyDataset` or a generator of batches `(x, y)`.
+        base: The same network trained plainly, for a row of its own.
+        task: Of a plain model whose end does not say what it answers.
+        batch_size: Samples that are computed at once, of arrays.
+        latency_batch_size: Samples in a call whose latency is measured.
+        repeats: How often each is measured; with 0, latency is not.
+        verbose: 0 for silence, else a progress bar.
+
+    Raises:
+        TypeError: `data` is of no kind that is known, or a model has no graph.
+        ValueError: Labels are missing or do not fit the task; or the base does not fit.
+
+    Example:
+        >>> import keras_selfdistill as ksd
+        >>> keras.utils.set_random_seed(0)
+        >>> base = ksd.networks.resnet18(width_multiplier=0.125, classes=10)
+        >>> model = ksd.SelfDistiller(base, taps=1, recipe="byot")
+        >>> x, y = np.zeros((8, 32, 32, 3), "float32"), np.arange(8)
+        >>> found = ksd.report(model, (x, y), repeats=0, verbose=0)
+        >>> found["exit_1"].accuracy, found["exit_1"].multiply_adds
+        (0.125, 4731376)
+        >>> found
+        Report('resnet18', 8 samples, rows: ['exit_1', 'final', 'ensemble'])
+    """
+    _check_numbers(batch_size, latency_batch_size, repeats)
+    subjects = {"": subject_of(model, task)}
+    if base is not None:
+        subjects[PLAIN] = _fitting(base, subjects[""])
+    sums, sample, samples = _read(subjects, data, batch_size, verbose)
+    sample = [array[:latency_batch_size] for array in sample]
+    times = _times(subjects, sample, repeats, verbose)
+    rows = []
+    for name in sums:
+        subject = subjects[PLAIN if name == PLAIN else ""]
+        exit_name = "final" if name == PLAIN else name
+        quality = dataclasses.asdict(sums[name].quality())
+        cost = _cost(subject, exit_name, subjects[""].costs["final"].multiply_adds)
+        rows.append(
+            Row(name=name, **quality, **cost, milliseconds=times.get(name))
+        )
+    first = subjects[""]
+    return Report(
+        model=first.base.name,
+        task=first.task.name,
+        samples=samples,
+        rows=tuple(rows),
+        repeats=repeats,
+        batch_size=len(sample[0]),
+        device=_device(),
+    )
+
+
+def _check_numbers(batch_size, latency_batch_size, repeats):
+    if batch_size < 1 or latency_batch_size < 1 or repeats < 0:
+        raise ValueError(
+            "Batch sizes must be at least 1 and `repeats` at least 0. Received: "
+            f"batch_size={batch_size!r}, latency_batch_size={latency_batch_size!r}, "
+            f"repeats={repeats!r}."
+        )
+
+
+def _fitting(base, subject):
+    """Return the plain base as a subject, if it reads and answers what the other does."""
+    plain = subject_of(base, subject.task.name)
+    shapes = [
+        [tuple(tensor.shape) for tensor in [*each.base.inputs, each.base.outputs[0]]]
+        for each in (plain, subject)
+    ]
+    if list(plain.logits) != ["final"] or shapes[0] != shapes[1]:
+        raise ValueError(
+            "`base` must be the same network as the wrapper's, trained plainly. "
+            f"Received: {base.name!r} with inputs and output of shapes {shapes[0]}. "
+            f"Expected: {shapes[1]}, and no wrapper."
+        )
+    return plain
+
+
+def _read(subjects, data, batch_size, verbose):
+    """Return (sums by row, first batch, number of samples)."""
+    networks = {key: subject.network() for key, subject in subjects.items()}
+    task = subjects[""].task
+    sums: dict[str, Sums] = {}
+    sample, samples = None, 0
+    batches, count = _batches(Feeder(subjects[""].base), data, batch_size)
+    bar = _bar(verbose, count, "batch")
+    for number, (arrays, labels) in enumerate(batches, start=1):
+        if labels is None:
+            raise ValueError(
+                "A report needs labels. Received: samples without. Expected: arrays "
+                "(x, y), or batches (x, y)."
+            )
+        if not len(labels):
+            continue
+        sample = arrays if sample is None else sample
+        samples += len(labels)
+        expected = as_answers(labels, task)
+        answers = {
+            (key or name): Answers(logits, task)
+            # The plain base comes first.
+            for key in reversed(networks)
+            for name, logits in networks[key](arrays).items()
+        }
+        for name, each in answers.items():
+            final = None if len(answers) == 1 else answers["final"]
+            sums.setdefault(name, Sums()).add(each, expected, final)
+        bar.update(number, finalize=False)
+    if sample is None:
+        raise ValueError(
+            "A report needs samples. Received: data without any; a generator that was "
+            "read before gives none."
+        )
+    bar.update(number, finalize=True)
+    return sums, sample, samples
+
+
+def _batches(feeder, data, batch_size) -> tuple[Iterator[Any], int | None]:
+    """Return batches of (arrays, labels), and how many there are, if that is known."""
+    if isinstance(data, tuple) and len(data) in (2, 3):
+        ((arrays, labels),) = feeder.batches(*data[:2])
+        starts = range(0, len(arrays[0]), batch_size)
+        parts = (slice(start, start + batch_size) for start in starts)
+        batches = (
+            ([array[part] for array in arrays], None if labels is None else labels[part])
+            for part in parts
+        )
+        return batches, len(starts)
+    if isinstance(data, (tuple, list, Mapping)) or hasattr(data, "dtype"):
+        raise TypeError(
+            f"Cannot read samples with labels. Received: data={data!r:.80} of type "
+            f"{type(data).__name__}. Expected: a tuple (x, y) of arrays, or batches."
+        )
+    if isinstance(data, keras.utils.PyDataset):
+        return feeder.batches(data), data.num_batches
+    try:
+        count = len(data)
+    except TypeError:  # A generator, or a set that does not know its length.
+        count = None
+    return feeder.batches(data), count
+
+
+def _times(subjects, sample, repeats, verbose):
+    """Return the median time of every row whose model can be deployed."""
+    if not repeats:
+        return {}
+    calls = {}
+    for key, subject in subjects.items():
+        by_input = dict(zip(map(id, subject.base.inputs), sample, strict=True))
+        for name, model in subject.models.items():
+            arrays = [by_input[id(tensor)] for tensor in model.inputs]
+            calls[key or name] = (model, arrays)
+    bar = _bar(verbose, repeats + WARM_UP, "round of latency")
+    return median_milliseconds(calls, repeats, bar.update)
+
+
+def _cost(subject: Subject, name, of_base):
+    if name not in subject.models:
+        unknown: dict[str, Any] = {"unknown": ()}
+        keys = ("parameters", "multiply_adds", "share", "bytes")
+        return {**dict.fromkeys(keys), **unknown}
+    cost = subject.costs[name]
+    return {
+        "parameters": cost.parameters,
+        "multiply_adds": cost.multiply_adds,
+        "share": cost.multiply_adds / of_base if of_base else math.nan,
+        "unknown": cost.unknown,
+        "bytes": size_on_disk(subject.models[name]),
+    }
+
+
+class _Silence:
+    """A progress bar that shows nothing."""
+
+    def update(self, current, finalize=None):
+        """Show nothing."""
+
+
+def _bar(verbose, target, unit):
+    if not verbose:
+        return _Silence()
+    return keras.utils.Progbar(target, unit_name=unit)
+
+
+def _device():
+    """Return where the backend computes, such as `"tensorflow on CPU:0"`."""
+    tensor = keras.ops.ones((1,))
+    backend = keras.backend.backend()
+    if backend == "jax":
+        (device,) = tensor.devices()
+        return f"jax on {device.platform}:{device.id}"
+    return f"{backend} on {str(tensor.device).rsplit('device:', 1)[-1]}"

@@ -1,0 +1,139 @@
+"""What a report looks at: a wrapper or a plain model, as one network of its answers."""
+
+import dataclasses
+import os
+import tempfile
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_selfdistill.classifier import find_classifier
+from keras_selfdistill.compiled import CompiledModel, to_numpy
+from keras_selfdistill.distiller import SelfDistiller
+from keras_selfdistill.graph import producer
+from keras_selfdistill.profiling import Cost, profile
+from keras_selfdistill.task import Task
+
+ENSEMBLE = "ensemble"
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A wrapper or a plain model.
+
+    Args:
+        base: The functional model that says how inputs are given.
+        task: What it answers.
+        logits: Symbolic logits by exit, those of the ensemble last; of a regression,
+            outputs.
+        models: The model to deploy, of each exit that can be cut off.
+        costs: Of each of these.
+    """
+
+    base: Any
+    task: Task
+    logits: dict[str, Any]
+    models: dict[str, keras.Model]
+    costs: dict[str, Cost]
+
+    def network(self) -> "Network":
+        """Return the call that computes the logits of all exits at once."""
+        return Network(self)
+
+
+class Network:
+    """All exits' logits, compiled for one number of rows.
+
+    Args:
+        subject: The subject.
+    """
+
+    def __init__(self, subject: Subject):
+        outputs = list(subject.logits.values())
+        self._names = list(subject.logits)
+        self._call = CompiledModel(keras.Model(list(subject.base.inputs), outputs))
+        self._rows = 0
+
+    def __call__(self, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the logits of each exit.
+
+        Args:
+            arrays: One for each of the base's inputs.
+        """
+        rows = len(arrays[0])
+        self._rows = max(self._rows, rows)
+        if rows < self._rows:  # A last batch is filled up, so that nothing recompiles.
+            missing = self._rows - rows
+            arrays = [np.concatenate([x, np.repeat(x[-1:], missing, 0)]) for x in arrays]
+        logits = self._call(arrays)
+        return {
+            name: to_numpy(each)[:rows]
+            for name, each in zip(self._names, logits, strict=True)
+        }
+
+
+def subject_of(model: Any, task: str | None = None) -> Subject:
+    """Return what a report looks at.
+
+    Args:
+        model: A `SelfDistiller`, or a functional or Sequential model of one output.
+        task: Of a plain model, where its end does not say.
+
+    Raises:
+        TypeError: The model has no graph.
+        ValueError: Its end does not say what it answers, or the task is given for a
+            wrapper, which knows; or positions are masked.
+    """
+    if not isinstance(model, SelfDistiller):
+        return _plain(model, task)
+    graph = model._graph
+    if task not in (None, model.task):
+        raise ValueError(
+            f"A wrapper knows its task. Received: task={task!r} for a wrapper of task "
+            f"{model.task!r}."
+        )
+    key = "output" if graph.task.name == "regression" else "logits"
+    logits = {name: getattr(each, key) for name, each in graph.exits.items()}
+    logits[ENSEMBLE] = graph.ensemble
+    if key == "logits":
+        logits[ENSEMBLE] = producer(graph.ensemble).input_tensors[0]
+    _check_masks(graph.task, graph.base)
+    costs = profile(model)
+    names = [name for name in costs if name != ENSEMBLE]
+    models = {name: model.exit_model(name) for name in names}
+    models[ENSEMBLE] = model.ensemble_model()
+    return Subject(graph.base, graph.task, logits, models, dict(costs))
+
+
+def _plain(model, task):
+    end = find_classifier(model, task)
+    _check_masks(end.task, model)
+    logits = end.output if end.task.name == "regression" else end.logits
+    stripped = keras.Model(model.inputs, model.outputs[0], name=model.name)
+    costs = dict(profile(model))
+    return Subject(model, end.task, {"final": logits}, {"final": stripped}, costs)
+
+
+def _check_masks(task, model):
+    masked = getattr(model.outputs[0], "_keras_mask", None) is not None
+    if task.positions and masked:
+        raise ValueError(
+            "A report cannot tell padding from answers. Received: model "
+            f"{model.name!r}, which answers at each position and masks some of them. "
+            "Use `evaluate`, which leaves masked positions out."
+        )
+
+
+def size_on_disk(model: keras.Model) -> int | None:
+    """Return the bytes of a model's `.keras` file.
+
+    `None` if Keras cannot save it, as a layer in it has no `get_config`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.keras")
+        try:
+            model.save(path)
+        except NotImplementedError:
+            return None
+        return os.path.getsize(path)

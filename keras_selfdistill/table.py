@@ -1,0 +1,104 @@
+"""One table as text, Markdown, CSV or HTML."""
+
+import csv
+import dataclasses
+import html
+import io
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Cells under headings; the first columns hold names, the others numbers.
+
+    Args:
+        headings: One for each column.
+        rows: Cells as they are shown.
+        notes: Sentences below.
+        names: How many columns hold names, which stand on the left.
+
+    Example:
+        >>> table = Table(["exit", "accuracy"], [["exit_1", "91.0%"], ["final", "9.5%"]])
+        >>> print(table.text())
+        exit    accuracy
+        exit_1     91.0%
+        final       9.5%
+    """
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    names: int = 1
+
+    def text(self) -> str:
+        """Return it aligned, for a terminal."""
+        lines = [self.headings, *self.rows]
+        widths = [
+            max(len(cell) for cell in column) for column in zip(*lines, strict=True)
+        ]
+        shown = [
+            "  ".join(
+                f"{cell:<{width}}" if i < self.names else f"{cell:>{width}}"
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join([*shown, *([""] if self.notes else []), *self.notes])
+
+    def markdown(self) -> str:
+        """Return it in GitHub's Markdown."""
+        rule = [":--" if i < self.names else "--:" for i in range(len(self.headings))]
+        lines = [self.headings, rule, *self.rows]
+        shown = [
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+            for line in lines
+        ]
+        return "\n".join([*shown, *([""] if self.notes else []), *self.notes])
+
+    def html(self, title: str = "") -> str:
+        """Return it as an HTML table, for notebooks, under a title."""
+
+        def line(tag, cells):
+            sides = ["left" if i < self.names else "right" for i in range(len(cells))]
+            return "".join(
+                f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
+                for side, cell in zip(sides, cells, strict=True)
+            )
+
+        body = "".join(f"<tr>{line('td', row)}</tr>" for row in self.rows)
+        notes = f"<small>{html.escape(' '.join(self.notes))}</small>"
+        return (
+            f"<b>{html.escape(title)}</b><table><thead><tr>{line('th', self.headings)}</tr></thead>"
+            f"<tbody>{body}</tbody></table>{notes}"
+        )
+
+
+def csv_text(rows: Sequence[dict]) -> str:
+    """Return rows of the same keys as CSV, `None` as nothing.
+
+    Example:
+        >>> csv_text([{"exit": "final", "accuracy": 0.5, "top_5": None}])
+        'exit,accuracy,top_5\\nfinal,0.5,\\n'
+    """
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def compact(number: float, unit: str = "") -> str:
+    """Return a number with three digits and a prefix.
+
+    Example:
+        >>> [compact(n) for n in (0, 950, 1070, 25_600_000)], compact(98_200_000, "B")
+        (['0', '950', '1.07 k', '25.6 M'], '98.2 MB')
+    """
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if number < 999.5 or prefix == "P":
+            break
+        number /= 1000
+    if not prefix:
+        return f"{number:.0f} {unit}".rstrip()
+    digits = 2 if number < 9.995 else 1 if number < 99.95 else 0
+    return f"{number:.{digits}f} {prefix}{unit}"
