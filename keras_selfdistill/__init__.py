@@ -1,18 +1,21 @@
 """Self-distillation and early exits for any Keras 3 classifier."""
 
 from keras_selfdistill import callbacks, criteria, heads, losses, networks, recipes
+from keras_selfdistill.comparison import compare
 from keras_selfdistill.counting import register_multiply_adds
 from keras_selfdistill.distiller import SelfDistiller
 from keras_selfdistill.early_exit import EarlyExit
 from keras_selfdistill.latency import pick_exit
 from keras_selfdistill.placement import suggest_taps
 from keras_selfdistill.profiling import profile
+from keras_selfdistill.reporting import report
 
 __version__ = "0.1.0"
 __all__ = [
     "EarlyExit",
     "SelfDistiller",
     "callbacks",
+    "compare",
     "criteria",
     "heads",
     "losses",
@@ -21,5 +24,6 @@ __all__ = [
     "profile",
     "recipes",
     "register_multiply_adds",
+    "report",
     "suggest_taps",
 ]

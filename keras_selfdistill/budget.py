@@ -6,8 +6,8 @@ from typing import Any
 
 from absl import logging
 
-from keras_selfdistill.head import Head, Target
 from keras_selfdistill.counting import model_multiply_adds
+from keras_selfdistill.head import Head, Target
 
 # Heads of a recipe's own kind add at most this share of the base's multiply-adds.
 SHARE = 0.15

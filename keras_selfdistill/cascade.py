@@ -7,9 +7,9 @@ import numpy as np
 
 from keras_selfdistill.calibration import Outcomes
 from keras_selfdistill.compiled import CompiledModel
+from keras_selfdistill.counting import model_multiply_adds
 from keras_selfdistill.exits import ExitGraph
 from keras_selfdistill.feeding import Feeder, class_numbers
-from keras_selfdistill.counting import model_multiply_adds
 from keras_selfdistill.scheduler import Chunk, bucket_sizes, run_sections
 from keras_selfdistill.scoring import Scorer
 from keras_selfdistill.sections import cut_sections, section_costs

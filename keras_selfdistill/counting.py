@@ -68,8 +68,10 @@ class Count(NamedTuple):
         return cls(sum(count.multiply_adds for count in counts), tuple(names))
 
 
-def register_multiply_adds(layer_class: type[keras.Operation]) -> Callable[[Rule], Rule]:
-    """Teach `profile` what a layer costs that it cannot open, such as one of raw tensors.
+def register_multiply_adds(
+    layer_class: type[keras.Operation],
+) -> Callable[[Rule], Rule]:
+    """Teach `profile` what a layer costs that it cannot open.
 
     Args:
         layer_class: Class of layers or operations, with its subclasses.

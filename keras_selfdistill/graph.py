@@ -146,7 +146,7 @@ def _transparent(layer_class):
 
 
 def _behind(tensors):
-    """Return all nodes that read the tensors, directly or not, in an order that runs."""
+    """Return all nodes that read the tensors or need them, in an order that runs."""
     found, pending = {}, collections.deque(tensors)
     while pending:
         tensor = pending.popleft()

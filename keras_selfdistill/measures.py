@@ -25,8 +25,8 @@ class Quality:
             five classes.
         loss: Mean crossentropy; of numbers, mean squared error.
         calibration_error: Expected calibration error: how far the confidence of answers
-            is from their accuracy, mean over answers of the distance in their bin. There
-            are 15 bins of equal width; confidence is the probability of what is
+            is from their accuracy, mean over answers of the distance in their bin.
+            There are 15 bins of equal width; confidence is the probability of what is
             answered. Guo et al., ICML 2017.
         agreement: Share of answers that are those of the final exit.
         absolute_error: Of numbers: the mean.

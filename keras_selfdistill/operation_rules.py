@@ -125,7 +125,7 @@ def _einsum(operation, given, output):
 
 
 def einsum_multiply_adds(subscripts: str, *shapes: tuple[int, ...]) -> int:
-    """Return the multiply-adds of the product of two tensors, 0 where nothing is summed.
+    """Return the multiply-adds of a product of two tensors, 0 where nothing is summed.
 
     Example:
         >>> einsum_multiply_adds("...a,ab->...b", (2, 5, 3), (3, 4))

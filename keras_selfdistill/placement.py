@@ -10,9 +10,9 @@ from absl import logging
 
 from keras_selfdistill.blocks import BlockEnd, block_ends
 from keras_selfdistill.classifier import Classifier, find_classifier
+from keras_selfdistill.counting import Count, multiply_adds
 from keras_selfdistill.flat import FlatModel, flatten
 from keras_selfdistill.graph import check_functional, model_nodes
-from keras_selfdistill.counting import Count, multiply_adds
 
 # What two neighbouring taps of one resolution count for, in steps between targets.
 _SAME_RESOLUTION = 0.5

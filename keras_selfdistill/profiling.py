@@ -40,7 +40,7 @@ class LayerCost:
         name: Path of the layer; `"backbone/stage/layer"` in a nested model.
         kind: Its class.
         section: The first exit that needs it; `"ensemble"` where none does.
-        parameters: Number of weights that no row above has.
+        parameters: Number of weights that no other row has.
         multiply_adds: For one sample; `None` if not known for all that it does.
         unknown: Names of what is not known.
     """
@@ -187,22 +187,35 @@ def _as_cost(parameters, count, of_base):
 def _layer_costs(counts, sections, calls):
     """Return the row of every node that was counted."""
     paths = {id(tensor): path for path, tensor in calls.items()}
-    seen: set[int] = set()  # Weights of rows above.
+    own = _own_parameters(counts, sections)
     rows = {}
     for node, count in counts.items():
         layer = original(node.operation)
-        weights = layer.weights if isinstance(layer, keras.Layer) else []
-        new = {id(weight): math.prod(weight.shape) for weight in weights}
         rows[node] = LayerCost(
             name=paths.get(id(node.outputs[0]), node.operation.name),
             kind=type(layer).__name__,
             section=sections.get(node, "ensemble"),
-            parameters=sum(size for key, size in new.items() if key not in seen),
+            parameters=own[node],
             multiply_adds=None if count.unknown else count.multiply_adds,
             unknown=count.unknown,
         )
-        seen |= new.keys()
     return rows
+
+
+def _own_parameters(nodes, sections):
+    """Return how many weights each node has that no node before it has.
+
+    The ensemble comes last: it may read weights of the final exit.
+    """
+    seen: set[int] = set()
+    found = {}
+    for node in sorted(nodes, key=lambda node: node not in sections):
+        layer = original(node.operation)
+        weights = layer.weights if isinstance(layer, keras.Layer) else []
+        new = {id(each): math.prod(each.shape) for each in weights}
+        found[node] = sum(size for key, size in new.items() if key not in seen)
+        seen |= new.keys()
+    return found
 
 
 def _costs_table(costs, heading):

@@ -25,11 +25,10 @@ _COLUMNS = {
 }
 _MEANINGS = {
     "top_5": "top-5: the right class is among the five likeliest.",
-    "calibration_error": "ECE: expected calibration error, the mean distance between "
-    "confidence and accuracy (15 bins).",
-    "agreement": "agrees: with the answer of final.",
-    "multiply_adds": "mult-adds: multiply-adds for one sample, without activations and "
-    "normalisation; share: of the base's.",
+    "calibration_error": "ECE: expected calibration error: how far confidence is from "
+    "accuracy, in 15 bins.",
+    "agreement": "agrees: answers that are those of final.",
+    "multiply_adds": "mult-adds: multiply-adds for one sample; share: of the base's.",
     "bytes": "size: of the .keras file.",
 }
 
@@ -42,7 +41,9 @@ def table_of(report: Any) -> Table:
         if any(getattr(row, key) is not None for row in report.rows)
     }
     rows = [[row.name, *(_cell(row, key) for key in shown)] for row in report.rows]
-    return Table(["", *(heading for heading, _ in shown.values())], rows, _notes(report))
+    return Table(
+        ["", *(heading for heading, _ in shown.values())], rows, _notes(report)
+    )
 
 
 def csv_of(rows: list[dict]) -> str:
@@ -89,7 +90,9 @@ def draw(
     looks = zip("sD^v", ("#D55E00", "#009E73", "#CC79A7", "black"), strict=True)
     others = [name for name in points if name not in exits]
     for name, (marker, color) in zip(others, looks, strict=False):
-        axes.plot(*points[name], marker, ms=10, mfc="none", mec=color, mew=2, label=name)
+        axes.plot(
+            *points[name], marker, ms=10, mfc="none", mec=color, mew=2, label=name
+        )
     axes.set_xlabel("multiply-adds, as a share of the base's")
     axes.set_ylabel(what.replace("_", " "))
     axes.xaxis.set_major_formatter("{x:.0%}")
@@ -134,4 +137,4 @@ def _notes(report):
     unknown = sorted({name for row in report.rows for name in row.unknown})
     if unknown:
         found.append(f"≥: without layers of unknown cost: {', '.join(unknown)}.")
-    return textwrap.wrap(" ".join(found), WIDTH)
+    return [line for note in found for line in textwrap.wrap(note, WIDTH)]

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import keras
 from keras import layers
 
+from keras_selfdistill.counting import Count, multiply_adds
 from keras_selfdistill.exits import ExitGraph
 from keras_selfdistill.flat import original
 from keras_selfdistill.graph import ancestors, graph_nodes
-from keras_selfdistill.counting import Count, multiply_adds
 
 ANSWERS = ("output", "logits")
 

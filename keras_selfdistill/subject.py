@@ -50,9 +50,9 @@ class Network:
     """
 
     def __init__(self, subject: Subject):
-        outputs = list(subject.logits.values())
-        self._names = list(subject.logits)
-        self._call = CompiledModel(keras.Model(list(subject.base.inputs), outputs))
+        inputs = list(subject.base.inputs)
+        self._names = list(subject.logits)  # The call sorts them.
+        self._call = CompiledModel(keras.Model(inputs, subject.logits))
         self._rows = 0
 
     def __call__(self, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
@@ -65,12 +65,11 @@ class Network:
         self._rows = max(self._rows, rows)
         if rows < self._rows:  # A last batch is filled up, so that nothing recompiles.
             missing = self._rows - rows
-            arrays = [np.concatenate([x, np.repeat(x[-1:], missing, 0)]) for x in arrays]
+            arrays = [
+                np.concatenate([x, np.repeat(x[-1:], missing, 0)]) for x in arrays
+            ]
         logits = self._call(arrays)
-        return {
-            name: to_numpy(each)[:rows]
-            for name, each in zip(self._names, logits, strict=True)
-        }
+        return {name: to_numpy(logits[name])[:rows] for name in self._names}
 
 
 def subject_of(model: Any, task: str | None = None) -> Subject:

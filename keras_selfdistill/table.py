@@ -18,7 +18,8 @@ class Table:
         names: How many columns hold names, which stand on the left.
 
     Example:
-        >>> table = Table(["exit", "accuracy"], [["exit_1", "91.0%"], ["final", "9.5%"]])
+        >>> rows = [["exit_1", "91.0%"], ["final", "9.5%"]]
+        >>> table = Table(["exit", "accuracy"], rows)
         >>> print(table.text())
         exit    accuracy
         exit_1     91.0%
@@ -68,17 +69,18 @@ class Table:
         body = "".join(f"<tr>{line('td', row)}</tr>" for row in self.rows)
         notes = f"<small>{html.escape(' '.join(self.notes))}</small>"
         return (
-            f"<b>{html.escape(title)}</b><table><thead><tr>{line('th', self.headings)}</tr></thead>"
+            f"<b>{html.escape(title)}</b>"
+            f"<table><thead><tr>{line('th', self.headings)}</tr></thead>"
             f"<tbody>{body}</tbody></table>{notes}"
         )
 
 
 def csv_text(rows: Sequence[dict]) -> str:
-    """Return rows of the same keys as CSV, `None` as nothing.
+    r"""Return rows of the same keys as CSV, `None` as nothing.
 
     Example:
         >>> csv_text([{"exit": "final", "accuracy": 0.5, "top_5": None}])
-        'exit,accuracy,top_5\\nfinal,0.5,\\n'
+        'exit,accuracy,top_5\nfinal,0.5,\n'
     """
     file = io.StringIO()
     writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

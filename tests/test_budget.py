@@ -4,8 +4,8 @@ import keras
 import pytest
 
 import keras_selfdistill as ksd
-from keras_selfdistill.heads import Bottleneck, Linear, Target
 from keras_selfdistill.counting import model_multiply_adds
+from keras_selfdistill.heads import Bottleneck, Linear, Target
 
 pytestmark = pytest.mark.once
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_selfdistill.feeding import Feeder
 from keras_selfdistill.latency import WARM_UP, median_milliseconds
@@ -198,9 +197,7 @@ def report(
         exit_name = "final" if name == PLAIN else name
         quality = dataclasses.asdict(sums[name].quality())
         cost = _cost(subject, exit_name, subjects[""].costs["final"].multiply_adds)
-        rows.append(
-            Row(name=name, **quality, **cost, milliseconds=times.get(name))
-        )
+        rows.append(Row(name=name, **quality, **cost, milliseconds=times.get(name)))
     first = subjects[""]
     return Report(
         model=first.base.name,
@@ -223,7 +220,7 @@ def _check_numbers(batch_size, latency_batch_size, repeats):
 
 
 def _fitting(base, subject):
-    """Return the plain base as a subject, if it reads and answers what the other does."""
+    """Return the plain base as a subject, if its shapes are those of the other."""
     plain = subject_of(base, subject.task.name)
     shapes = [
         [tuple(tensor.shape) for tensor in [*each.base.inputs, each.base.outputs[0]]]
@@ -283,7 +280,10 @@ def _batches(feeder, data, batch_size) -> tuple[Iterator[Any], int | None]:
         starts = range(0, len(arrays[0]), batch_size)
         parts = (slice(start, start + batch_size) for start in starts)
         batches = (
-            ([array[part] for array in arrays], None if labels is None else labels[part])
+            (
+                [array[part] for array in arrays],
+                None if labels is None else labels[part],
+            )
             for part in parts
         )
         return batches, len(starts)
@@ -311,7 +311,7 @@ def _times(subjects, sample, repeats, verbose):
         for name, model in subject.models.items():
             arrays = [by_input[id(tensor)] for tensor in model.inputs]
             calls[key or name] = (model, arrays)
-    bar = _bar(verbose, repeats + WARM_UP, "round of latency")
+    bar = _bar(verbose, repeats + WARM_UP, "latency round")
     return median_milliseconds(calls, repeats, bar.update)
 
 
