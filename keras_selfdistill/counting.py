@@ -248,12 +248,22 @@ def _count_inside(operation, function, args, kwargs, outputs=()):
         )
     except Exception:  # A user's call may raise anything on tensors without values.
         return Count(unknown=(operation.name,)), outputs
-    inner = Count.total(multiply_adds(nodes).values())
-    unknown = tuple(f"{operation.name}/{name}" for name in inner.unknown)
+    counts = multiply_adds(nodes)
+    # The names of Keras' own operations are new at each call: their kind stays.
+    unknown = [
+        f"{operation.name}/"
+        + (
+            type(node.operation).__name__.lower()
+            if is_primitive(node.operation)
+            else name
+        )
+        for node, count in counts.items()
+        for name in count.unknown
+    ]
     found = keras.tree.flatten(found)
     if all(isinstance(tensor, keras.KerasTensor) for tensor in found):
         outputs = found if len(found) == len(outputs) else outputs
-    return Count(inner.multiply_adds, unknown), outputs
+    return Count(Count.total(counts.values()).multiply_adds, tuple(unknown)), outputs
 
 
 @functools.singledispatch
