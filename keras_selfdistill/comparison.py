@@ -8,7 +8,7 @@ from typing import Any
 
 from keras_selfdistill.paired import sign_flip_p
 from keras_selfdistill.report_view import WIDTH, csv_of
-from keras_selfdistill.reporting import Report, report
+from keras_selfdistill.reporting import PLAIN, Report, report
 from keras_selfdistill.table import Table
 
 _NUMBERS = (
@@ -212,7 +212,7 @@ def _check_reports(reports):
             f"{sorted(kinds)}."
         )
     for name, found in reports.items():
-        exits = {tuple(row.name for row in each.rows) for each in found}
+        exits = {tuple(_exits(each)) for each in found}
         if len(exits) > 1:
             raise ValueError(
                 f"All seeds of a run must have the same exits. Received: run {name!r} "
@@ -221,12 +221,12 @@ def _check_reports(reports):
 
 
 def _lines(reports):
-    names = {row.name for found in reports.values() for row in found[0].rows}
+    names = {name for found in reports.values() for name in _exits(found[0])}
     first = next(iter(reports))
-    of_first = [row.name for row in reports[first][0].rows]
+    of_first = _exits(reports[first][0])
     for exit_name in sorted(names, key=_depth):
         for run, found in reports.items():
-            if exit_name not in [row.name for row in found[0].rows]:
+            if exit_name not in _exits(found[0]):
                 continue
             other = exit_name if exit_name in of_first else "final"
             against = None if (run, exit_name) == (first, other) else (first, other)
@@ -238,6 +238,11 @@ def _lines(reports):
                 if getattr(rows[0], number) is not None
             }
             yield Line(exit_name, run, len(found), against, numbers)
+
+
+def _exits(found):
+    # A plain base that a report was given is no part of the run.
+    return [row.name for row in found.rows if row.name != PLAIN]
 
 
 def _depth(name):

@@ -8,7 +8,7 @@ on symbolic tensors, and what it calls is counted, down to Keras' own operations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -56,7 +56,7 @@ class Count(NamedTuple):
     unknown: tuple[str, ...] = ()
 
     @classmethod
-    def total(cls, counts: "Iterator[Count] | Sequence[Count]") -> "Count":
+    def total(cls, counts: "Iterable[Count]") -> "Count":
         """Return the sum of several.
 
         Example:

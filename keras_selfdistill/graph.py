@@ -8,6 +8,7 @@ import collections
 import contextlib
 import functools
 import graphlib
+from typing import Any
 
 import keras
 
@@ -119,10 +120,10 @@ def calls_inside(function, args, kwargs, inputs, through):
 @contextlib.contextmanager
 def _run_through(layers):
     """Let layers run on symbolic tensors, where they would only say their shapes."""
-    classes = {id(layer): type(layer) for layer in layers}
+    classes: dict[int, Any] = {id(layer): type(layer) for layer in layers}
     try:
         for layer in layers:
-            object.__setattr__(layer, "__class__", _transparent(type(layer)))
+            object.__setattr__(layer, "__class__", _transparent(classes[id(layer)]))
         yield
     finally:
         for layer in layers:

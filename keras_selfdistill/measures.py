@@ -54,7 +54,7 @@ class Answers:
     def __init__(self, logits: np.ndarray, task: Task):
         self._logits = np.asarray(logits, "float64")
         self.task = task
-        self.chosen = None
+        self.chosen: Any = None
         if task.name == "multiclass":
             self._logits = self._logits.reshape(-1, task.units)
             self.chosen = self._logits.argmax(axis=-1)
@@ -78,7 +78,7 @@ class Answers:
         else:
             right = np.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
             confidence = np.exp(log_p.max(axis=-1))
-        correct = self.chosen == labels
+        correct = np.equal(self.chosen, labels)
         sums = {
             "loss": -right.sum(),
             "accuracy": correct.sum(),
@@ -117,7 +117,7 @@ class Sums:
         """
         sums = answers.sums(labels)
         if final is not None and answers.chosen is not None:
-            sums["agreement"] = (answers.chosen == final.chosen).sum()
+            sums["agreement"] = np.equal(answers.chosen, final.chosen).sum()
         for name, value in sums.items():
             self._totals[name] = self._totals.get(name, 0) + value
         self._count += labels.size

@@ -133,13 +133,13 @@ def profile(model: Any) -> Profile:
         {'exit_1': 0.54, 'final': 1.0, 'ensemble': 1.02}
         >>> print(costs)
         model of  parameters  multiply-adds   share
-        exit_1        27.3 k         4.73 M   54.3%
-        final          176 k         8.71 M  100.0%
-        ensemble       183 k         8.88 M  102.0%
+        exit_1        17.6 k         4.83 M   54.4%
+        final          178 k         8.87 M  100.0%
+        ensemble       184 k         9.02 M  101.7%
         <BLANKLINE>
         section of  parameters  multiply-adds  share
-        exit_1          27.3 k         4.73 M  54.3%
-        final            156 k         4.15 M  47.7%
+        exit_1          17.6 k         4.83 M  54.4%
+        final            166 k         4.19 M  47.3%
         >>> costs.layers[1].name, costs.layers[1].multiply_adds
         ('stem_conv', 221184)
     """

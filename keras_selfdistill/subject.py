@@ -11,7 +11,7 @@ import numpy as np
 from keras_selfdistill.classifier import find_classifier
 from keras_selfdistill.compiled import CompiledModel, to_numpy
 from keras_selfdistill.distiller import SelfDistiller
-from keras_selfdistill.graph import producer
+from keras_selfdistill.graph import check_functional, producer
 from keras_selfdistill.profiling import Cost, profile
 from keras_selfdistill.task import Task
 
@@ -85,11 +85,14 @@ def subject_of(model: Any, task: str | None = None) -> Subject:
             wrapper, which knows; or positions are masked.
     """
     if not isinstance(model, SelfDistiller):
+        check_functional(model)
+        _check_masks(model)
         return _plain(model, task)
     graph = model._graph
+    _check_masks(graph.base)
     if task not in (None, model.task):
         raise ValueError(
-            f"A wrapper knows its task. Received: task={task!r} for a wrapper of task "
+            f"A wrapper knows its task. Received: task={task!r}. Expected: none, or "
             f"{model.task!r}."
         )
     key = "output" if graph.task.name == "regression" else "logits"
@@ -97,7 +100,6 @@ def subject_of(model: Any, task: str | None = None) -> Subject:
     logits[ENSEMBLE] = graph.ensemble
     if key == "logits":
         logits[ENSEMBLE] = producer(graph.ensemble).input_tensors[0]
-    _check_masks(graph.task, graph.base)
     costs = profile(model)
     names = [name for name in costs if name != ENSEMBLE]
     models = {name: model.exit_model(name) for name in names}
@@ -107,16 +109,16 @@ def subject_of(model: Any, task: str | None = None) -> Subject:
 
 def _plain(model, task):
     end = find_classifier(model, task)
-    _check_masks(end.task, model)
     logits = end.output if end.task.name == "regression" else end.logits
     stripped = keras.Model(model.inputs, model.outputs[0], name=model.name)
     costs = dict(profile(model))
     return Subject(model, end.task, {"final": logits}, {"final": stripped}, costs)
 
 
-def _check_masks(task, model):
-    masked = getattr(model.outputs[0], "_keras_mask", None) is not None
-    if task.positions and masked:
+def _check_masks(model):
+    output = model.outputs[0]
+    masked = getattr(output, "_keras_mask", None) is not None
+    if masked and len(output.shape) > 2:
         raise ValueError(
             "A report cannot tell padding from answers. Received: model "
             f"{model.name!r}, which answers at each position and masks some of them. "

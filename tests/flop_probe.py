@@ -128,7 +128,6 @@ def arrays_for(model):
 
 
 def by_torch(model):
-    import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -136,7 +135,7 @@ def by_torch(model):
     counter = FlopCounterMode(display=False)
     # The counter does not know the fused attention of CPUs.
     by_products = sdpa_kernel(SDPBackend.MATH)
-    with torch.no_grad(), counter, by_products:
+    with counter, by_products:
         model(keras.tree.map_structure(keras.ops.convert_to_tensor, x))
     return counter.get_total_flops() / 2
 
