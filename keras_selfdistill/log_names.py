@@ -46,12 +46,12 @@ def parse_log_names(keys: Iterable[str]) -> dict[str, LogName]:
     }
 
 
-def sources_in_order(names: Iterable[LogName]) -> list[str]:
+def exits_in_order(names: Iterable[LogName]) -> list[str]:
     """Return the exits among the sources: shallow to deep, then the ensemble.
 
     Example:
         >>> names = parse_log_names(["accuracy", "ensemble_accuracy", "exit_1_accuracy"])
-        >>> sources_in_order(names.values())
+        >>> exits_in_order(names.values())
         ['exit_1', 'final', 'ensemble']
     """
     found = {name.source for name in names if _of_exit(name.source)}

@@ -44,10 +44,10 @@ class Answers:
         ax = style.axes_of(ax, size=(style.WIDTH, 1.6 + 0.62 * count))
         shown = np.ma.masked_array(100 * self.ahead, np.eye(count, dtype=bool))
         ax.imshow(shown, cmap="cividis", aspect="auto", vmin=0)
-        middle = shown.max() / 2 if count > 1 else 0.0
+        dark = 0.6 * shown.max() if count > 1 else 0.0
         for (row, column), value in np.ndenumerate(self.ahead):
             if row != column:
-                color = "white" if 100 * value < middle else style.INK
+                color = "white" if 100 * value < dark else style.INK
                 text = f"{value:.1%}"
                 ax.text(column, row, text, ha="center", va="center", color=color)
         ax.set_xticks(range(count), self.names)

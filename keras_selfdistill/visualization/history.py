@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_selfdistill.config import did_you_mean
-from keras_selfdistill.log_names import parse_log_names, sources_in_order
+from keras_selfdistill.log_names import parse_log_names, exits_in_order
 from keras_selfdistill.visualization import style
 
 
@@ -44,7 +44,7 @@ def plot_history(history: Any, metric: str = "accuracy", *, ax: Any = None) -> A
         )
     ax = style.axes_of(ax)
     validated = any(name.validation for name in found.values())
-    sources = sources_in_order(found.values())
+    sources = exits_in_order(found.values())
     for source, look in style.exit_styles(sources).items():
         for key, name in found.items():
             if name.source == source:
