@@ -98,7 +98,9 @@ class TensorBoard(keras.callbacks.Callback):
         """Write the logs of an epoch."""
         logs = logs or {}
         for key, name in parse_log_names(logs).items():
-            run = os.path.join("validation" if name.validation else "train", name.source)
+            run = os.path.join(
+                "validation" if name.validation else "train", name.source
+            )
             if run not in self._writers:
                 self._writers[run] = self._open(os.path.join(self.log_dir, run))
             self._writers[run].add_scalar(f"epoch_{name.quantity}", logs[key], epoch)
@@ -119,7 +121,8 @@ class EpochTable(keras.callbacks.Callback):
     all the same.
 
     Example:
-        >>> print(epoch_table(1, {"loss": 1.5, "accuracy": 0.6, "exit_1_accuracy": 0.5}))
+        >>> logs = {"loss": 1.5, "accuracy": 0.6, "exit_1_accuracy": 0.5}
+        >>> print(epoch_table(1, logs))
         epoch 1: loss 1.5000
                     accuracy
         exit_1        0.5000
@@ -193,7 +196,8 @@ def _table(sources: Iterable[str], values: Mapping[LogName, float]) -> list[str]
         if not blocks or len(blocks[-1][0]) + width > _COLUMNS:
             blocks.append([f"{source:<10}" for source in ["", *sources]])
         blocks[-1] = [
-            row + f"{cell:>{width}}" for row, cell in zip(blocks[-1], cells, strict=True)
+            row + f"{cell:>{width}}"
+            for row, cell in zip(blocks[-1], cells, strict=True)
         ]
     return [line.rstrip() for block in blocks for line in block]
 

@@ -50,7 +50,7 @@ def exits_in_order(names: Iterable[LogName]) -> list[str]:
     """Return the exits among the sources: shallow to deep, then the ensemble.
 
     Example:
-        >>> names = parse_log_names(["accuracy", "ensemble_accuracy", "exit_1_accuracy"])
+        >>> names = parse_log_names(["top_5", "ensemble_top_5", "exit_1_top_5"])
         >>> exits_in_order(names.values())
         ['exit_1', 'final', 'ensemble']
     """

@@ -55,7 +55,9 @@ class Features:
         )
         for each, (values, title, form) in zip(ax, panels, strict=True):
             bars = each.barh(self.names, values, color=colors)
-            each.bar_label(bars, [form.format(v) for v in values], padding=3, fontsize=9)
+            each.bar_label(
+                bars, [form.format(v) for v in values], padding=3, fontsize=9
+            )
             each.set_title(title, fontsize=10)
             each.invert_yaxis()
             each.margins(x=0.18)
@@ -107,8 +109,8 @@ def discriminating_features(
         penalty: Of the probe's squared weights, beside the mean squared error.
 
     Example:
-        >>> features = {"final": np.array([[0.0], [0.2], [1.0], [1.2]])}
-        >>> found = discriminating_features(features, [0, 0, 1, 1], features, [0, 0, 1, 1])
+        >>> some, y = {"final": np.array([[0.0], [0.2], [1.0], [1.2]])}, [0, 0, 1, 1]
+        >>> found = discriminating_features(some, y, some, y)
         >>> found.within.round(3).tolist(), found.between.round(3).tolist()
         ([0.01], [0.25])
         >>> found.probe_accuracy.tolist()

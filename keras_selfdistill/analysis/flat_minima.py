@@ -113,7 +113,9 @@ def flat_minima(
         rows = []
         for scale in scales:
             draws = np.random.SeedSequence(seed).spawn(repeats)
-            noises = [weight_noise(model, scale, relative=relative, seed=d) for d in draws]
+            noises = [
+                weight_noise(model, scale, relative=relative, seed=d) for d in draws
+            ]
             rows.append([_accuracy(model, x, labels, n, batch_size) for n in noises])
         accuracy[name] = np.array(rows)
     return FlatMinima(np.asarray(scales, "float64"), accuracy, relative)

@@ -73,10 +73,10 @@ def logged_gradients(histories: Mapping[str, Any]) -> Gradients:
         ValueError: A history has no such keys, or they are not those of the first.
 
     Example:
-        >>> history = {"section_1_gradient": [0.1, 0.3], "section_2_gradient": [0.2, 0.2]}
+        >>> history = {"section_1_gradient": [0.1, 0.3], "section_2_gradient": [0.4]}
         >>> found = logged_gradients({"byot": history})
         >>> found.places, found.magnitude["byot"].tolist()
-        (('section_1', 'section_2'), [0.2, 0.2])
+        (('section_1', 'section_2'), [0.2, 0.4])
     """
     means = {}
     for name, history in histories.items():
@@ -113,10 +113,10 @@ def gradients_by_depth(
         ValueError: A model is not compiled, or of another number of layers.
 
     Example:
-        >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="a")])
+        >>> layer = keras.layers.Dense(2, name="a")
+        >>> base = keras.Sequential([keras.Input((4,)), layer])
         >>> base.compile("sgd", "mse")
-        >>> found = gradients_by_depth({"plain": base}, np.ones((2, 4)), np.ones((2, 2)))
-        >>> found.places
+        >>> gradients_by_depth({"plain": base}, np.ones((2, 4)), np.ones((2, 2))).places
         ('a',)
     """
     return _joined(
@@ -145,7 +145,7 @@ def _of_model(model, x, y, batch_size, name):
             ),
             (x, y),
         )
-        found = _gradients(model, *batch, variables)
+        found = _gradients(model, batch, variables)
         sums += [np.abs(each, dtype="float64").sum() for each in found]
     of_variable = dict(zip(map(id, variables), sums / len(starts), strict=True))
     return {
@@ -158,7 +158,7 @@ def _of_model(model, x, y, batch_size, name):
 def _layers(model):
     """Return the layers of a base that train a matrix or more, by name, in order."""
     flat = model._graph.flat if isinstance(model, SelfDistiller) else flatten(model)
-    found = {}
+    found: dict[str, keras.Layer] = {}
     for node in model_nodes(flat.model):
         layer = original(node.operation)
         if layer in found.values() or not isinstance(layer, keras.Layer):
@@ -168,8 +168,9 @@ def _layers(model):
     return found
 
 
-def _gradients(model, x, y, variables):
+def _gradients(model, batch, variables):
     """Return the gradients of a batch's loss as arrays; zeros where it has none."""
+    x, y = batch
 
     def loss(values):
         # All that would be assigned, such as moving statistics, ends in the scope.

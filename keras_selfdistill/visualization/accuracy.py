@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_selfdistill.visualization import style
+from keras_selfdistill.visualization.labels import place_labels
 
 
 def plot_accuracy_vs_compute(
@@ -69,12 +70,12 @@ def plot_accuracy_vs_compute(
     ax.set_xlim(left=0)
     style.tidy(ax)
     ax.legend(loc="lower right", frameon=False)
-    style.place_labels(ax, exits)
+    place_labels(ax, exits)
     return ax.figure
 
 
 def plot_exit_shares(
-    thresholds: Sequence[float],
+    thresholds: Any,
     shares: Any,
     exit_names: Sequence[str],
     *,

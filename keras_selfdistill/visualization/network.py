@@ -117,7 +117,11 @@ class _Drawing:
             self._arrow((tap, y + _HEAD), (tap, bottom), color)
             self.ax.plot([tap], [level], "o", color=color, markersize=7, zorder=4)
             self._text(
-                tap, y + _SECTION + _HIGH + 0.08, _wrapped(part.tap), size=8, va="bottom"
+                tap,
+                y + _SECTION + _HIGH + 0.08,
+                _wrapped(part.tap),
+                size=8,
+                va="bottom",
             )
             text = f"{self.found.head}\n{self._share(part.head, plus=True)}"
             left = tap - _HEAD_BOX / 2
@@ -214,11 +218,11 @@ def _short(count: int) -> str:
 
 
 def _wrapped(name: str) -> str:
-    """Break a layer's name after slashes and underscores, and shorten a very long one.
+    r"""Break a layer's name after slashes and underscores, and shorten a very long one.
 
     Example:
         >>> _wrapped("backbone/stage_3/conv_block_2_expand_relu")
-        'backbone/stage_3/\\nconv_block_2_\\nexpand_relu'
+        'backbone/stage_3/\nconv_block_2_\nexpand_relu'
     """
     lines = [""]
     for piece in re.findall(r"[^/_]*[/_]?", name):

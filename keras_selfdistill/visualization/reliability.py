@@ -73,7 +73,7 @@ def plot_reliability(
     bins: int = 15,
     ax: Sequence[Any] | None = None,
 ) -> Any:
-    """Draw a reliability diagram of each exit: its accuracy where it is so confident.
+    r"""Draw a reliability diagram of each exit: its accuracy where it is so confident.
 
     Bars are accuracies; the darker they are, the more samples are in the bin. A bar
     below the diagonal is overconfident, one above it too modest. "ECE" is the expected
@@ -96,7 +96,7 @@ def plot_reliability(
     Example:
         >>> outputs = {"final": np.array([[0.9, 0.1], [0.2, 0.8]])}
         >>> plot_reliability(outputs, [0, 1]).axes[0].get_title()
-        'final\\nECE 15.0 %'
+        'final\nECE 15.0 %'
     """
     panels = _panels(len(outputs)) if ax is None else list(ax)
     for panel, (name, probabilities) in zip(panels, outputs.items(), strict=True):

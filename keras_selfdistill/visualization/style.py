@@ -1,16 +1,16 @@
-"""What all pictures share: figures without pyplot, colours, labels that keep apart."""
+"""What all pictures share: figures without pyplot, colours and markers."""
 
 import importlib
 import io
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 # Of Okabe and Ito: also the colour-blind tell them apart.
 BLUE, GREEN, ORANGE, SKY, INK = "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#222222"
-OTHERS = (ORANGE, BLUE, GREEN, "#CC79A7", "#E69F00", SKY)
+ROSE = "#CC79A7"
 GRAY = "#777777"
 WIDTH, HEIGHT = 8.0, 4.8  # Inches: 800 pixels wide where a file has 100 to the inch.
 
@@ -36,7 +36,7 @@ def exit_styles(names: Iterable[str]) -> dict[str, Style]:
     exits = [name for name in names if is_exit(name) and name != "final"]
     shades = iter(colormap("viridis_r")(np.linspace(0.12, 0.85, len(exits))))
     exit_markers, markers = itertools.cycle("sD^vP*Xdhp"), itertools.cycle("DsX^vP")
-    colors = itertools.cycle(OTHERS)
+    colors = itertools.cycle((ROSE, "#E69F00", SKY))
     to_hex = module("matplotlib.colors").to_hex
     styles = {}
     for name in names:
@@ -45,7 +45,8 @@ def exit_styles(names: Iterable[str]) -> dict[str, Style]:
         elif is_exit(name):
             styles[name] = Style(to_hex(next(shades)), next(exit_markers), "-")
         else:
-            styles[name] = Style(next(colors), next(markers), "--")
+            color = ORANGE if name == "ensemble" else next(colors)
+            styles[name] = Style(color, next(markers), "--")
     return styles
 
 
@@ -54,9 +55,13 @@ def series_styles(names: Iterable[str]) -> dict[str, Style]:
 
     Example:
         >>> series_styles(["plain"])["plain"]
-        Style(color='#D55E00', marker='s', line='--')
+        Style(color='#CC79A7', marker='s', line='--')
     """
-    looks = zip(itertools.cycle(OTHERS), itertools.cycle("soD^vP"), strict=False)
+    looks = zip(
+        itertools.cycle((ROSE, BLUE, GREEN, ORANGE, SKY)),
+        itertools.cycle("soD^vP"),
+        strict=False,
+    )
     lines = itertools.chain(["--"], itertools.repeat("-"))  # The first is the baseline.
     return {
         name: Style(*look, line)
@@ -108,88 +113,14 @@ def whole_numbers(axis: Any) -> None:
     axis.set_major_locator(ticks.MaxNLocator(integer=True))
 
 
-def place_labels(ax: Any, labels: Mapping[str, tuple[float, float]]) -> None:
-    """Write a label beside each point, where it hits no line, point or other label.
-
-    Args:
-        ax: Axes that hold everything else already.
-        labels: Text, and the point in data coordinates.
-    """
-    figure = ax.figure
-    figure.draw_without_rendering()  # Settles the layout.
-    taken = _obstacles(ax)
-    boxes: list[Any] = []
-    legend = ax.get_legend()
-    if legend is not None:
-        boxes.append(legend.get_window_extent())
-    for text, point in labels.items():
-        found = None
-        for x, y, horizontal, vertical in _PLACES:
-            note = ax.annotate(
-                text,
-                point,
-                xytext=(x, y),
-                textcoords="offset points",
-                ha=horizontal,
-                va=vertical,
-                fontsize=9,
-                color=INK,
-            )
-            box = note.get_window_extent().padded(1)
-            hits = _count_inside(box, taken) + 50 * _outside(box, ax)
-            hits += 50 * sum(box.overlaps(other) for other in boxes)
-            if found is None or hits < found[0]:
-                if found:
-                    found[1].remove()
-                found = hits, note, box
-            else:
-                note.remove()
-        boxes.append(found[2])
-
-
-# Offsets in points from the point to the label, and the label's alignment.
-_PLACES: Sequence[tuple[float, float, str, str]] = (
-    (8, -6, "left", "top"),
-    (0, -9, "center", "top"),
-    (0, 9, "center", "bottom"),
-    (-8, 6, "right", "bottom"),
-    (9, 0, "left", "center"),
-    (-9, 0, "right", "center"),
-    (0, -22, "center", "top"),
-    (0, 22, "center", "bottom"),
-)
-
-
-def _obstacles(ax):
-    """Return points along all lines, in pixels."""
-    found = []
-    for line in ax.lines:
-        path = line.get_transform().transform_path(line.get_path())
-        corners = path.vertices
-        if len(corners) > 1 and line.get_linestyle() not in ("None", "none", ""):
-            steps = np.linspace(0, 1, 60)[:, None, None]
-            corners = (corners[:-1] * (1 - steps) + corners[1:] * steps).reshape(-1, 2)
-        found.append(corners)
-    return np.concatenate(found) if found else np.zeros((0, 2))
-
-
-def _count_inside(box, points):
-    inside = (points >= box.min) & (points <= box.max)
-    return int(inside.all(axis=1).sum())
-
-
-def _outside(box, ax):
-    frame = ax.get_window_extent()
-    return not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0)
-
-
 def _png(figure):
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()
 
 
-def module(name):
+def module(name: str) -> Any:
+    """Return a module of matplotlib's, or say how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
