@@ -49,6 +49,7 @@ setup(
             *PLOT,
             *DATA,
             *EXPORT,
+            "keras-hub>=0.32",
             "onnxscript>=0.5",  # Keras on PyTorch exports ONNX by it
             "mypy>=1.15",
             "pytest>=8.3",

@@ -86,3 +86,20 @@ def did_you_mean(name, known):
     if not near:
         return ""
     return f" Did you mean {' or '.join(repr(match) for match in near)}?"
+
+
+def unknown_name(kind: str, identifier: Any, module: Any) -> ValueError:
+    """Return the error for what is no name of a loss or metric of Keras.
+
+    Example:
+        >>> error = unknown_name("loss", "hinge_los", keras.losses)
+        >>> "Did you mean 'hinge" in str(error)
+        True
+    """
+    names = [name for name in dir(module) if not name.startswith("_")]
+    near = did_you_mean(str(identifier), ["accuracy", "crossentropy", *names])
+    return ValueError(
+        f"Unknown {kind}. Received: {identifier!r}. Expected: a name in "
+        f"{module.__name__}, a function of "
+        f"(y_true, y_pred), or an object of class {kind.capitalize()}.{near}"
+    )

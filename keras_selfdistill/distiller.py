@@ -18,7 +18,7 @@ from keras_selfdistill.pair_losses import pair_losses
 from keras_selfdistill.placement import Tap
 from keras_selfdistill.teacher import teacher_network
 from keras_selfdistill.top import with_classifier
-from keras_selfdistill.training_data import check_arrays
+from keras_selfdistill.training_data import check_training_data
 
 
 class Step(NamedTuple):
@@ -307,14 +307,17 @@ class SelfDistiller(keras.Model):
         """Train, with the arguments of `keras.Model.fit`.
 
         Raises:
-            ValueError: An array is empty, holds NaN or infinity, or labels that are no
-                classes of the base.
+            TypeError: An array holds no numbers.
+            ValueError: There are no data, or an array is of another shape or length
+                than the base, the loss or the other arrays ask for, or holds NaN,
+                infinity, or labels that are no classes of the base.
         """
         if self.compiled:
-            check_arrays(
+            check_training_data(
                 x,
                 y,
                 kwargs.get("sample_weight"),
+                base=self.base,
                 task=self._graph.task,
                 label_loss=self._objective.label_loss,
             )

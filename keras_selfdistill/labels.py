@@ -4,6 +4,8 @@ from typing import Any
 
 import keras
 
+from keras_selfdistill.config import unknown_name
+
 _SCALAR_REDUCTIONS = ("sum_over_batch_size", "sum", "mean", "mean_with_sample_weight")
 
 
@@ -29,7 +31,10 @@ def as_loss(identifier: Any) -> keras.losses.Loss:
         )
     if isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce"):
         return _FunctionLoss(crossentropy, name=identifier)
-    loss = keras.losses.get(identifier)
+    try:
+        loss = keras.losses.get(identifier)
+    except ValueError as error:
+        raise unknown_name("loss", identifier, keras.losses) from error
     if not isinstance(loss, keras.losses.Loss):
         name = identifier if isinstance(identifier, str) else None
         return _FunctionLoss(loss, name=name or getattr(loss, "__name__", None))

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_selfdistill.config import unknown_name
 from keras_selfdistill.labels import crossentropy, is_sparse
 
 
@@ -82,7 +83,10 @@ def _resolve(identifier, copy):
         metric = keras.metrics.MeanMetricWrapper(crossentropy, name=identifier)
         metric._direction = "down"
         return metric
-    metric = keras.metrics.get(identifier)
+    try:
+        metric = keras.metrics.get(identifier)
+    except ValueError as error:
+        raise unknown_name("metric", identifier, keras.metrics) from error
     if not isinstance(metric, keras.Metric):
         metric = keras.metrics.MeanMetricWrapper(metric, name=metric.__name__)
     if isinstance(identifier, str):
