@@ -69,7 +69,8 @@ def plot_accuracy_vs_compute(
     ax.margins(x=0.1, y=0.15)
     ax.set_xlim(left=0)
     style.tidy(ax)
-    ax.legend(loc="lower right", frameon=False)
+    # Above, where it covers no curve.
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
     place_labels(ax, exits)
     return ax.figure
 
