@@ -64,7 +64,9 @@ def lesson(x, y, learner, teacher):
     start = x + 95 * teacher + 14 * (learner - 1) + 14
     depth = y + 28 + 26 * (teacher - learner)
     end += 15 * (teacher - learner - 2) - 14
-    return line(f"M{start} {y + 18}C{start} {depth} {end} {depth} {end} {y + 20}", TEACH)
+    return line(
+        f"M{start} {y + 18}C{start} {depth} {end} {depth} {end} {y + 20}", TEACH
+    )
 
 
 def teachers():
@@ -110,7 +112,7 @@ def early_exit():
         name = "final" if last else f"exit_{i + 1}"
         parts.append(box(x + 125, 152, 74, name, BASE if last else HEAD))
         parts.append(line(f"M{x + 125} 170V206", INK if last else HEAD))
-        gone = count - (counts + [0])[i + 1]
+        gone = count - ([*counts, 0])[i + 1]
         for j in range(gone):
             center = x + 125 + 22 * (j - (gone - 1) / 2)
             color = INK if last else HEAD

@@ -1,8 +1,11 @@
 """What the site adds to MkDocs: formulas as MathML, which needs no script."""
 
+import logging
 from typing import Any
 
 from latex2mathml.converter import convert
+
+log = logging.getLogger("mkdocs.hooks.formulas")
 
 
 def on_config(config: Any) -> Any:
@@ -13,5 +16,8 @@ def on_config(config: Any) -> Any:
 
 
 def formula(source: str, *args: Any, **kwargs: Any) -> str:
-    """Return a formula in LaTeX as MathML."""
-    return convert(source.strip(), display="block")
+    """Return LaTeX as MathML; warn of what the converter left as it was."""
+    result = convert(source.strip(), display="block")
+    if "&</m" in result or "\\" in result:
+        log.warning("The converter does not know a part of this formula:\n%s", source)
+    return result

@@ -24,22 +24,24 @@ MODULES = {"pip", "pytest", "venv"}
 
 
 def fences(name):
-    """Return (language, text) of every code block of a document."""
-    text = (ROOT / name).read_text(encoding="utf-8")
-    return re.findall(r"^```(\w+)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    """Yield (language, text, number of lines before it) of a document's code blocks."""
+    document = (ROOT / name).read_text(encoding="utf-8")
+    pattern = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+    for found in pattern.finditer(document):
+        yield *found.groups(), document.count("\n", 0, found.start(2))
 
 
 def code_blocks(name, language):
-    return [text for each, text in fences(name) if each == language]
+    return [text for each, text, _ in fences(name) if each == language]
 
 
 def run_page(name, names):
     """Run Python blocks in order; a block of text is what the one before printed."""
     printed = ""
-    for language, text in fences(name):
+    for language, text, lines in fences(name):
         if language == "python":
             with contextlib.redirect_stdout(io.StringIO()) as output:
-                exec(compile(text, name, "exec"), names)
+                exec(compile("\n" * lines + text, ROOT / name, "exec"), names)
             printed = output.getvalue()
         elif language == "text":
             assert printed == text
