@@ -10,7 +10,7 @@ from keras import layers
 import keras_selfdistill as ksd
 from keras_selfdistill import analysis
 from keras_selfdistill.analysis.features import probe, scatter
-from keras_selfdistill.analysis.flat_minima import weight_noise
+from keras_selfdistill.analysis.weight_noise import weight_noise
 
 from .conftest import make_batch, small_base, to_numpy
 

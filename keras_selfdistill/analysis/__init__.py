@@ -9,12 +9,12 @@ from keras_selfdistill.analysis.features import (
     discriminating_features,
     exit_features,
 )
-from keras_selfdistill.analysis.flat_minima import FlatMinima, flat_minima
 from keras_selfdistill.analysis.gradients import (
     Gradients,
     gradients_by_depth,
     logged_gradients,
 )
+from keras_selfdistill.analysis.weight_noise import FlatMinima, flat_minima
 
 __all__ = [
     "Answers",
