@@ -67,75 +67,6 @@ def train(model, images, labels):
     model.fit(images, labels, batch_size=FLAGS.batch_size, epochs=FLAGS.epochs)
 
 
-def collect_rows(plain, model, x_test, y_test):
-    """Return (name, accuracy, parameters, share of multiply-adds), the base first."""
-    costs = ksd.profile(model)
-    logs = model.evaluate(x_test, y_test, verbose=0, return_dict=True)
-    base = plain.evaluate(x_test, y_test, verbose=0, return_dict=True)
-    rows = [("plain base", base["accuracy"], costs["final"].parameters, 1.0)]
-    for name, cost in costs.items():
-        key = "accuracy" if name == "final" else f"{name}_accuracy"
-        rows.append((name, logs[key], cost.parameters, cost.share))
-    return rows
-
-
-def print_table(rows):
-    """Print one line a row."""
-    print(f"\n{'':12}{'accuracy':>10}{'parameters':>12}{'multiply-adds':>15}")
-    for name, accuracy, parameters, share in rows:
-        print(f"{name:12}{accuracy:>10.2%}{parameters:>12,}{share:>15.1%}")
-
-
-def plot(rows, path):
-    """Save a picture of accuracy against compute."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    marks = {"plain base": ("s", "#D55E00"), "ensemble": ("D", "#009E73")}
-    exits = [row for row in rows if row[0] not in marks]
-    axes.plot(
-        [share for *_, share in exits],
-        [accuracy for _, accuracy, *_ in exits],
-        "o-",
-        color="#0072B2",
-        label="exits",
-    )
-    for name, accuracy, _, share in rows:
-        if name in marks:
-            marker, color = marks[name]
-            axes.plot(
-                share,
-                accuracy,
-                marker,
-                color=color,
-                markersize=11,
-                markerfacecolor="none",
-                markeredgewidth=2,
-                label=name,
-            )
-        else:
-            axes.annotate(
-                name,
-                (share, accuracy),
-                xytext=(0, -20),
-                textcoords="offset points",
-                ha="center",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-            )
-    axes.set_xlabel("multiply-adds (share of the base)")
-    axes.set_ylabel("accuracy on test images")
-    axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.yaxis.set_major_formatter("{x:.2%}")
-    axes.margins(x=0.12, y=0.15)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def main(argv):
     """Run the example."""
     if len(argv) > 1:
@@ -151,12 +82,12 @@ def main(argv):
     print(f"\nTraining with exits at {', '.join(model.taps)}")
     train(model, x_train, y_train)
 
-    rows = collect_rows(plain, model, x_test, y_test)
-    print_table(rows)
+    report = ksd.report(model, (x_test, y_test), base=plain)
+    print(f"\n{report}")
     output_dir = pathlib.Path(FLAGS.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     model.save(output_dir / "selfdistilled.keras")
-    plot(rows, output_dir / "accuracy_vs_compute.png")
+    report.plot().savefig(output_dir / "accuracy_vs_compute.png", dpi=150)
     print(f"\nSaved selfdistilled.keras and accuracy_vs_compute.png in {output_dir}")
 
 

@@ -1,6 +1,15 @@
 """Self-distillation and early exits for any Keras 3 classifier."""
 
-from keras_selfdistill import callbacks, criteria, heads, losses, networks, recipes
+from keras_selfdistill import (
+    analysis,
+    callbacks,
+    criteria,
+    heads,
+    losses,
+    networks,
+    recipes,
+    visualization,
+)
 from keras_selfdistill.comparison import compare
 from keras_selfdistill.counting import register_multiply_adds
 from keras_selfdistill.distiller import SelfDistiller
@@ -14,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "EarlyExit",
     "SelfDistiller",
+    "analysis",
     "callbacks",
     "compare",
     "criteria",
@@ -26,4 +36,5 @@ __all__ = [
     "register_multiply_adds",
     "report",
     "suggest_taps",
+    "visualization",
 ]

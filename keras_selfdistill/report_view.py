@@ -1,8 +1,6 @@
 """Reports as tables and pictures."""
 
-import os
 import textwrap
-from collections.abc import Mapping
 from typing import Any
 
 from keras_selfdistill.table import Table, compact, csv_text
@@ -57,57 +55,6 @@ def csv_of(rows: list[dict]) -> str:
             for row in rows
         ]
     )
-
-
-def draw(
-    points: Mapping[str, tuple[float, float]],
-    what: str,
-    path: str | os.PathLike | None = None,
-) -> Any:
-    """Draw what accuracy costs: exits in a line, other models beside it.
-
-    Args:
-        points: Share of the base's multiply-adds and accuracy, by name.
-        what: `"accuracy"`, or what else stands in its place.
-        path: File to write.
-
-    Raises:
-        ImportError: Matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "A picture needs matplotlib, which is not installed. Run "
-            "`python -m pip install matplotlib`; the numbers are in `.rows`."
-        ) from error
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    exits = {name: at for name, at in points.items() if _is_exit(name)}
-    axes.plot(*zip(*exits.values(), strict=True), "o-", color="#0072B2", label="exits")
-    for name, at in exits.items():
-        axes.annotate(name, at, (0, -16), textcoords="offset points", ha="center")
-    looks = zip("sD^v", ("#D55E00", "#009E73", "#CC79A7", "black"), strict=True)
-    others = [name for name in points if name not in exits]
-    for name, (marker, color) in zip(others, looks, strict=False):
-        axes.plot(
-            *points[name], marker, ms=10, mfc="none", mec=color, mew=2, label=name
-        )
-    axes.set_xlabel("multiply-adds, as a share of the base's")
-    axes.set_ylabel(what.replace("_", " "))
-    axes.xaxis.set_major_formatter("{x:.0%}")
-    if what == "accuracy":
-        axes.yaxis.set_major_formatter("{x:.1%}")
-    axes.margins(x=0.12, y=0.18)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    if path is not None:
-        figure.savefig(path)
-    return figure
-
-
-def _is_exit(name):
-    return name == "final" or name.startswith("exit_")
 
 
 def _cell(row, key):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,8 +10,9 @@ import keras
 from keras_selfdistill.feeding import Feeder
 from keras_selfdistill.latency import WARM_UP, median_milliseconds
 from keras_selfdistill.measures import Answers, Sums, as_answers
-from keras_selfdistill.report_view import csv_of, draw, table_of
+from keras_selfdistill.report_view import csv_of, table_of
 from keras_selfdistill.subject import Subject, size_on_disk, subject_of
+from keras_selfdistill.visualization import plot_accuracy_vs_compute
 
 PLAIN = "plain base"
 
@@ -116,11 +116,11 @@ class Report:
         rows = [{**row, "unknown": list(row["unknown"])} for row in found["rows"]]
         return {**found, "rows": rows}
 
-    def plot(self, path: str | os.PathLike | None = None) -> Any:
-        """Draw accuracy (of a regression, the error) against multiply-adds.
+    def plot(self, ax: Any = None) -> Any:
+        """Draw accuracy (of a regression, the mean error) against multiply-adds.
 
         Args:
-            path: File to write, such as `"report.svg"`.
+            ax: Matplotlib axes to draw on.
 
         Returns:
             A `matplotlib.figure.Figure`.
@@ -134,7 +134,12 @@ class Report:
             for row in self.rows
             if row.share is not None
         }
-        return draw(points, key, path)
+        figure = plot_accuracy_vs_compute(points, ax=ax)
+        if self.task == "regression":
+            (axes,) = figure.axes if ax is None else [ax]
+            axes.set_ylabel("mean absolute error")
+            axes.yaxis.set_major_formatter("{x:.3g}")
+        return figure
 
     def _title(self):
         return f"{self.model}: {self.task}, {self.samples:,} samples"

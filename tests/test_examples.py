@@ -1,5 +1,7 @@
 """The examples run as a newcomer would run them, at tiny size."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -15,14 +17,18 @@ def test_quickstart(tmp_path):
     result = run_python(
         ROOT / "examples" / "quickstart.py", "--epochs=2", f"--output_dir={tmp_path}"
     )
-    table = result.stdout[result.stdout.index("parameters") :].splitlines()
-    rows = {line[:12].strip(): line[12:].split() for line in table[1:6]}
+    title = result.stdout.index("multiclass, 899 samples")
+    _, _, headings, *table = result.stdout[title:].splitlines()
+    columns = re.split(r"\s{2,}", headings)
+    cells = [re.split(r"\s{2,}", line) for line in table[:5]]
+    rows = {line[0]: dict(zip(columns, line, strict=True)) for line in cells}
     assert list(rows) == ["plain base", "exit_1", "exit_2", "final", "ensemble"]
-    assert rows["plain base"][1:] == rows["final"][1:] == ["24,282", "100.0%"]
-    shares = [float(rows[f"exit_{i}"][2].rstrip("%")) for i in (1, 2)]
+    for name in ("plain base", "final"):
+        assert (rows[name]["params"], rows[name]["share"]) == ("24.3 k", "100.0%")
+    shares = [float(rows[f"exit_{i}"]["share"].rstrip("%")) for i in (1, 2)]
     assert 0 < shares[0] < shares[1] < 100
-    for accuracy, *_ in rows.values():
-        assert 10 < float(accuracy.rstrip("%")) <= 100
+    for row in rows.values():
+        assert 10 < float(row["accuracy"].rstrip("%")) <= 100
     assert (tmp_path / "accuracy_vs_compute.png").read_bytes()[:4] == b"\x89PNG"
     model = keras.saving.load_model(tmp_path / "selfdistilled.keras")
     assert isinstance(model, ksd.SelfDistiller)
@@ -31,7 +37,7 @@ def test_quickstart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["quickstart", "train_cifar100", "compress", "rounds"]
+    "script", ["quickstart", "train_cifar100", "compress", "rounds", "analysis"]
 )
 def test_help_explains_every_flag(script):
     result = run_python(ROOT / "examples" / f"{script}.py", "--help", check=False)
