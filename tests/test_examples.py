@@ -56,6 +56,7 @@ def test_quickstart_refuses_stray_arguments(tmp_path):
     assert "stray" in result.stdout + result.stderr
 
 
+@pytest.mark.long
 def test_the_benchmark_prints_its_ratio():
     result = run_python(
         ROOT / "benchmarks" / "train_step.py",
