@@ -1,6 +1,7 @@
 """`SelfDistiller`: a base with exits that trains all of them at once by `fit`."""
 
 import contextlib
+import threading
 import types
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -135,6 +136,7 @@ class SelfDistiller(keras.Model):
         )
         # Kept in plain objects, whose layers and metrics Keras does not track twice.
         self._graph = graph
+        self._turn = threading.RLock()
         self._recipe = recipe
         self._head = graph.head
         self._given = types.SimpleNamespace(teacher=teacher, pair_losses=pairs)
@@ -370,6 +372,15 @@ class SelfDistiller(keras.Model):
         """Evaluate, with the arguments of `keras.Model.evaluate`."""
         with self._logs.of_evaluation() if self.compiled else contextlib.nullcontext():
             return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        """Predict, with the arguments of `keras.Model.predict`.
+
+        Calls from several threads take turns: on JAX, Keras takes the weights out of a
+        model while it predicts. `EarlyExit.predict` runs at the same time.
+        """
+        with self._turn:
+            return super().predict(*args, **kwargs)
 
     def test_on_batch(self, *args, **kwargs):
         """Evaluate a batch, with the arguments of `keras.Model.test_on_batch`."""

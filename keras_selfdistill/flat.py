@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import inspect
+import weakref
 from typing import Any
 
 import keras
@@ -89,12 +90,17 @@ class FlatModel:
     calls: dict[str, Any]
 
 
+# Spread models by the model they come from, with the calls that it had.
+_KNOWN: Any = weakref.WeakKeyDictionary()
+
+
 def flatten(model: Any) -> FlatModel:
     """Return a model whose nested functional and Sequential models are spread out.
 
-    Layers are called again behind and in nested models only; weights are shared and
-    the user's model stays as it is. A model with a `call` of its own is no graph: it
-    stays one layer.
+    Layers are called again behind and in nested models only, and once for all wrappers
+    of a model, because Keras keeps their calls as long as the layers; weights are
+    shared and the user's model stays as it is. A model with a `call` of its own is no
+    graph: it stays one layer.
 
     Args:
         model: Functional or built Sequential model.
@@ -111,6 +117,15 @@ def flatten(model: Any) -> FlatModel:
     if not any(_is_nested(node.operation) for node in nodes):
         calls = {label: node.outputs[0] for label, node in _labelled(nodes)}
         return FlatModel(model, calls)
+    nodes = _all_nodes(model)
+    known_nodes, known = _KNOWN.get(model, (None, None))
+    if known_nodes != nodes:
+        known = _spread_out(model)
+        _KNOWN[model] = nodes, known
+    return known
+
+
+def _spread_out(model):
     spread = _Spread(_renamed(model))
     values = {id(tensor): tensor for tensor in model.inputs}
     spread.run(model, values, prefix="", training=None)
@@ -162,6 +177,13 @@ class _Spread:
             kwargs.setdefault("training", training)
         call = self._renamed.get(id(operation), operation)
         return keras.tree.flatten(call(*args, **kwargs))
+
+
+def _all_nodes(model):
+    """Return every call of a model and of those nested in it."""
+    nodes = model_nodes(model)
+    inner = [node.operation for node in nodes if _is_nested(node.operation)]
+    return nodes + [node for model in inner for node in _all_nodes(model)]
 
 
 def _is_nested(operation):

@@ -50,24 +50,31 @@ def _apply(optimizer, gradients, variables, verdict):
     """Call the optimizer where the verdict lets it, also if replicas train together."""
     if not optimizer.built:  # Not in a branch of the graph.
         optimizer.build(variables)
-    if _replicas() > 1 and isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+    scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if _replicas() > 1 and scaled:
         # Keras asks one replica alone whether gradients are finite: tell it of others.
         first = next(i for i, g in enumerate(gradients) if g is not None)
         told = tf.where(verdict.gradients, gradients[first], float("nan"))
         gradients = [*gradients[:first], told, *gradients[first + 1 :]]
 
-    def update_all(strategy, gradients, applies):
+    def apply(gradients):
+        optimizer.apply(gradients, variables)
+
+    def apply_on_all(strategy, gradients):
+        if scaled or tf.distribute.has_strategy():
+            strategy.extended.call_for_each_replica(apply, args=(gradients,))
+        else:
+            # For itself, not as the one replica of many: reducing gradients, Keras has
+            # TensorFlow keep the whole graph for good.
+            apply(gradients)
+
+    def apply_where_finite(strategy, gradients, applies):
         # A branch in which replicas meet must itself be one where they have met.
-        tf.cond(
-            strategy.experimental_local_results(applies)[0],
-            lambda: strategy.extended.call_for_each_replica(
-                lambda given: optimizer.apply(given, variables), args=(gradients,)
-            ),
-            lambda: None,
-        )
+        applies = strategy.experimental_local_results(applies)[0]
+        tf.cond(applies, lambda: apply_on_all(strategy, gradients), lambda: None)
 
     tf.distribute.get_replica_context().merge_call(
-        update_all, args=(gradients, verdict.applies(optimizer))
+        apply_where_finite, args=(gradients, verdict.applies(optimizer))
     )
 
 
