@@ -114,7 +114,7 @@ def attach_exits(
             a name that exits use, or the head does not fit a tap.
     """
     check_functional(base)
-    flat = flatten(base)
+    flat = flatten(base, _tap_names(taps))
     with unrecorded(flat.model):
         return _attach(base, flat, taps, head, recipe, task)
 
@@ -125,7 +125,7 @@ def _attach(base, flat, taps, head, recipe, task):
     names = exit_names(len(chosen))
     _check_names(flat.model, names)
     by_exit = dict(zip(names[:-1], chosen.values(), strict=True))
-    target = _target(end)
+    target = _target(end, flat.calls)
     if head is None:
         own = heads.suited(recipe.head, list(chosen.values()), target)
         head = affordable_head(flat.model, own, by_exit, target, end.task.units)
@@ -175,8 +175,13 @@ def _choose_taps(flat: FlatModel, end: Classifier, taps):
             "`taps` must hold at least one tap. Received: taps=[]. Expected: layer "
             "names, or a number of exits such as 3."
         )
-    names = [tap.name if isinstance(tap, Tap) else tap for tap in taps]
-    return named_taps(flat, end.feature, names)
+    return named_taps(flat, end.feature, _tap_names(taps))
+
+
+def _tap_names(taps):
+    """Return the names among what may be taps: `_choose_taps` checks them."""
+    given = taps if isinstance(taps, (list, tuple)) else ()
+    return [tap.name if isinstance(tap, Tap) else tap for tap in given]
 
 
 def _make_exit(name, feature, end: Classifier, head: Head, adapt: bool):
@@ -205,7 +210,8 @@ def _ensemble(exits, activation):
     return layers.Activation(activation, name="ensemble", dtype="float32")(logits)
 
 
-def _target(end: Classifier):
+def _target(end: Classifier, calls):
+    mask = calls.get("padding_mask")
     channels_last = end.data_format == "channels_last"
     shape = tuple(end.last_spatial.shape) if end.last_spatial is not None else ()
     return Target(
@@ -215,6 +221,7 @@ def _target(end: Classifier):
         data_format=end.data_format,
         spatial=end.last_spatial,
         positions=tuple(end.feature.shape[1:-1]),
+        padding_mask=mask if mask is not None and len(mask.shape) == 2 else None,
     )
 
 

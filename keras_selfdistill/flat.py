@@ -3,13 +3,16 @@
 import collections
 import dataclasses
 import inspect
+import re
 import weakref
+from collections.abc import Collection
 from typing import Any
 
 import keras
 
 from keras_selfdistill.config import PACKAGE
 from keras_selfdistill.graph import input_structure, model_nodes
+from keras_selfdistill.opened import holds_layers, opened
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -90,20 +93,24 @@ class FlatModel:
     calls: dict[str, Any]
 
 
-# Spread models by the model they come from, with the calls that it had.
+# Spread models by the model they come from, the paths that taps open, and its calls.
 _KNOWN: Any = weakref.WeakKeyDictionary()
 
 
-def flatten(model: Any) -> FlatModel:
+def flatten(model: Any, taps: Collection[str] = ()) -> FlatModel:
     """Return a model whose nested functional and Sequential models are spread out.
 
     Layers are called again behind and in nested models only, and once for all wrappers
     of a model, because Keras keeps their calls as long as the layers; weights are
-    shared and the user's model stays as it is. A model with a `call` of its own is no
-    graph: it stays one layer.
+    shared and the user's model stays as it is. A model or layer with a `call` of its
+    own stays one layer, unless a tap names a layer inside.
 
     Args:
         model: Functional or built Sequential model.
+        taps: Names that will be tapped.
+
+    Raises:
+        ValueError: A tap names a layer inside one that cannot be opened.
 
     Example:
         >>> stack = [keras.Input((4,)), keras.layers.Dense(3, name="hidden")]
@@ -113,20 +120,22 @@ def flatten(model: Any) -> FlatModel:
         >>> [name for name in flat.calls if "/" in name or name == "top"]
         ['backbone/hidden', 'top']
     """
+    nested = _Nested(taps)
+    known = _KNOWN.setdefault(model, {})
+    nodes, flat = known.get(nested.paths, (None, None))
+    if nodes != _all_nodes(model):  # The first time, or it was rebuilt.
+        flat = _spread_out(model, nested)
+        if flat.model is not model:  # Which would keep itself alive.
+            known[nested.paths] = _all_nodes(model), flat
+    return flat
+
+
+def _spread_out(model, nested):
     nodes = model_nodes(model)
-    if not any(_is_nested(node.operation) for node in nodes):
+    if not any(nested.model(node, label) for label, node in _labelled(nodes)):
         calls = {label: node.outputs[0] for label, node in _labelled(nodes)}
         return FlatModel(model, calls)
-    nodes = _all_nodes(model)
-    known_nodes, known = _KNOWN.get(model, (None, None))
-    if known_nodes != nodes:
-        known = _spread_out(model)
-        _KNOWN[model] = nodes, known
-    return known
-
-
-def _spread_out(model):
-    spread = _Spread(_renamed(model))
+    spread = _Spread(nested, _renamed(model, nested))
     values = {id(tensor): tensor for tensor in model.inputs}
     spread.run(model, values, prefix="", training=None)
     outputs = [values[id(tensor)] for tensor in model.outputs]
@@ -135,11 +144,36 @@ def _spread_out(model):
     return FlatModel(whole, spread.calls)
 
 
+class _Nested:
+    """Knows the model inside a call: a nested one, or a layer that taps look into."""
+
+    def __init__(self, taps):
+        self.paths = frozenset(
+            tap[: end.start()]
+            for tap in taps
+            if isinstance(tap, str)
+            for end in re.finditer("/", tap)
+        )
+        self._opened: dict[int, Any] = {}
+
+    def model(self, node, path):
+        """Return the functional model inside a call, `None` if it stays closed."""
+        operation = node.operation
+        if _is_nested(operation):
+            return operation
+        if path not in self.paths or not holds_layers(operation):
+            return None
+        if id(node) not in self._opened:
+            self._opened[id(node)] = opened(operation, node, path)
+        return self._opened[id(node)]
+
+
 class _Spread:
     """Calls the operations of nested models on the tensors of the model around them."""
 
-    def __init__(self, renamed):
+    def __init__(self, nested, renamed):
         self.calls: dict[str, Any] = {}
+        self._nested = nested
         self._renamed = renamed
 
     def run(self, model, values, prefix, training):
@@ -150,15 +184,15 @@ class _Spread:
                 if not prefix:
                     self.calls[path] = node.outputs[0]
                 continue
-            if _is_nested(node.operation):
-                outputs = self._run_nested(node, values, path, training)
+            inner = self._nested.model(node, path)
+            if inner:
+                outputs = self._run_nested(inner, node, values, path, training)
             else:
                 outputs = self._run_operation(node, values, training)
                 self.calls[path] = outputs[0]
             values.update(zip(map(id, node.outputs), outputs, strict=True))
 
-    def _run_nested(self, node, values, path, training):
-        inner = node.operation
+    def _run_nested(self, inner, node, values, path, training):
         given = [values[id(tensor)] for tensor in node.arguments.keras_tensors]
         inside = {
             id(tensor): _as_dtype(value, tensor.dtype, f"{path}_{i}")
@@ -208,10 +242,10 @@ def _labelled(nodes):
         yield (f"{name}@{done[name]}" if calls[name] > 1 else name), node
 
 
-def _renamed(model):
+def _renamed(model, nested):
     """Return `Renamed` operations, by the id of those whose name another one has."""
     found: dict[int, tuple[str, Any]] = {}
-    _collect(model, "", found)
+    _collect(model, "", found, nested)
     taken = {path for path, _ in found.values() if "/" not in path}
     renamed = {}
     for key, (path, operation) in found.items():
@@ -220,21 +254,23 @@ def _renamed(model):
         name, count = operation.name, 1
         while name in taken:
             count += 1
-            name = path.replace("/", "_") + (f"_{count}" if count > 2 else "")
+            name = re.sub(r"@\d+", "", path).replace("/", "_")
+            name += f"_{count}" if count > 2 else ""
         taken.add(name)
         if name != operation.name:
             renamed[key] = Renamed(operation, name=name)
     return renamed
 
 
-def _collect(model, prefix, found):
+def _collect(model, prefix, found, nested):
     """Add (path, operation) of every operation in a model and those nested in it."""
-    for node in model_nodes(model):
+    for label, node in _labelled(model_nodes(model)):
         operation = node.operation
         if node.is_input and prefix:
             continue
-        if _is_nested(operation):
-            _collect(operation, f"{prefix}{operation.name}/", found)
+        inner = nested.model(node, prefix + label)
+        if inner:
+            _collect(inner, f"{prefix}{label}/", found, nested)
         else:
             found.setdefault(id(operation), (prefix + operation.name, operation))
 

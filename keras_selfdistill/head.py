@@ -25,6 +25,8 @@ class Target:
         spatial: That tensor, for heads that read it.
         positions: Axes of the feature between batch and width, where each position
             has an answer.
+        padding_mask: The base's input of this name, shape `(batch, steps)`: 1 where a
+            sequence has a token, 0 where it is padded.
     """
 
     width: int
@@ -33,6 +35,7 @@ class Target:
     data_format: str = "channels_last"
     spatial: Any = None
     positions: tuple[int | None, ...] = ()
+    padding_mask: Any = None
 
 
 class Head(Config):

@@ -220,7 +220,9 @@ class TopDown(Head):
 class Linear(Head):
     """Pooling and one dense layer with ReLU: the head for taps of any rank.
 
-    The cheapest head, and the one for bases without spatial axes.
+    The cheapest head, and the one for bases without spatial axes. Padded steps of a
+    sequence are left out of the mean: those of a Keras mask, else those of the base's
+    input `padding_mask`, as KerasHub calls it.
 
     Example:
         >>> tap = keras.Input((32,))
@@ -240,10 +242,17 @@ class Linear(Head):
         if len(tap.shape) in pools:
             x = pools[len(tap.shape)](
                 data_format=target.data_format, name=f"{name}_pool", dtype=dtype
-            )(x)
+            )(x, **_padding(tap, target))
         return layers.Dense(
             target.width, activation="relu", name=f"{name}_feature", dtype=dtype
         )(x)
+
+
+def _padding(tap, target):
+    mask = target.padding_mask
+    if mask is None or len(tap.shape) != 3 or tap.shape[1] != mask.shape[1]:
+        return {}
+    return {} if getattr(tap, "_keras_mask", None) is not None else {"mask": mask}
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

@@ -81,7 +81,10 @@ def test_losses_and_one_step_agree(one_step, recipe, pair):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_suite_passes_on(backend):
+@pytest.mark.parametrize(
+    "length", ["not long", pytest.param("long", marks=pytest.mark.long)]
+)
+def test_the_suite_passes_on(backend, length):
     """All tests that do not choose a backend themselves, on the other backends."""
     require_backend(backend)
     if backend == keras.backend.backend():
@@ -91,7 +94,7 @@ def test_the_suite_passes_on(backend):
         "pytest",
         "-q",
         "-m",
-        "not process and not real_data and not once and not long",
+        f"not process and not real_data and not once and {length}",
         "-p",
         "no:cacheprovider",
         "-n",

@@ -31,7 +31,7 @@ def test_quickstart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["quickstart", "train_cifar100", "compress", "rounds"]
+    "script", ["quickstart", "train_cifar100", "compress", "rounds", "analysis"]
 )
 def test_help_explains_every_flag(script):
     result = run_python(ROOT / "examples" / f"{script}.py", "--help", check=False)
@@ -50,6 +50,7 @@ def test_quickstart_refuses_stray_arguments(tmp_path):
     assert "stray" in result.stdout + result.stderr
 
 
+@pytest.mark.long
 def test_the_benchmark_prints_its_ratio():
     result = run_python(
         ROOT / "benchmarks" / "train_step.py",
