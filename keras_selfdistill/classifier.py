@@ -189,11 +189,21 @@ def _logits(base, output, task):
             before = PreActivation(last, name=f"{node.operation.name}_logits")
             logits = before(node.input_tensors[0])
         for operation in reversed(behind):
-            logits = operation(logits)
+            logits = _twin(operation)(logits)
         return node, logits, kind
     if kind == "linear" or (kind is None and explicit):
         return node, output, "linear"
     raise ValueError(_unknown_end(base, last))
+
+
+def _twin(layer):
+    """Return a layer without weights like one of the base, which is not called again.
+
+    Keras keeps the calls of a layer as long as the layer.
+    """
+    like = original(layer)
+    config = {**like.get_config(), "name": f"{layer.name}_of_logits"}
+    return type(like).from_config(config)
 
 
 def _walk_to_weights(base, output, task):

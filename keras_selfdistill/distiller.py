@@ -1,5 +1,7 @@
 """`SelfDistiller`: a base with exits that trains all of them at once by `fit`."""
 
+import contextlib
+import threading
 import types
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,9 +15,11 @@ from keras_selfdistill.config import PACKAGE, did_you_mean
 from keras_selfdistill.exits import attach_exits
 from keras_selfdistill.graph import producer
 from keras_selfdistill.logs import Logs
+from keras_selfdistill.nonfinite import StopWithoutProgress, Verdict
 from keras_selfdistill.objective import Objective
 from keras_selfdistill.pair_losses import pair_losses
 from keras_selfdistill.placement import Tap
+from keras_selfdistill.section_gradients import mean_magnitudes, section_weights
 from keras_selfdistill.teacher import teacher_network
 from keras_selfdistill.top import with_classifier
 from keras_selfdistill.training_data import check_training_data
@@ -132,6 +136,7 @@ class SelfDistiller(keras.Model):
         )
         # Kept in plain objects, whose layers and metrics Keras does not track twice.
         self._graph = graph
+        self._turn = threading.RLock()
         self._recipe = recipe
         self._head = graph.head
         self._given = types.SimpleNamespace(teacher=teacher, pair_losses=pairs)
@@ -251,6 +256,7 @@ class SelfDistiller(keras.Model):
         steps_per_execution=1,
         jit_compile="auto",
         auto_scale_loss=True,
+        log_gradients=False,
     ):
         """Configure training, with the arguments that the base would be given.
 
@@ -265,6 +271,10 @@ class SelfDistiller(keras.Model):
             steps_per_execution: As in `keras.Model.compile`.
             jit_compile: As in `keras.Model.compile`.
             auto_scale_loss: As in `keras.Model.compile`.
+            log_gradients: Whether training also logs `section_1_gradient`, …: the mean
+                magnitude of the gradient in each section, |∂loss/∂w| averaged over the
+                section's trainable weights and over steps. A section is the part of
+                the base between two taps; heads are in none.
 
         Raises:
             TypeError: `loss` is missing or several, or the metrics are a mapping.
@@ -284,7 +294,14 @@ class SelfDistiller(keras.Model):
             external_teacher=self._teacher is not None,
             pair_losses=self._given.pair_losses,
         )
-        logs = Logs(self.exit_names, objective.terms, metrics, weighted_metrics)
+        sections = section_weights(self._graph) if log_gradients else {}
+        logs = Logs(
+            self.exit_names,
+            objective.terms,
+            metrics,
+            weighted_metrics,
+            gradients=[f"{section}_gradient" for section in sections],
+        )
         super().compile(
             optimizer=optimizer,
             metrics=logs.metrics,
@@ -296,17 +313,38 @@ class SelfDistiller(keras.Model):
         )
         self._objective = objective
         self._logs = logs
+        self._sections = types.MappingProxyType(sections)  # Not to be tracked.
         self._compile_arguments = types.SimpleNamespace(
-            loss=loss, metrics=metrics, weighted_metrics=weighted_metrics
+            loss=loss,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            log_gradients=log_gradients,
         )
 
     train_step = backend_step.train_step
     test_step = backend_step.test_step
 
-    def fit(self, x=None, y=None, *args, **kwargs):
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        *args,
+        **kwargs,
+    ):
         """Train, with the arguments of `keras.Model.fit`.
 
+        A step with NaN or infinity in its loss, its gradients or its batch statistics
+        changes nothing: no weight, no moving statistic, no state of the optimizer but
+        its loss scale. The log `nonfinite_steps` counts such steps of an epoch, and
+        losses that are not finite are left out of the logged means.
+
         Raises:
+            FloatingPointError: 100 steps in a row were skipped, or no loss of an epoch
+                was finite.
             TypeError: An array holds no numbers.
             ValueError: There are no data, or an array is of another shape or length
                 than the base, the loss or the other arrays ask for, or holds NaN,
@@ -321,7 +359,33 @@ class SelfDistiller(keras.Model):
                 task=self._graph.task,
                 label_loss=self._objective.label_loss,
             )
-        return super().fit(x, y, *args, **kwargs)
+        stop = StopWithoutProgress()
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(stop)
+        else:  # First, so that no other one saves or reports such an epoch.
+            callbacks = [stop, *(keras.tree.flatten(callbacks) if callbacks else [])]
+        return super().fit(
+            x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
+        )
+
+    def evaluate(self, *args, **kwargs):
+        """Evaluate, with the arguments of `keras.Model.evaluate`."""
+        with self._logs.of_evaluation() if self.compiled else contextlib.nullcontext():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        """Predict, with the arguments of `keras.Model.predict`.
+
+        Calls from several threads take turns: on JAX, Keras takes the weights out of a
+        model while it predicts. `EarlyExit.predict` runs at the same time.
+        """
+        with self._turn:
+            return super().predict(*args, **kwargs)
+
+    def test_on_batch(self, *args, **kwargs):
+        """Evaluate a batch, with the arguments of `keras.Model.test_on_batch`."""
+        with self._logs.of_evaluation() if self.compiled else contextlib.nullcontext():
+            return super().test_on_batch(*args, **kwargs)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -364,13 +428,43 @@ class SelfDistiller(keras.Model):
         loss = sum([*terms.values(), *own_losses])
         return Step(loss, terms, outputs, y, sample_weight)
 
-    def _update_logs(self, step: Step, loss_scale: float = 1.0) -> dict[str, Any]:
-        """Add a batch to the metrics, losses times `loss_scale`; return the logs."""
+    def _gradient_magnitudes(self, gradients) -> dict[str, Any]:
+        """Return what is to be logged of the gradients of the scaled loss."""
+        if not self._sections:
+            return {}
+        scale = self.optimizer.scale_loss(ops.ones(()))
+        return mean_magnitudes(
+            self._sections, self.trainable_variables, gradients, scale
+        )
+
+    def _update_logs(
+        self,
+        step: Step,
+        verdict: Verdict | None = None,
+        magnitudes: dict[str, Any] | None = None,
+        *,
+        replicas: int = 1,
+    ) -> dict[str, Any]:
+        """Add a batch to the metrics and return the logs.
+
+        Args:
+            step: What the batch gave, its losses divided by `replicas`.
+            verdict: Of a training step; what is not finite is left out of the means.
+            magnitudes: Of the gradients.
+            replicas: Devices that train together, each of which adds to the metrics.
+        """
+        counted = True if verdict is None else verdict.forward
         batch_size = ops.shape(step.labels)[0]
         losses = {"loss": step.loss, **step.terms}
-        trackers = {"loss": self._loss_tracker, **self._logs.terms}
-        for name, tracker in trackers.items():
-            tracker.update_state(losses[name] * loss_scale, sample_weight=batch_size)
+        for name, mean in self._logs.losses.items():
+            mean.add(losses[name] * replicas, counted=counted, weight=batch_size)
+        if verdict is not None:
+            skipped = ops.logical_not(verdict.finite)
+            self._logs.nonfinite_steps.update_state(
+                ops.cast(skipped, "float32") / replicas
+            )
+            for name, magnitude in (magnitudes or {}).items():
+                self._logs.gradients[name].add(magnitude, counted=verdict.finite)
         return self.compute_metrics(
             None, step.labels, step.outputs, sample_weight=step.sample_weight
         )
@@ -403,8 +497,8 @@ class SelfDistiller(keras.Model):
         """The loss, its terms, and the metrics of every exit and the ensemble."""
         if not self.compiled:
             return super().metrics
-        loss, *others = super().metrics
-        return [loss, *self._logs.terms.values(), *others]
+        _, *others = super().metrics  # Without Keras' own mean of the loss.
+        return self._logs.trackers(others)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make an equal wrapper."""

@@ -18,6 +18,7 @@ from keras_selfdistill.graph import (
     check_functional,
     dtype_policy,
     input_structure,
+    unrecorded,
 )
 from keras_selfdistill.head import Head, Target, resize_positions
 from keras_selfdistill.placement import Tap, placed_taps
@@ -114,6 +115,11 @@ def attach_exits(
     """
     check_functional(base)
     flat = flatten(base, _tap_names(taps))
+    with unrecorded(flat.model):
+        return _attach(base, flat, taps, head, recipe, task)
+
+
+def _attach(base, flat, taps, head, recipe, task):
     end = find_classifier(flat.model, task)
     chosen = _choose_taps(flat, end, taps)
     names = exit_names(len(chosen))

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import inspect
 import re
+import weakref
 from collections.abc import Collection
 from typing import Any
 
@@ -92,12 +93,17 @@ class FlatModel:
     calls: dict[str, Any]
 
 
+# Spread models by the model they come from, the paths that taps open, and its calls.
+_KNOWN: Any = weakref.WeakKeyDictionary()
+
+
 def flatten(model: Any, taps: Collection[str] = ()) -> FlatModel:
     """Return a model whose nested functional and Sequential models are spread out.
 
-    Layers are called again behind and in nested models only; weights are shared and
-    the user's model stays as it is. A model or layer with a `call` of its own stays
-    one layer, unless a tap names a layer inside.
+    Layers are called again behind and in nested models only, and once for all wrappers
+    of a model, because Keras keeps their calls as long as the layers; weights are
+    shared and the user's model stays as it is. A model or layer with a `call` of its
+    own stays one layer, unless a tap names a layer inside.
 
     Args:
         model: Functional or built Sequential model.
@@ -115,6 +121,16 @@ def flatten(model: Any, taps: Collection[str] = ()) -> FlatModel:
         ['backbone/hidden', 'top']
     """
     nested = _Nested(taps)
+    known = _KNOWN.setdefault(model, {})
+    nodes, flat = known.get(nested.paths, (None, None))
+    if nodes != _all_nodes(model):  # The first time, or it was rebuilt.
+        flat = _spread_out(model, nested)
+        if flat.model is not model:  # Which would keep itself alive.
+            known[nested.paths] = _all_nodes(model), flat
+    return flat
+
+
+def _spread_out(model, nested):
     nodes = model_nodes(model)
     if not any(nested.model(node, label) for label, node in _labelled(nodes)):
         calls = {label: node.outputs[0] for label, node in _labelled(nodes)}
@@ -132,12 +148,12 @@ class _Nested:
     """Knows the model inside a call: a nested one, or a layer that taps look into."""
 
     def __init__(self, taps):
-        self._paths = {
+        self.paths = frozenset(
             tap[: end.start()]
             for tap in taps
             if isinstance(tap, str)
             for end in re.finditer("/", tap)
-        }
+        )
         self._opened: dict[int, Any] = {}
 
     def model(self, node, path):
@@ -145,7 +161,7 @@ class _Nested:
         operation = node.operation
         if _is_nested(operation):
             return operation
-        if path not in self._paths or not holds_layers(operation):
+        if path not in self.paths or not holds_layers(operation):
             return None
         if id(node) not in self._opened:
             self._opened[id(node)] = opened(operation, node, path)
@@ -195,6 +211,13 @@ class _Spread:
             kwargs.setdefault("training", training)
         call = self._renamed.get(id(operation), operation)
         return keras.tree.flatten(call(*args, **kwargs))
+
+
+def _all_nodes(model):
+    """Return every call of a model and of those nested in it."""
+    nodes = model_nodes(model)
+    inner = [node.operation for node in nodes if _is_nested(node.operation)]
+    return nodes + [node for model in inner for node in _all_nodes(model)]
 
 
 def _is_nested(operation):

@@ -8,6 +8,7 @@ import collections
 import contextlib
 import functools
 import graphlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -161,6 +162,30 @@ def _behind(tensors):
         for node in found.values()
     }
     return list(graphlib.TopologicalSorter(reads).static_order())
+
+
+@contextlib.contextmanager
+def unrecorded(model: Any) -> Iterator[None]:
+    """Let calls on a model's symbolic tensors leave nothing in the model's layers.
+
+    Keras lists such calls in the layers whose tensors they take, and never reads that
+    list. It would keep alive, as long as the model, all that was ever built on it.
+
+    Example:
+        >>> dense = keras.layers.Dense(2)
+        >>> model = keras.Sequential([keras.Input((4,)), dense])
+        >>> with unrecorded(model):
+        ...     outputs = keras.layers.ReLU()(model.outputs[0])
+        >>> dense._outbound_nodes
+        []
+    """
+    operations = {id(node.operation): node.operation for node in model_nodes(model)}
+    known = {key: len(each._outbound_nodes) for key, each in operations.items()}
+    try:
+        yield
+    finally:
+        for key, operation in operations.items():
+            del operation._outbound_nodes[known[key] :]
 
 
 def input_structure(model):

@@ -3,9 +3,12 @@
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_selfdistill.config import unknown_name
 
+# The kinds of losses that say how labels are given: by number or as rows.
+NAMES, ROWS = "sparse_categorical_crossentropy", "categorical_crossentropy"
 _SCALAR_REDUCTIONS = ("sum_over_batch_size", "sum", "mean", "mean_with_sample_weight")
 
 
@@ -67,3 +70,34 @@ def crossentropy(y_true: Any, y_pred: Any) -> Any:
 def is_sparse(labels: Any, outputs: Any) -> bool:
     """Tell class indices, shape `(batch,)` or `(batch, 1)`, from rows of scores."""
     return len(labels.shape) < len(outputs.shape) or labels.shape[-1] == 1
+
+
+def kind_of(loss: keras.losses.Loss) -> str:
+    """Return `NAMES`, `ROWS`, or the name of a loss that says less of its labels."""
+    if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
+        return NAMES
+    if isinstance(loss, keras.losses.CategoricalCrossentropy):
+        return ROWS
+    return loss.name
+
+
+def all_exist(labels: Any, outputs: Any, loss: keras.losses.Loss) -> Any:
+    """Return whether all labels are classes that the outputs have, as a scalar.
+
+    Only class indices can be others; a class that the loss leaves out is fine.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = as_loss("sparse_categorical_crossentropy")
+        >>> bool(all_exist(np.array([0, 3]), np.zeros((2, 3)), loss))
+        False
+    """
+    kind = kind_of(loss)
+    either = kind in ("crossentropy", "ce")
+    if kind != NAMES and not (either and is_sparse(labels, outputs)):
+        return True
+    exists = ops.logical_and(labels >= 0, labels < outputs.shape[-1])
+    ignored = getattr(loss, "ignore_class", None)
+    if ignored is not None:
+        exists = ops.logical_or(exists, ops.equal(labels, ignored))
+    return ops.all(exists)

@@ -36,8 +36,8 @@ def soft_target_divergence(teacher_logits, student_logits, *, temperature=1.0):
         >>> print(float(soft_target_divergence(teacher, teacher, temperature=3.0)[0]))
         0.0
     """
-    teacher = ops.log_softmax(ops.divide(teacher_logits, temperature), axis=-1)
-    student = ops.log_softmax(ops.divide(student_logits, temperature), axis=-1)
+    teacher = ops.log_softmax(_divided(teacher_logits, temperature), axis=-1)
+    student = ops.log_softmax(_divided(student_logits, temperature), axis=-1)
     divergence = ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
     return divergence * temperature**2
 
@@ -64,8 +64,8 @@ def soft_target_crossentropy(teacher_logits, student_logits, *, temperature=1.0)
         >>> print(round(float(soft_target_crossentropy(even, even)[0]), 4))
         0.6931
     """
-    teacher = ops.softmax(ops.divide(teacher_logits, temperature), axis=-1)
-    student = ops.log_softmax(ops.divide(student_logits, temperature), axis=-1)
+    teacher = ops.softmax(_divided(teacher_logits, temperature), axis=-1)
+    student = ops.log_softmax(_divided(student_logits, temperature), axis=-1)
     return -ops.sum(teacher * student, axis=-1)
 
 
@@ -91,8 +91,8 @@ def binary_soft_target_divergence(teacher_logits, student_logits, *, temperature
         >>> print(round(float(binary_soft_target_divergence(teacher, student)[0]), 4))
         0.3278
     """
-    teacher = ops.divide(teacher_logits, temperature)
-    student = ops.divide(student_logits, temperature)
+    teacher = _divided(teacher_logits, temperature)
+    student = _divided(student_logits, temperature)
     yes = ops.log_sigmoid(teacher) - ops.log_sigmoid(student)
     no = ops.log_sigmoid(-teacher) - ops.log_sigmoid(-student)
     divergence = ops.sigmoid(teacher) * yes + ops.sigmoid(-teacher) * no
@@ -168,6 +168,13 @@ def hint_norm(teacher_feature, student_feature):
     # The root's gradient at 0 is infinite, also where the other branch is taken.
     apart = squared > 0
     return ops.where(apart, ops.sqrt(ops.where(apart, squared, 1.0)), 0.0)
+
+
+def _divided(logits, temperature):
+    """Return logits over the temperature, in float32 at least."""
+    if keras.backend.standardize_dtype(logits.dtype) in ("float16", "bfloat16"):
+        logits = ops.cast(logits, "float32")
+    return ops.divide(logits, temperature)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

@@ -1,11 +1,12 @@
 """The training objective: a recipe's weights applied to the exits of one batch."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from keras import ops
 
-from keras_selfdistill.labels import as_loss
+from keras_selfdistill.labels import all_exist, as_loss
 from keras_selfdistill.pair_losses import PairLoss
 from keras_selfdistill.recipe import Recipe, is_used
 from keras_selfdistill.task import Task
@@ -89,7 +90,8 @@ class Objective:
                 output where the task is a regression.
 
         Returns:
-            Mapping of the names in `terms` to scalars.
+            Mapping of the names in `terms` to scalars. The label loss is NaN if labels
+            are no classes of the base.
         """
         losses = self._weighted_losses(
             self.recipe.at(step), labels, exits, sample_weight, external_logits
@@ -99,7 +101,11 @@ class Objective:
             values[term].append(
                 loss if term == "label_loss" else distillation_scale * loss
             )
-        return {term: sum(each, start=ops.zeros(())) for term, each in values.items()}
+        terms = {term: sum(each, start=ops.zeros(())) for term, each in values.items()}
+        # JAX, and GPUs, would take labels that do not exist for ones of no class.
+        exist = all_exist(labels, exits[self.exit_names[-1]]["output"], self.label_loss)
+        label_loss = ops.where(exist, terms["label_loss"], float("nan"))
+        return terms | {"label_loss": label_loss}
 
     def _weighted_losses(
         self, recipe, labels, exits, sample_weight, external_logits
@@ -140,7 +146,8 @@ class Objective:
         """Return the logits and feature that a teacher shows, detached as is due."""
         if teacher == "ensemble":
             found = {
-                key: sum(each[key] for each in exits.values()) / len(exits)
+                key: functools.reduce(ops.add, [each[key] for each in exits.values()])
+                / len(exits)  # Not sum(): the base's own may be in float16.
                 for key in ("logits", "output")
             }
             feature = exits[self.exit_names[-1]]["feature"]

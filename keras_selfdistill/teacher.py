@@ -6,7 +6,7 @@ import keras
 
 from keras_selfdistill.classifier import find_logits
 from keras_selfdistill.flat import flatten
-from keras_selfdistill.graph import input_structure
+from keras_selfdistill.graph import input_structure, unrecorded
 from keras_selfdistill.task import Task
 
 
@@ -53,7 +53,8 @@ def teacher_network(teacher: Any, base: Any, task: Task) -> keras.Model:
         )
     flat = flatten(teacher).model
     by_logits = task.compares == "logits"
-    logits = find_logits(flat, task.name) if by_logits else flat.outputs[0]
+    with unrecorded(flat):
+        logits = find_logits(flat, task.name) if by_logits else flat.outputs[0]
     if tuple(logits.shape[1:]) != tuple(base.outputs[0].shape[1:]):
         raise ValueError(
             "The teacher must tell the base's classes apart. Received: a teacher with "

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_selfdistill.graph import input_structure
+from keras_selfdistill.graph import input_structure, unrecorded
 
 
 def with_classifier(backbone: Any, classes: int) -> keras.Model:
@@ -66,12 +66,13 @@ def with_classifier(backbone: Any, classes: int) -> keras.Model:
         5: layers.GlobalAveragePooling3D,
     }
     taken = {layer.name for layer in backbone.layers}
-    if len(feature.shape) in pooling:
-        pool = pooling[len(feature.shape)](name=_free("avg_pool", taken))
-        feature = pool(feature)
-    outputs = layers.Dense(
-        int(classes), activation="softmax", name=_free("predictions", taken)
-    )(feature)
+    with unrecorded(backbone):
+        if len(feature.shape) in pooling:
+            pool = pooling[len(feature.shape)](name=_free("avg_pool", taken))
+            feature = pool(feature)
+        outputs = layers.Dense(
+            int(classes), activation="softmax", name=_free("predictions", taken)
+        )(feature)
     return keras.Model(input_structure(backbone), outputs, name=backbone.name)
 
 

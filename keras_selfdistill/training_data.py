@@ -5,10 +5,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_selfdistill.labels import is_sparse
+from keras_selfdistill.labels import NAMES, ROWS, is_sparse, kind_of
 from keras_selfdistill.task import Task
 
-_NAMES, _ROWS = "sparse_categorical_crossentropy", "categorical_crossentropy"
 _CHUNK = 1 << 20  # Values looked at together: a copy of all would take memory.
 
 
@@ -134,15 +133,15 @@ def _check_lengths(arrays):
 def _check_labels(labels, output, loss):
     """Tell classes by number from rows, and look whether the base has the classes."""
     named = is_sparse(labels, output)
-    kind = _kind(loss)
-    if kind == (_ROWS if named else _NAMES):
+    kind = kind_of(loss)
+    if kind == (ROWS if named else NAMES):
         rows = ("samples", *output.shape[1:])
-        shape, other = (rows, _NAMES) if named else (rows[:-1], _ROWS)
+        shape, other = (rows, NAMES) if named else (rows[:-1], ROWS)
         raise ValueError(
             f"Labels do not fit the loss. Received: y of shape {labels.shape} with "
             f"loss {kind!r}. Expected: shape {shape}, or loss={other!r}."
         )
-    if kind != _NAMES:
+    if kind != NAMES:
         return
     ignored = getattr(loss, "ignore_class", None)
     classes = output.shape[-1]
@@ -156,11 +155,3 @@ def _check_labels(labels, output, loss):
             f"{classes - 1}; to leave a label out, loss=keras.losses."
             "SparseCategoricalCrossentropy(ignore_class=...)."
         )
-
-
-def _kind(loss):
-    if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
-        return _NAMES
-    if isinstance(loss, keras.losses.CategoricalCrossentropy):
-        return _ROWS
-    return loss.name

@@ -3,49 +3,76 @@
 import jax
 import keras
 
+from keras_selfdistill.nonfinite import HeldUpdates, Verdict, all_finite
+
 
 def train_step(self, state, data):
     """Return the logs of one batch and the state after one update."""
     trainable, non_trainable, optimizer_variables, metrics_variables = state
+    scaling = list(zip(self.optimizer.variables, optimizer_variables, strict=True))
 
     def scaled_loss(trainable):
-        step, updated = _forward(self, trainable, non_trainable, data, training=True)
-        mapping = list(zip(self.optimizer.variables, optimizer_variables, strict=True))
-        with keras.StatelessScope(state_mapping=mapping):
+        step, updates = _forward(self, trainable, non_trainable, data, training=True)
+        with keras.StatelessScope(state_mapping=scaling):
             loss = self.optimizer.scale_loss(step.loss)
-        return loss, (step, updated)
+        return loss, (step, updates)
 
-    gradients, (step, non_trainable) = jax.grad(scaled_loss, has_aux=True)(trainable)
-    trainable, optimizer_variables = self.optimizer.stateless_apply(
-        optimizer_variables, gradients, trainable
+    gradients, (step, updates) = jax.grad(scaled_loss, has_aux=True)(trainable)
+    verdict = Verdict(
+        forward=all_finite([step.loss, *updates.values()]),
+        gradients=all_finite(gradients),
     )
-    logs, metrics_variables = _logs(self, step, metrics_variables)
+    with keras.StatelessScope(state_mapping=scaling):
+        magnitudes = self._gradient_magnitudes(gradients)
+    updated = self.optimizer.stateless_apply(optimizer_variables, gradients, trainable)
+    trainable, optimizer_variables = _choose(
+        verdict.applies(self.optimizer), updated, (trainable, optimizer_variables)
+    )
+    non_trainable = [
+        _choose(verdict.finite, updates[id(variable)], value)
+        if id(variable) in updates
+        else value
+        for variable, value in zip(
+            self.non_trainable_variables, non_trainable, strict=True
+        )
+    ]
+    logs, metrics_variables = _logs(self, metrics_variables, step, verdict, magnitudes)
     return logs, (trainable, non_trainable, optimizer_variables, metrics_variables)
 
 
 def test_step(self, state, data):
     """Return the logs of one batch and the state after it."""
     trainable, non_trainable, metrics_variables = state
-    step, non_trainable = _forward(self, trainable, non_trainable, data, training=False)
-    logs, metrics_variables = _logs(self, step, metrics_variables)
+    step, updates = _forward(self, trainable, non_trainable, data, training=False)
+    non_trainable = [
+        updates.get(id(variable), value)
+        for variable, value in zip(
+            self.non_trainable_variables, non_trainable, strict=True
+        )
+    ]
+    logs, metrics_variables = _logs(self, metrics_variables, step)
     return logs, (trainable, non_trainable, metrics_variables)
 
 
 def _forward(self, trainable, non_trainable, data, training):
+    """Return what a batch gave, and the values assigned to variables, by their id."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     mapping = [
         *zip(self.trainable_variables, trainable, strict=True),
         *zip(self.non_trainable_variables, non_trainable, strict=True),
     ]
-    scope = keras.StatelessScope(state_mapping=mapping, collect_losses=True)
-    with scope:
+    with HeldUpdates(mapping) as held:
         step = self._run_exits(x, y, sample_weight, training=training)
-    return step, [scope.get_current_value(v) for v in self.non_trainable_variables]
+    return step, {id(variable): value for variable, value in held.updates}
 
 
-def _logs(self, step, metrics_variables):
+def _choose(condition, yes, no):
+    return jax.tree.map(lambda a, b: jax.numpy.where(condition, a, b), yes, no)
+
+
+def _logs(self, metrics_variables, *result):
     mapping = list(zip(self.metrics_variables, metrics_variables, strict=True))
     scope = keras.StatelessScope(state_mapping=mapping)
     with scope:
-        logs = self._update_logs(step)
+        logs = self._update_logs(*result)
     return logs, [scope.get_current_value(v) for v in self.metrics_variables]
