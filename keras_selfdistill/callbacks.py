@@ -5,6 +5,9 @@ from typing import Any
 import keras
 
 from keras_selfdistill.distiller import SelfDistiller
+from keras_selfdistill.resume import Resume
+
+__all__ = ["LabelWarmUp", "Resume"]
 
 
 class LabelWarmUp(keras.callbacks.Callback):
