@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401: gives NumPy the names of Keras' types, like bfloat16
+import ml_dtypes  # noqa: F401 (gives NumPy the names of types like bfloat16)
 import numpy as np
 from absl import logging
 

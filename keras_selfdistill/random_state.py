@@ -27,7 +27,8 @@ def random_state() -> dict[str, Any]:
         True
     """
     version, internal, gauss = random.getstate()
-    name, key, *rest = np.random.get_state()
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    name, key, *rest = numpy_state
     state: dict[str, Any] = {
         "python": [version, list(internal), gauss],
         "numpy": [name, key.tolist(), *rest],
@@ -57,6 +58,6 @@ def set_random_state(state: dict[str, Any]) -> None:
         for device, value in enumerate(state.get("cuda", ())):
             torch.cuda.set_rng_state(torch.tensor(value, dtype=torch.uint8), device)
     name, key, *rest = state["numpy"]
-    np.random.set_state((name, np.array(key, "uint32"), *rest))
+    np.random.set_state((name, np.array(key, "uint32"), *rest))  # noqa: NPY002
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

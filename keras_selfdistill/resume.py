@@ -1,6 +1,7 @@
 """`Resume`: a training that was killed ends as one that was not, bit for bit."""
 
 import itertools
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -95,7 +96,8 @@ class Resume(keras.callbacks.Callback):
                 "Resume.keep must be an integer of at least 1. Received: "
                 f"keep={keep!r}."
             )
-        self._save_freq = save_freq
+        self._by_epoch = save_freq == "epoch"
+        self._batches_between = math.inf if self._by_epoch else int(save_freq)
         self._checkpoints = Checkpoints(directory, keep)
         self._promised_epoch: int | None = None
         self._restored: Checkpoint | None = None
@@ -118,7 +120,7 @@ class Resume(keras.callbacks.Callback):
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
         self._interrupts = InterruptsWait()
-        self._skipping = None
+        self._skipping: _Skipping | None = None
         self._undisturbed: dict[str, Callable] = {}
         self._delay_interrupts("train_function")
         self._unsaved_batches = 0
@@ -163,7 +165,7 @@ class Resume(keras.callbacks.Callback):
             return
         self._unsaved_batches += batch - self._last_batch
         self._last_batch = batch
-        if self._save_freq != "epoch" and self._unsaved_batches >= self._save_freq:
+        if self._unsaved_batches >= self._batches_between:
             self._save(self._epoch, batch + 1, self._random_at_epoch_begin)
         self._interrupts.let_in()
 
@@ -175,7 +177,7 @@ class Resume(keras.callbacks.Callback):
                 "checkpoint was saved after more. Go on with the data with which the "
                 "training was begun, or begin anew in another directory."
             )
-        if self._save_freq == "epoch":
+        if self._by_epoch:
             self._save(epoch + 1, 0, random_state())
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:

@@ -1,8 +1,8 @@
 """Kill a training at random moments, go on with it, and compare with one never killed.
 
-Run by test_resume.py as `python -m tests.resume_probe FOLDER VARIANT KILLS`; prints what
-was found as JSON. Every part of a training is a process of its own, forked from one that
-has only imported what they need, and killed from there.
+Run by test_resume.py as `python -m tests.resume_probe FOLDER VARIANT KILLS`; prints
+what was found as JSON. Every part of a training is a process of its own, forked from
+one that has only imported what they need, and killed from there.
 """
 
 import contextlib
