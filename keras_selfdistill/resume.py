@@ -46,13 +46,9 @@ class Resume(keras.callbacks.Callback):
       `initial_epoch`. One that is shuffled anew in every epoch
       (`reshuffle_each_iteration`, on by default) counts from the first again.
 
-    Not restored: what other callbacks remember, such as `EarlyStopping` its patience,
-    and random states of TensorFlow's own stateful operations. Layers of Keras use
-    neither. One process writes into one directory.
-
-    Underneath is no `keras.callbacks.OrbaxCheckpoint`: it writes neither the position
-    nor the states of the generators, reads nothing back in `fit`, does not pass over
-    a damaged checkpoint, and needs JAX and Orbax beside the other backends.
+    Not restored: what other callbacks remember, such as `EarlyStopping` the epochs it
+    waited, and the random states inside of TensorFlow's own operations (`tf.random`),
+    which layers of Keras do not use. One process writes into one directory.
 
     Args:
         directory: Folder of this training's checkpoints, made if missing.
@@ -101,6 +97,9 @@ class Resume(keras.callbacks.Callback):
         self._checkpoints = Checkpoints(directory, keep)
         self._promised_epoch: int | None = None
         self._restored: Checkpoint | None = None
+        self._skipping: _Skipping | None = None
+        self._interrupts = InterruptsWait()
+        self._undisturbed: dict[str, Callable] = {}
 
     @property
     def initial_epoch(self) -> int:
@@ -120,11 +119,10 @@ class Resume(keras.callbacks.Callback):
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
         self._interrupts = InterruptsWait()
-        self._skipping: _Skipping | None = None
-        self._undisturbed: dict[str, Callable] = {}
+        self._undisturbed = {}
         self._delay_interrupts("train_function")
+        self._skipping = None
         self._unsaved_batches = 0
-        self._last_batch = -1
         self._restored = self._checkpoints.newest(self._check)
         epoch = 0 if self._restored is None else self._restored.epoch
         if self._promised_epoch not in (None, epoch):
@@ -153,6 +151,13 @@ class Resume(keras.callbacks.Callback):
             if restored.batch:
                 self._skipping = _Skipping(self.model, restored)
         self._random_at_epoch_begin = random_state()
+
+    def on_train_batch_begin(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        """Let a batch that is done go by."""
+        if self._skipping is not None:
+            self._skipping.skip_next()
 
     def on_train_batch_end(
         self, batch: int, logs: dict[str, Any] | None = None
@@ -228,7 +233,8 @@ class _Skipping:
     checkpoint; no weight moves.
 
     Args:
-        model: Its training function is replaced until the batches went by.
+        model: Its training function is replaced, for one batch at a time: were it for
+            longer, an error meanwhile would leave a model that does not train.
         checkpoint: Inside of an epoch.
     """
 
@@ -240,13 +246,15 @@ class _Skipping:
         # TensorFlow builds the metrics with the first batch.
         if keras.backend.backend() != "tensorflow":
             self._restore_metrics()
-        model.train_function = self._skip
+
+    def skip_next(self) -> None:
+        """Let the next batch go by."""
+        self._model.train_function = self._skip
 
     def is_over(self, batch: int) -> bool:
         """Return whether `batch` was the last; then training goes on."""
         if batch + 1 < self._checkpoint.batch:
             return False
-        self._model.train_function = self._train_function
         # On PyTorch, the steps that are left out draw from the global generators. On
         # TensorFlow, it is threads that read ahead of them, so that what was saved
         # is of no certain batch; what the dropped batches drew now, is.
@@ -256,6 +264,7 @@ class _Skipping:
 
     def _skip(self, *arguments):
         """Draw data, train nothing, return what a training function would."""
+        self._model.train_function = self._train_function
         *state, data = arguments
         drawn = list(itertools.islice(data, self._model.steps_per_execution))
         if not drawn:

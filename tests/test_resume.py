@@ -44,7 +44,7 @@ class StoppedError(Exception):
 
 
 class Stop(keras.callbacks.Callback):
-    """Ends a training in the middle, between two steps."""
+    """Ends a training in the middle, after a step."""
 
     def __init__(self, epoch, batch):
         super().__init__()
@@ -53,7 +53,7 @@ class Stop(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_end(self, batch, logs=None):
         if (self.epoch, batch) == self.at:
             raise StoppedError
 
@@ -133,7 +133,7 @@ def test_stopped_twice_it_ends_as_if_never_stopped(fresh, tmp_path, kind):
     expected = state(model)
     options = {"directory": tmp_path, "save_freq": 3}
     fresh(5)
-    for stop in (Stop(1, 3), Stop(2, 4)):
+    for stop in (Stop(1, 3), Stop(2, 3)):
         with pytest.raises(StoppedError):
             fit(model, kind, ksd.callbacks.Resume(**options), stop)
         fresh(99)  # The seed of arrays' order comes from the checkpoint.
@@ -143,6 +143,18 @@ def test_stopped_twice_it_ends_as_if_never_stopped(fresh, tmp_path, kind):
     for name, values in second.history.items():
         assert values == whole.history[name][2:], name
     assert model._initial_epoch is None
+
+
+def test_an_error_while_batches_go_by_leaves_a_model_that_trains(fresh, tmp_path):
+    model = fresh(5)
+    begun = int(model.optimizer.iterations)
+    with pytest.raises(StoppedError):
+        fit(model, "arrays", ksd.callbacks.Resume(tmp_path, save_freq=3), Stop(0, 3))
+    with pytest.raises(StoppedError):
+        fit(model, "arrays", ksd.callbacks.Resume(tmp_path), Stop(0, 1))
+    assert int(model.optimizer.iterations) == begun + 3
+    fit(model, "arrays", None, epochs=1)
+    assert int(model.optimizer.iterations) == begun + 3 + BATCHES
 
 
 def test_a_finished_training_is_restored_and_trains_on_with_more_epochs(
@@ -374,7 +386,7 @@ def test_bad_arguments_and_models_are_refused(tmp_path):
 def test_shorter_data_than_before_is_an_error(fresh, tmp_path):
     model = fresh(5)
     with pytest.raises(StoppedError):
-        fit(model, "arrays", ksd.callbacks.Resume(tmp_path, save_freq=4), Stop(0, 4))
+        fit(model, "arrays", ksd.callbacks.Resume(tmp_path, save_freq=3), Stop(0, 3))
     with pytest.raises(ValueError, match="ended after 2 batches"):
         model.fit(
             X[:8],
