@@ -122,6 +122,7 @@ class Resume(keras.callbacks.Callback):
         self._undisturbed = {}
         self._delay_interrupts("train_function")
         self._skipping = None
+        self._is_due = False
         self._unsaved_batches = 0
         self._restored = self._checkpoints.newest(self._check)
         epoch = 0 if self._restored is None else self._restored.epoch
@@ -148,42 +149,47 @@ class Resume(keras.callbacks.Callback):
         if restored is not None:
             # An epoch's order is drawn at its beginning.
             set_random_state(restored.about["random_at_epoch_begin"])
-            if restored.batch:
-                self._skipping = _Skipping(self.model, restored)
+            self._skipping = _Skipping(self.model, restored)
         self._random_at_epoch_begin = random_state()
 
     def on_train_batch_begin(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        """Let a batch that is done go by."""
+        """Let a batch that is done go by; save, if the epoch before is to be."""
+        if self._skipping is not None and self._skipping.is_over(batch):
+            self._skipping = None
         if self._skipping is not None:
             self._skipping.skip_next()
+        elif self._is_due:
+            self._save(self._epoch, batch, self._random_at_epoch_begin, random_state())
 
     def on_train_batch_end(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
         """Save, if it is time to."""
+        done, self._last_batch = batch - self._last_batch, batch
         if self._skipping is not None:
-            if self._skipping.is_over(batch):
+            # Before validation, which draws from the random states, too.
+            if self._skipping.is_over(batch + 1):
                 self._skipping = None
-            self._last_batch = batch
             return
-        self._unsaved_batches += batch - self._last_batch
-        self._last_batch = batch
+        self._unsaved_batches += done
         if self._unsaved_batches >= self._batches_between:
-            self._save(self._epoch, batch + 1, self._random_at_epoch_begin)
+            begin = self._random_at_epoch_begin
+            self._save(self._epoch, batch + 1, begin, random_state())
         self._interrupts.let_in()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save, if it is time to."""
+        """Save the last epoch; others as soon as the next has drawn its order."""
         if self._skipping is not None:
             raise ValueError(
                 f"Epoch {epoch} ended after {self._last_batch + 1} batches, but the "
                 "checkpoint was saved after more. Go on with the data with which the "
                 "training was begun, or begin anew in another directory."
             )
-        if self._by_epoch:
-            self._save(epoch + 1, 0, random_state())
+        self._is_due = self._by_epoch
+        if epoch + 1 == self.params["epochs"] or self.model.stop_training:
+            self._save_end()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Keep interrupts out of the steps of validation, too."""
@@ -195,6 +201,7 @@ class Resume(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave the model as it was."""
+        self._save_end()
         self.model._initial_epoch = None
         for name, function in self._undisturbed.items():
             setattr(self.model, name, function)
@@ -205,7 +212,12 @@ class Resume(keras.callbacks.Callback):
             self._undisturbed[name] = function
             setattr(self.model, name, self._interrupts.around(function))
 
-    def _save(self, epoch, batch, random_at_epoch_begin):
+    def _save_end(self):
+        if self._is_due:
+            self._save(self._epoch + 1, 0, random_state(), None)
+
+    def _save(self, epoch, batch, random_at_epoch_begin, random_now):
+        self._is_due = False
         self._unsaved_batches = 0
         if keras.backend.backend() == "jax":
             self.model.jax_state_sync()  # During fit, Keras has the state elsewhere.
@@ -213,7 +225,7 @@ class Resume(keras.callbacks.Callback):
         about = {
             **_signature(self.model),
             "random_at_epoch_begin": random_at_epoch_begin,
-            "random_now": random_state(),
+            "random_now": random_now,
         }
         arrays = [np.asarray(keras.ops.convert_to_numpy(each)) for each in variables]
         self._checkpoints.write(Checkpoint(epoch, batch, arrays, about))
@@ -227,7 +239,7 @@ class Resume(keras.callbacks.Callback):
 
 
 class _Skipping:
-    """Lets the batches of an epoch that are done go by.
+    """Lets the batches of an epoch that are done go by, none at its beginning.
 
     The steps are counted and the other callbacks called as ever, with the logs of the
     checkpoint; no weight moves.
@@ -235,7 +247,7 @@ class _Skipping:
     Args:
         model: Its training function is replaced, for one batch at a time: were it for
             longer, an error meanwhile would leave a model that does not train.
-        checkpoint: Inside of an epoch.
+        checkpoint: Of the epoch that begins.
     """
 
     def __init__(self, model: keras.Model, checkpoint: Checkpoint):
@@ -244,7 +256,7 @@ class _Skipping:
         self._train_function = model.train_function
         self._logs: dict[str, Any] | None = None
         # TensorFlow builds the metrics with the first batch.
-        if keras.backend.backend() != "tensorflow":
+        if checkpoint.batch and keras.backend.backend() != "tensorflow":
             self._restore_metrics()
 
     def skip_next(self) -> None:
@@ -252,14 +264,16 @@ class _Skipping:
         self._model.train_function = self._skip
 
     def is_over(self, batch: int) -> bool:
-        """Return whether `batch` was the last; then training goes on."""
-        if batch + 1 < self._checkpoint.batch:
+        """Return whether training goes on with `batch`, the next."""
+        if batch < self._checkpoint.batch:
             return False
-        # On PyTorch, the steps that are left out draw from the global generators. On
-        # TensorFlow, it is threads that read ahead of them, so that what was saved
+        # On PyTorch, the steps that are left out draw from the global generators, and
+        # so does a new iterator over the data, where the training had an old one. On
+        # TensorFlow, it is threads that read ahead of the steps, so that what was saved
         # is of no certain batch; what the dropped batches drew now, is.
-        if keras.backend.backend() != "tensorflow":
-            set_random_state(self._checkpoint.about["random_now"])
+        random_now = self._checkpoint.about["random_now"]
+        if random_now is not None and keras.backend.backend() != "tensorflow":
+            set_random_state(random_now)
         return True
 
     def _skip(self, *arguments):
