@@ -9,6 +9,9 @@ import keras
 
 from keras_selfdistill.distiller import SelfDistiller
 from keras_selfdistill.log_names import LogName, exits_in_order, parse_log_names
+from keras_selfdistill.resume import Resume
+
+__all__ = ["EpochTable", "LabelWarmUp", "Resume", "TensorBoard"]
 
 _COLUMNS = 100  # Of a terminal.
 

@@ -1,0 +1,173 @@
+"""A folder of checkpoints, of which every one is whole or refused.
+
+A file is a line of its own with a digest of all bytes after it, then a zip of arrays as
+NumPy writes it. It comes to its name only when it is complete on disk.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401 (gives NumPy the names of types like bfloat16)
+import numpy as np
+from absl import logging
+
+_FORMAT = b"keras_selfdistill checkpoint 1 SHA-256 "
+_DIGEST_LENGTH = 64  # In hexadecimal digits.
+_NAME = "epoch_{epoch:06d}_batch_{batch:08d}.checkpoint"
+_PATTERN = "epoch_*_batch_*.checkpoint"
+_UNFINISHED = ".unfinished.checkpoint"
+
+
+class Checkpoint(NamedTuple):
+    """The state of a run between two of its batches."""
+
+    epoch: int  # In which the next batch is.
+    batch: int  # Number of that epoch's batches that are done.
+    arrays: list[np.ndarray]
+    about: dict[str, Any]  # What else there is, as JSON can hold it.
+
+
+class Checkpoints:
+    """The last checkpoints of one run.
+
+    Args:
+        directory: Where they lie; made when the first is written.
+        keep: Number of checkpoints to keep.
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int):
+        self.directory = pathlib.Path(directory).expanduser()
+        self._keep = keep
+        self._refused: set[pathlib.Path] = set()
+
+    def newest(self, check: Callable[[Checkpoint], None]) -> Checkpoint | None:
+        """Return the newest checkpoint that can be used, or `None` if there is none.
+
+        A file that cannot be used is left where it is, and named in the log.
+
+        Args:
+            check: Raises `ValueError` where a checkpoint is another run's.
+
+        Raises:
+            ValueError: There are checkpoints, but none can be used.
+        """
+        reasons = []
+        for path in reversed(self._paths()):
+            try:
+                found = read(path)
+                check(found)
+            except (OSError, ValueError) as error:
+                self._refused.add(path)
+                reasons.append(f"{path}: {error}")
+                logging.error("Checkpoint refused: %s", reasons[-1])
+                continue
+            if reasons:
+                logging.warning("The one before is used: %s", path)
+            return found
+        if reasons:
+            raise ValueError(
+                "None of the checkpoints can be used. Received: "
+                + "; ".join(reasons)
+                + ". Repeat the program that wrote them, choose another directory, or "
+                "remove them to begin anew."
+            )
+        return None
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, whole or not at all, and remove those past the last few.
+
+        Raises:
+            OSError: It cannot be written. Those before are as they were.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        name = _NAME.format(epoch=checkpoint.epoch, batch=checkpoint.batch)
+        path = self.directory / name
+        with _replacing(path) as file:
+            _write(file, checkpoint)
+        self._refused.discard(path)
+        usable = [each for each in self._paths() if each not in self._refused]
+        for old in usable[: -self._keep]:
+            old.unlink()
+
+    def _paths(self):
+        """Return the files of all checkpoints, from old to new."""
+        return sorted(self.directory.glob(_PATTERN))
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[Any]:
+    """Give a new file, which comes to its path once it is complete on disk."""
+    # One name for all, so that what a killed program left is written over.
+    temporary = path.with_name(_UNFINISHED)
+    try:
+        with open(temporary, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        # A full disk has room again.
+        temporary.unlink(missing_ok=True)
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # Not on Windows.
+        folder = os.open(path.parent, os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _write(file, checkpoint):
+    about = {
+        **checkpoint._asdict(),
+        "arrays": [each.dtype.name for each in checkpoint.arrays],
+    }
+    text = np.frombuffer(json.dumps(about).encode(), "uint8")
+    # As bits, because NumPy's format does not know the types of ml_dtypes.
+    bits = {str(i): _bits(each) for i, each in enumerate(checkpoint.arrays)}
+    file.write(_FORMAT + b"0" * _DIGEST_LENGTH + b"\n")
+    start = file.tell()
+    np.savez(file, about=text, **bits)
+    file.seek(start)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(len(_FORMAT))
+    file.write(digest.encode())
+
+
+def read(path: str | os.PathLike) -> Checkpoint:
+    """Return the content of a checkpoint.
+
+    Raises:
+        ValueError: The file is cut off, changed, or was written by something else.
+        OSError: It cannot be read.
+    """
+    with open(path, "rb") as file:
+        if file.read(len(_FORMAT)) != _FORMAT:
+            raise ValueError("it is no checkpoint of this version of the library")
+        digest = file.read(_DIGEST_LENGTH + 1)
+        start = file.tell()
+        if hashlib.file_digest(file, "sha256").hexdigest().encode() + b"\n" != digest:
+            raise ValueError("its digest does not match its content")
+        file.seek(start)
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                about = json.loads(stored["about"].tobytes())
+                names = about.pop("arrays")
+                arrays = [
+                    stored[str(i)].view(np.dtype(name)) for i, name in enumerate(names)
+                ]
+            return Checkpoint(arrays=arrays, **about)
+        except (KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise ValueError(f"its content is of another form: {error!r}") from error
+
+
+def _bits(array):
+    if array.dtype.isbuiltin == 1:
+        return array
+    return array.view(f"uint{8 * array.dtype.itemsize}")
