@@ -1,5 +1,6 @@
 """What every process of train_distributed.py does."""
 
+import dataclasses
 import itertools
 import pathlib
 from collections.abc import Iterator
@@ -16,7 +17,11 @@ from absl import app, flags
 
 import keras_selfdistill as ksd
 
+# Where and by what means may change between the parts of a run.
+CHANGEABLE = ("data_dir", "output_dir", "devices", "timeout")
 
+
+@dataclasses.dataclass(frozen=True)
 class Batches:
     """The global batches of one epoch after the other, without end.
 
@@ -25,31 +30,32 @@ class Batches:
     wait for another epoch.
     """
 
-    def __init__(
-        self, images: image_sets.Images, batch_size: int, seed: int, first_epoch: int
-    ) -> None:
-        self._images = images
-        self._batch_size = batch_size
-        self._seed = seed
-        self._first_epoch = first_epoch
-        self.steps_per_epoch = len(images.train[1]) // batch_size
+    images: image_sets.Images
+    batch_size: int
+    seed: int
+    first_epoch: int = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
+        return len(self.images.train[1]) // self.batch_size
 
     def __iter__(self) -> Iterator[engines.Batch]:
-        for epoch in itertools.count(self._first_epoch):
-            epoch_batches = self._epoch(epoch)
-            yield from itertools.islice(epoch_batches, self.steps_per_epoch)
+        """Begins with the first epoch."""
+        for epoch in itertools.count(self.first_epoch):
+            yield from itertools.islice(self._epoch(epoch), self.steps_per_epoch)
 
     def _epoch(self, epoch):
-        if self._images.name == "cifar100":
+        if self.images.name == "cifar100":
             data = cifar100.Augmented(
-                *self._images.train, self._batch_size, seed=self._seed
+                *self.images.train, self.batch_size, seed=self.seed
             )
             return data.batches(epoch)
-        inputs, labels = self._images.train
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(labels))
+        inputs, labels = self.images.train
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(labels))
         rows = (
-            order[start : start + self._batch_size]
-            for start in itertools.count(step=self._batch_size)
+            order[start : start + self.batch_size]
+            for start in itertools.count(step=self.batch_size)
         )
         return ((inputs[each], labels[each]) for each in rows)
 
@@ -130,29 +136,32 @@ def train(settings: flags.FlagValues) -> None:
     """Trains to the end, from the last finished epoch on."""
     keras.utils.set_random_seed(settings.seed)
     engine = make_engine(settings)
-    if settings.batch_size % engine.replicas:
-        raise app.UsageError(
-            f"Received --batch_size={settings.batch_size}; expected a multiple of the "
-            f"{engine.replicas} devices, which get equal shares."
-        )
     images = image_sets.load(
         settings.data, settings.data_dir, train_examples=settings.train_examples
     )
+    batches = Batches(images, settings.batch_size, settings.seed)
+    if settings.batch_size % engine.replicas or not batches.steps_per_epoch:
+        raise app.UsageError(
+            f"Received --batch_size={settings.batch_size}; expected a multiple of "
+            f"{engine.replicas}, for equal shares, and at most the "
+            f"{len(images.train[1])} training images."
+        )
     folder = pathlib.Path(settings.output_dir).expanduser()
+    if engine.is_chief:
+        kept = run_folder.own_settings("engine", without=CHANGEABLE)
+        run_folder.begin(folder, kept, kept="history.csv")
     checkpoint = Checkpoint(folder, writes=engine.is_chief)
-    steps = len(images.train[1]) // settings.batch_size
     with engine.scope():
-        model = build_model(settings, steps)
+        model = build_model(settings, batches.steps_per_epoch)
         epochs = checkpoint.restore(model)
     callbacks: list[Any] = [checkpoint]
     if engine.is_chief:
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"{engine.replicas} devices, {epochs} epochs done", flush=True)
+        print(f"{engine.replicas} replicas, {epochs} epochs done", flush=True)
         callbacks.append(keras.callbacks.CSVLogger(folder / "history.csv", append=True))
     engine.fit(
         model,
-        Batches(images, settings.batch_size, settings.seed, epochs),
-        steps_per_epoch=steps,
+        dataclasses.replace(batches, first_epoch=epochs),
+        steps_per_epoch=batches.steps_per_epoch,
         epochs=settings.epochs,
         initial_epoch=epochs,
         callbacks=callbacks,

@@ -25,12 +25,10 @@ class Engine:
     """One device; the engines below are of the same form.
 
     Attributes:
-        backend: The backend that it needs.
         replicas: How many equal shares a global batch is cut into.
         is_chief: Whether this process writes the files.
     """
 
-    backend: str
     replicas = 1
     is_chief = True
 
@@ -88,8 +86,6 @@ class MirroredEngine(Engine):
         cpu_devices: How many devices to make of the CPU where there is no GPU.
     """
 
-    backend = "tensorflow"
-
     def __init__(self, cpu_devices: int) -> None:
         import tensorflow as tf
 
@@ -131,8 +127,6 @@ class MultiWorkerEngine(Engine):
     the wrapper's own `train_step`.
     """
 
-    backend = "tensorflow"
-
     def __init__(self, timeout: int) -> None:
         import tensorflow as tf
 
@@ -144,10 +138,8 @@ class MultiWorkerEngine(Engine):
         )
         self.replicas = self._strategy.num_replicas_in_sync
         resolver = self._strategy.cluster_resolver
-        self.is_chief = (resolver.task_type, resolver.task_id) in (
-            ("chief", 0),
-            *([("worker", 0)] if "chief" not in resolver.cluster_spec().jobs else []),
-        )
+        chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+        self.is_chief = (resolver.task_type, resolver.task_id) == (chief, 0)
 
     def scope(self):
         """Returns the strategy's scope."""
@@ -222,8 +214,6 @@ class DataParallelEngine(Engine):
         devices: Their names, of `keras.distribution.list_devices()`; `None` takes all.
     """
 
-    backend = "jax"
-
     def __init__(self, cpu_devices: int, devices: Sequence[str] | None = None) -> None:
         _make_jax_devices(cpu_devices)
         self._distribution = keras.distribution.DataParallel(devices=devices)
@@ -274,8 +264,8 @@ class AverageGradients(keras.callbacks.Callback):
     PyTorch's `DistributedDataParallel` averages every gradient over the processes
     during the backward pass, so that all take the same step, from the first process'
     weights on. Give `fit` an equal share of every global batch in each process, and
-    `steps_per_epoch`. Losses and metrics in the logs of an epoch are those of all
-    processes; validation data are each process' own.
+    `steps_per_epoch`. The logs of an epoch are those of all processes together;
+    validation data are each process' own.
     """
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
@@ -301,12 +291,14 @@ class AverageGradients(keras.callbacks.Callback):
     def on_train_batch_end(
         self, batch: int, logs: dict[str, float] | None = None
     ) -> None:
-        """Sums up the metrics of all processes, of which Keras then logs the epoch."""
+        """Averages what the metrics counted, of which Keras then logs the epoch."""
         import torch
 
         if batch + 1 == self.params["steps"]:
             for variable in self.model.metrics_variables:
-                torch.distributed.all_reduce(variable.value.detach())
+                value = variable.value.detach()
+                torch.distributed.all_reduce(value)
+                value /= torch.distributed.get_world_size()
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         """Lets go of the gradients."""
@@ -318,8 +310,6 @@ class DistributedDataParallelEngine(Engine):
 
     The variables that `torchrun` sets say where the processes are and which this is.
     """
-
-    backend = "torch"
 
     def __init__(self, timeout: int) -> None:
         import torch

@@ -1,13 +1,13 @@
 """Train on several devices, by the engines of the examples, and compare with one.
 
-    python -m tests.distributed_probe save FILE
     python -m tests.distributed_probe ENGINE FILE
 
-The first makes the model. The second trains it for five steps on one device, and again
-on several, and prints the differences; run by test_distribution.py.
+trains a saved wrapper for five steps on one device, and again on several, and prints
+the differences; run by test_distribution.py.
 """
 
 import functools
+import itertools
 import json
 import pathlib
 import sys
@@ -33,7 +33,9 @@ def network(name):
     x = layers.BatchNormalization(name="bn_tap")(x)
     x = layers.ReLU(name="tap")(x)
     decay = keras.regularizers.L2(0.01)
-    x = layers.Conv2D(8, 3, strides=2, kernel_regularizer=decay, name="conv")(x)
+    x = layers.Conv2D(
+        8, 3, strides=2, use_bias=False, kernel_regularizer=decay, name="conv"
+    )(x)
     x = layers.BatchNormalization(name="bn")(x)
     x = layers.ReLU()(x)
     x = layers.GlobalAveragePooling2D()(x)
@@ -74,21 +76,6 @@ def load(path, batch_normalization):
     return model
 
 
-def load(path, batch_normalization, **compile_options):
-    """Return a saved wrapper, its batch normalisation such as several devices agree."""
-    model = keras.saving.load_model(path)
-    for layer in model.layers:
-        if isinstance(layer, layers.BatchNormalization):
-            if batch_normalization == "inference":
-                layer.trainable = False
-            if batch_normalization == "synchronized":
-                layer.synchronized = True
-    if compile_options or batch_normalization == "inference":
-        config = model.get_compile_config()
-        model.compile_from_config({**config, **compile_options})
-    return model
-
-
 def train(engine, model):
     """Return the logs of five steps and the weights after them."""
     random = np.random.default_rng(0)
@@ -102,13 +89,14 @@ def train(engine, model):
         model, list(zip(*arrays, strict=True)), steps_per_epoch=STEPS, epochs=1
     ).history
     with engine.scope():
-        weights = numbers(model.weights)
+        weights = numbers(model)
     return {key: value for key, (value,) in logs.items()}, weights
 
 
-def numbers(variables):
-    """Return the values of variables by their paths."""
-    return {v.path: keras.ops.convert_to_numpy(v) for v in variables}
+def numbers(model):
+    """Return the values of a model's weights; base and teacher share their paths."""
+    pairs = enumerate(model.weights)
+    return {f"{i} {v.path}": keras.ops.convert_to_numpy(v) for i, v in pairs}
 
 
 def largest_difference(first, second):
@@ -119,9 +107,11 @@ def largest_difference(first, second):
 
 @functools.cache
 def on_one_device(path, mode):
-    """Return the logs of five steps, the weights after them, and those before."""
+    """Return the logs of five steps, all weights after, and trained ones before."""
     model = load(path, mode)
-    before = numbers(model.trainable_variables)
+    trained = {id(variable) for variable in model.trainable_variables}
+    is_trained = [id(variable) in trained for variable in model.weights]
+    before = dict(itertools.compress(numbers(model).items(), is_trained))
     return *train(engines.Engine(), model), before
 
 
@@ -134,10 +124,32 @@ def compare(path, engine, mode):
     return {
         "logs": largest_difference(logs, alone_logs),
         "weights": largest_difference(weights, alone_weights),
-        "way": float(min(np.abs(alone_weights[k] - v).max() for k, v in before.items())),
+        "way": min(float(np.abs(alone_weights[k] - before[k]).max()) for k in before),
         "names": sorted(logs),
         "replicas": engine.replicas,
+        **(placement(model) if keras.backend.backend() == "jax" else {}),
     }
+
+
+def placement(model):
+    """Return over how many devices JAX has spread a model, and how many weights."""
+    shardings = [variable.value.sharding for variable in model.trainable_variables]
+    return {
+        "devices": max(len(each.device_set) for each in shardings),
+        "split": sum(not each.is_fully_replicated for each in shardings),
+    }
+
+
+def error_of_base_outside(engine):
+    """Return what a wrapper says whose base was not made in the engine's scope."""
+    base = network("outside")
+    with engine.scope():
+        model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
+        model.compile("sgd", "sparse_categorical_crossentropy")
+    try:
+        train(engine, model)
+    except ValueError as error:
+        return str(error)
 
 
 def comparisons(name, path):
@@ -145,7 +157,10 @@ def comparisons(name, path):
     match name:
         case "mirrored":
             engine = engines.MirroredEngine(cpu_devices=2)
-            return {name: compare(path, engine, "synchronized")}
+            return {
+                name: compare(path, engine, "synchronized"),
+                "error": error_of_base_outside(engine),
+            }
         case "multi_worker":
             engine = engines.MultiWorkerEngine(timeout=60)
             return {name: compare(path, engine, "synchronized")}
@@ -162,11 +177,8 @@ def comparisons(name, path):
 
 
 def main(name, path):
-    """Save the model, or print what an engine makes of it."""
-    if name == "save":
-        build().save(path)
-    else:
-        print(json.dumps(comparisons(name, path)))
+    """Print what an engine makes of a model."""
+    print(json.dumps(comparisons(name, path)))
 
 
 if __name__ == "__main__":
