@@ -20,6 +20,12 @@ EXPORT = [
     "openvino>=2025.0",
     "tf2onnx>=1.16",
 ]
+DOCS = [
+    "latex2mathml>=3.78",
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.6",
+    "mkdocstrings[python]>=1.0",
+]
 DATA = ["scikit-learn>=1.4", "tensorflow-datasets>=4.9.7", "pillow>=10"]
 
 setup(
@@ -39,6 +45,7 @@ setup(
         "torch": ["torch>=2.6"],
         "plot": PLOT,
         "export": [*TENSORFLOW, *EXPORT],
+        "docs": DOCS,
         "demo": [*TENSORFLOW, *PLOT, *DATA],
         # One version of torch, because each has wheels of its own for every kind of
         # machine: install the fitting one beforehand, and this keeps it.

@@ -232,8 +232,8 @@ class DataParallelEngine(Engine):
 class ModelParallelEngine(DataParallelEngine):
     """`keras.distribution.ModelParallel`: JAX, kernels split between two devices.
 
-    Of convolutions and dense layers, each device holds half of the output channels;
-    with more than two devices, every pair takes a share of the batch.
+    Of the base's convolutions and dense layers, each device holds half of the output
+    channels; with more than two devices, every pair takes a share of the batch.
 
     Args:
         cpu_devices: How many devices to make of the CPU where there is no other.
@@ -244,8 +244,8 @@ class ModelParallelEngine(DataParallelEngine):
         self.replicas = keras.distribution.get_device_count() // 2
         mesh = keras.distribution.DeviceMesh((self.replicas, 2), ("batch", "model"))
         layout = keras.distribution.LayoutMap(mesh)
-        layout["conv.*/kernel"] = (None, None, None, "model")
-        layout["dense.*/kernel"] = (None, "model")
+        layout["^(?!exit_).*conv.*/kernel"] = (None, None, None, "model")
+        layout["^(?!exit_).*dense.*/kernel"] = (None, "model")
         self._distribution = keras.distribution.ModelParallel(
             layout_map=layout, batch_dim_name="batch"
         )

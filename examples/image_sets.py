@@ -57,17 +57,18 @@ def load(
 
 def fit(
     model: keras.Model, images: Images, *, epochs: int, batch_size: int, seed: int
-) -> None:
+) -> keras.callbacks.History:
     """Trains a compiled model on the training images, shuffled by `seed`."""
     keras.utils.set_random_seed(seed)
     if images.name == "digits":
-        model.fit(*images.train, batch_size=batch_size, epochs=epochs)
-        return
+        return model.fit(*images.train, batch_size=batch_size, epochs=epochs)
     import cifar100
 
     data = cifar100.Augmented(*images.train, batch_size, seed=seed)
     steps = data.num_batches
-    model.fit(data.batches(), steps_per_epoch=steps, epochs=epochs, shuffle=False)
+    return model.fit(
+        data.batches(), steps_per_epoch=steps, epochs=epochs, shuffle=False
+    )
 
 
 def accuracy(model: keras.Model, images: Images, batch_size: int = 256) -> float:

@@ -88,52 +88,10 @@ def print_table(rows):
 
 def plot(rows, path):
     """Save a picture of accuracy against compute."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    marks = {"plain base": ("s", "#D55E00"), "ensemble": ("D", "#009E73")}
-    exits = [row for row in rows if row[0] not in marks]
-    axes.plot(
-        [share for *_, share in exits],
-        [accuracy for _, accuracy, *_ in exits],
-        "o-",
-        color="#0072B2",
-        label="exits",
-    )
-    for name, accuracy, _, share in rows:
-        if name in marks:
-            marker, color = marks[name]
-            axes.plot(
-                share,
-                accuracy,
-                marker,
-                color=color,
-                markersize=11,
-                markerfacecolor="none",
-                markeredgewidth=2,
-                label=name,
-            )
-        else:
-            axes.annotate(
-                name,
-                (share, accuracy),
-                xytext=(0, -20),
-                textcoords="offset points",
-                ha="center",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-            )
-    axes.set_xlabel("multiply-adds (share of the base)")
-    axes.set_ylabel("accuracy on test images")
-    axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.yaxis.set_major_formatter("{x:.2%}")
-    axes.margins(x=0.12, y=0.15)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    points = {name: (share, accuracy) for name, accuracy, _, share in rows}
+    figure = ksd.visualization.plot_accuracy_vs_compute(points)
+    figure.axes[0].set_ylabel("accuracy on test images")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def main(argv):

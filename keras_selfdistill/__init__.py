@@ -1,6 +1,15 @@
 """Self-distillation and early exits for any Keras 3 classifier."""
 
-from keras_selfdistill import callbacks, criteria, heads, losses, networks, recipes
+from keras_selfdistill import (
+    analysis,
+    callbacks,
+    criteria,
+    heads,
+    losses,
+    networks,
+    recipes,
+    visualization,
+)
 from keras_selfdistill.distiller import SelfDistiller
 from keras_selfdistill.early_exit import EarlyExit
 from keras_selfdistill.latency import pick_exit
@@ -11,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "EarlyExit",
     "SelfDistiller",
+    "analysis",
     "callbacks",
     "criteria",
     "heads",
@@ -20,4 +30,5 @@ __all__ = [
     "profile",
     "recipes",
     "suggest_taps",
+    "visualization",
 ]

@@ -16,7 +16,7 @@ from keras_selfdistill.distiller import SelfDistiller
 from keras_selfdistill.early_exit_file import read_early_exit, write_early_exit
 from keras_selfdistill.export import export_sections
 from keras_selfdistill.exported_section import ScoredSection
-from keras_selfdistill.frontier import Frontier
+from keras_selfdistill.frontier import ExitShares, Frontier, exit_shares
 from keras_selfdistill.graph import producer
 from keras_selfdistill.scoring import Scorer
 from keras_selfdistill.sections import cut_sections
@@ -233,6 +233,18 @@ class EarlyExit:
             flops_ratio=points.cost,
             base_accuracy=float(outcomes.reference.mean()),
         )
+
+    def exit_shares(self, points: int = 201) -> ExitShares:
+        """Return where the calibration data leaves, by a threshold that exits share.
+
+        Args:
+            points: Number of thresholds, evenly from the smallest score to the largest.
+
+        Raises:
+            ValueError: There was no calibration.
+        """
+        outcomes = self._calibrated("Call calibrate(x, y, ...) first.")
+        return exit_shares(outcomes, self.exit_names, self._thresholds, points)
 
     def predict(self, x: Any, batch_size: int = 32) -> EarlyExitResult:
         """Answer each sample at the first exit whose score reaches its threshold.

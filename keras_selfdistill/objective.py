@@ -50,7 +50,11 @@ class Objective:
         self.label_loss = as_loss(label_loss)
         self.pair_losses = list(pair_losses)
         weights = recipe.at(0).weights(self.exit_names)
-        taught = [weights[name] for name in self.exit_names if self._teachers(name)]
+        taught = [
+            weights[name]
+            for name in self.exit_names
+            if recipe.teachers_of(name, self.exit_names)
+        ]
         used = {
             "label_loss": True,
             "soft_target_loss": any(is_used(each.soft_target) for each in taught),
@@ -111,7 +115,7 @@ class Objective:
             if is_used(weights.label):
                 loss = self.label_loss(labels, student["output"], sample_weight)
                 yield "label_loss", weights.label * loss
-            teachers = self._teachers(name)
+            teachers = recipe.teachers_of(name, self.exit_names)
             for teacher in (self._lesson(teacher, exits) for teacher in teachers):
                 if is_used(weights.soft_target):
                     loss = soft_target_loss(
@@ -131,14 +135,6 @@ class Objective:
                     external_logits, student[compares], sample_weight
                 )
                 yield "external_loss", recipe.external_weight * loss
-
-    def _teachers(self, name: str) -> list[str]:
-        """Return the exits that teach an exit, or `ensemble` for the mean of all."""
-        if self.recipe.teacher == "ensemble":
-            return ["ensemble"]
-        deeper = self.exit_names[self.exit_names.index(name) + 1 :]
-        chosen = {"deepest": slice(-1, None), "next": slice(1), "dense": slice(None)}
-        return deeper[chosen[self.recipe.teacher]]
 
     def _lesson(self, teacher: str, exits: Mapping[str, Any]) -> dict[str, Any]:
         """Return the logits and feature that a teacher shows, detached as is due."""

@@ -93,6 +93,19 @@ class Recipe(Config):
             f"{type(self).__name__} must define weights(exit_names)."
         )
 
+    def teachers_of(self, name: str, exit_names: Sequence[str]) -> list[str]:
+        """Return the exits that teach an exit, or `ensemble` for the mean of all.
+
+        Args:
+            name: The exit.
+            exit_names: All exits, shallow to deep.
+        """
+        if self.teacher == "ensemble":
+            return ["ensemble"]
+        deeper = list(exit_names[list(exit_names).index(name) + 1 :])
+        chosen = {"deepest": slice(-1, None), "next": slice(1), "dense": slice(None)}
+        return deeper[chosen[self.teacher]]
+
     def adapted_exits(self, exit_names: Sequence[str]) -> list[str]:
         """Return the exits whose feature a trainable dense layer adapts for the hint.
 

@@ -254,6 +254,7 @@ def expected_drop(threshold):
     return first + second
 
 
+@pytest.mark.long
 def test_the_guarantee_is_broken_in_at_most_five_per_cent_of_draws(caplog):
     caplog.set_level(logging.ERROR)
     random = np.random.default_rng(2)

@@ -185,6 +185,7 @@ def test_a_failed_download_says_what_was_expected(tmp_path, monkeypatch):
         cifar100.load(tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 def test_tfds_and_npz_hold_the_same_images_in_the_same_order(tfds_folder, tmp_path):
     import tensorflow as tf

@@ -241,6 +241,7 @@ def test_cifar100_needs_a_wrapper(tmp_path):
     assert "without --wrapper" in result.stdout + result.stderr
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 def test_an_exit_on_cifar100(tfds_folder, tmp_path):  # noqa: F811
     images = image_sets.load("cifar100", tfds_folder, train_examples=200)

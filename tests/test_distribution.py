@@ -116,7 +116,7 @@ def test_jax_devices_train_as_one(saved):
     result = run_python(
         *("-m", "tests.distributed_probe", "jax", saved),
         backend="jax",
-        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
     )
     found = results_of(result.stdout)
     for name, devices, replicas in (
@@ -126,7 +126,8 @@ def test_jax_devices_train_as_one(saved):
     ):
         check(found[name], replicas)
         assert found[name]["devices"] == devices
-        assert (found[name]["split"] > 5) == (name == "model_parallel")
+        # The base's three kernels.
+        assert found[name]["split"] == (3 if name == "model_parallel" else 0)
 
 
 def example(engine, folder, *, epochs=40):

@@ -1,20 +1,50 @@
 """What the documents show can be run."""
 
+import contextlib
+import importlib.util
+import inspect
+import io
 import re
+import shlex
+import zlib
 
 import keras
 import pytest
 
 import keras_selfdistill as ksd
 
-from .conftest import ROOT, require_backend
+from .conftest import ROOT, miss, require_backend, run_python
 
 pytestmark = pytest.mark.once
 
+START = "docs/index.md"
+PAGES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))
+TOOLS = {"mkdocs", "mypy", "ruff"}
+MODULES = {"pip", "pytest", "venv"}
+
+
+def fences(name):
+    """Yield (language, text, number of lines before it) of a document's code blocks."""
+    document = (ROOT / name).read_text(encoding="utf-8")
+    pattern = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+    for found in pattern.finditer(document):
+        yield *found.groups(), document.count("\n", 0, found.start(2))
+
 
 def code_blocks(name, language):
-    text = (ROOT / name).read_text()
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    return [text for each, text, _ in fences(name) if each == language]
+
+
+def run_page(name, names):
+    """Run Python blocks in order; a block of text is what the one before printed."""
+    printed = ""
+    for language, text, lines in fences(name):
+        if language == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                exec(compile("\n" * lines + text, ROOT / name, "exec"), names)
+            printed = output.getvalue()
+        elif language == "text":
+            assert printed == text
 
 
 def test_a_users_own_recipe_and_head(base, batch, tmp_path):
@@ -33,7 +63,8 @@ def test_a_users_own_recipe_and_head(base, batch, tmp_path):
 
 
 def test_the_readme_example(batch, tmp_path, monkeypatch):
-    code, recipe, *_ = code_blocks("README.md", "python")
+    code, *others = code_blocks("README.md", "python")
+    recipe = next(block for block in others if "PolynomialDecay" in block)
     assert len(code.splitlines()) <= 10
     x, y = batch
     images = (keras.ops.convert_to_numpy(keras.ops.tile(x, (1, 4, 4, 1))), y[:, None])
@@ -63,7 +94,7 @@ def test_ci_runs_the_commands_of_the_readme():
 @pytest.mark.filterwarnings("ignore")  # Exporters warn of their own workings.
 def test_the_early_exit_example(base, batch, tmp_path, monkeypatch):
     require_backend("ai_edge_litert")
-    _, _, early_exit, device = code_blocks("README.md", "python")
+    *_, early_exit, device = code_blocks("README.md", "python")
     monkeypatch.chdir(tmp_path)
     model = ksd.SelfDistiller(base, ["out_1"], "byot")
     x, y = batch
@@ -72,3 +103,94 @@ def test_the_early_exit_example(base, batch, tmp_path, monkeypatch):
     left_at = names["fast"].exit_names[int(names["answer"]["exit"][0])]
     assert left_at == names["result"].exits[0]
     assert (tmp_path / "fast.earlyexit").exists()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Folder and names that the start page leaves: all other pages go on from it."""
+    folder, names = tmp_path_factory.mktemp("start"), {}
+    with contextlib.chdir(folder):
+        run_page(START, names)
+    return folder, names
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page != START and code_blocks(page, "python")]
+)
+def test_a_page_runs(start, page):
+    folder, names = start
+    with contextlib.chdir(folder):
+        run_page(page, dict(names))
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *PAGES])
+def test_scripts_and_flags_exist(name):
+    for path in re.findall(
+        r"(?:benchmarks|examples|tests)/\w+\.\w+", (ROOT / name).read_text()
+    ):
+        assert (ROOT / path).exists(), path
+    for text in code_blocks(name, "bash"):
+        for line in text.replace("\\\n", " ").splitlines():
+            for command in line.split("&&"):
+                check_command(shlex.split(command))
+
+
+def check_command(words):
+    """Look whether the file, flags or extras that a command names are there."""
+    program, first, *others = [*words, ""]
+    if program == "python" and first.endswith(".py"):
+        source = (ROOT / first).read_text()
+        for flag in re.findall(r"(?:^| )--(\w+)", " ".join(others)):
+            assert re.search(rf'DEFINE_\w+\(\s*"{flag}"', source), f"{first} --{flag}"
+    elif program in ("bash", "."):
+        assert first.startswith(".venv") or (ROOT / first).exists(), first
+    elif program == "python":
+        assert first == "-m"
+        assert others[0] in MODULES
+        for extra in re.findall(r"\.\[(\w+)\]", " ".join(others)):
+            assert f'"{extra}": ' in (ROOT / "setup.py").read_text(), extra
+    else:
+        assert program in TOOLS, program
+
+
+def public_names():
+    """Return the full name of all that users may import."""
+    names = []
+    for name in ksd.__all__:
+        thing = getattr(ksd, name)
+        full = f"keras_selfdistill.{name}"
+        names.append(full)
+        if inspect.ismodule(thing):
+            own = [
+                key
+                for key, value in vars(thing).items()
+                if getattr(value, "__module__", None) == full and key[0] != "_"
+            ]
+            names += [f"{full}.{key}" for key in getattr(thing, "__all__", own)]
+    return names
+
+
+def test_every_public_name_has_its_place_in_the_api():
+    pages = "\n".join(path.read_text() for path in ROOT.glob("docs/api/*.md"))
+    shown = re.findall(r"^::: keras_selfdistill\.(\w+)$", pages, flags=re.MULTILINE)
+    assert sorted(shown) == sorted(ksd.__all__)
+
+
+@pytest.mark.long
+@pytest.mark.process
+def test_the_site_is_whole_and_loads_nothing_from_other_hosts(tmp_path):
+    if importlib.util.find_spec("mkdocs") is None:
+        miss("mkdocs is not installed")
+    run_python("-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path)
+    inventory = (tmp_path / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    documented = {line.split()[0] for line in zlib.decompress(inventory).splitlines()}
+    missing = {name for name in public_names() if name.encode() not in documented}
+    assert not missing
+    loads = re.compile(
+        r"""<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=["']?(?:https?:)?//"""
+        r"""|url\(["']?(?:https?:)?//|@import"""
+    )
+    for path in [*tmp_path.rglob("*.html"), *tmp_path.rglob("*.css")]:
+        found = loads.search(path.read_text(encoding="utf-8"))
+        assert found is None, (path.name, found)

@@ -495,6 +495,28 @@ def test_the_frontier_is_data_and_a_picture(probable, fast, tmp_path):
 
 
 @pytest.mark.once
+def test_exit_shares_are_where_predict_lets_samples_leave(probable, fast):
+    x, y = labelled(probable, 80)
+    fast.calibrate(x, y, flops_budget=0.7)
+    shares = fast.exit_shares(points=5)
+    assert shares.chosen == fast.thresholds["exit_1"] == fast.thresholds["exit_2"]
+    assert shares.exit_names == tuple(NAMES)
+    for threshold, expected in list(
+        zip(shares.thresholds, shares.shares, strict=True)
+    )[
+        1:4  # Not where rounding decides.
+    ]:
+        fast.thresholds = threshold
+        exits = fast.predict(x).exits
+        found = [np.mean(exits == name) for name in NAMES]
+        np.testing.assert_allclose(expected, found, atol=1e-12)
+    assert len({tuple(row) for row in shares.shares.round(6)}) > 2
+    fast.thresholds = [0.2, 0.9]
+    assert fast.exit_shares().chosen is None
+    assert shares.plot().axes[0].get_ylim() == (0, 1)
+
+
+@pytest.mark.once
 def test_a_picture_without_matplotlib_says_what_to_install(fast, monkeypatch):
     x, y = data(20)
     front = fast.calibrate(x, y, flops_budget=0.7).frontier()

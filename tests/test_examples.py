@@ -32,7 +32,14 @@ def test_quickstart(tmp_path):
 
 @pytest.mark.parametrize(
     "script",
-    ["quickstart", "train_cifar100", "compress", "rounds", "train_distributed"],
+    [
+        "quickstart",
+        "train_cifar100",
+        "compress",
+        "rounds",
+        "analysis",
+        "train_distributed",
+    ],
 )
 def test_help_explains_every_flag(script):
     result = run_python(ROOT / "examples" / f"{script}.py", "--help", check=False)
@@ -51,6 +58,7 @@ def test_quickstart_refuses_stray_arguments(tmp_path):
     assert "stray" in result.stdout + result.stderr
 
 
+@pytest.mark.long
 def test_the_benchmark_prints_its_ratio():
     result = run_python(
         ROOT / "benchmarks" / "train_step.py",

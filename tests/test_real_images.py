@@ -14,6 +14,7 @@ from .conftest import ROOT, miss
 sys.path.insert(0, str(ROOT / "examples"))
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 def test_two_epochs_on_5000_images():
     import cifar100

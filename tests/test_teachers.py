@@ -336,6 +336,30 @@ def test_freeze_trains_the_exits_then_all(batch, tmp_path):
     assert all(moved)
 
 
+def test_exits_and_base_learn_at_rates_of_their_own(batch):
+    optimizers = keras.optimizers
+    rates = optimizers.MultiOptimizer(
+        optimizers.OptimizerMap(
+            optimizers.SGD(0.1), {"(?!exit_).*": optimizers.SGD(0.001)}
+        )
+    )
+    moves = []
+    for optimizer in (optimizers.SGD(0.1), rates):
+        keras.utils.set_random_seed(1)
+        model = ksd.SelfDistiller(small_base(), ["out_1"], "byot")
+        model.compile(optimizer, "sparse_categorical_crossentropy")
+        weights = {weight.path: weight for weight in model.trainable_weights}
+        before = {path: to_numpy(weight) for path, weight in weights.items()}
+        model.train_on_batch(*batch)
+        moves.append(
+            {path: to_numpy(weight) - before[path] for path, weight in weights.items()}
+        )
+    for path, move in moves[0].items():
+        rate = 1.0 if path.startswith("exit_") else 0.01
+        np.testing.assert_allclose(moves[1][path], rate * move, atol=2e-7)
+    assert any(np.abs(move).max() > 1e-3 for move in moves[1].values())
+
+
 @pytest.mark.once
 def test_a_wrong_freeze_is_refused(base):
     with pytest.raises(ValueError, match="'base'"):

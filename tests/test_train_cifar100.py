@@ -323,6 +323,7 @@ def test_impossible_models_are_refused(flags, model, message):
         train_cifar100.build_base()
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 def test_real_images_train(flags, tfds_folder, tmp_path):  # noqa: F811
     set_flags(flags, **{**TINY, "epochs": 1, "recipe": "plain", "batch_size": 200})

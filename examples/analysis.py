@@ -1,0 +1,208 @@
+r"""What self-distillation changes inside a network: the papers' analyses, on one page.
+
+    python examples/analysis.py --data=digits
+    python examples/analysis.py --data_dir=~/tensorflow_datasets \
+        --train_examples=10000 --width_multiplier=0.25 --epochs=30
+    python examples/analysis.py --data_dir=~/tensorflow_datasets \
+        --train_examples=10000 \
+        --plain_model=runs/analysis/plain.keras \
+        --distilled_model=runs/analysis/distilled.keras
+
+Trains a network plainly and, from the same initial weights, with self-distilled
+exits; or takes both from files, of the same `--data`, `--train_examples` and
+`--seed`. Then:
+
+* flat minima: accuracy under Gaussian noise on the weights,
+* gradients by depth: how much of them reaches the shallow layers,
+* discriminating features: scatter and a linear probe, by exit,
+* answers: what each exit gets right that others do not.
+
+`--output_dir` gets `analysis.html`, one file with tables and pictures, and the
+networks.
+
+One training of each kind is an illustration: its differences may be those of two seeds.
+A network trained for a few epochs is not the papers' either.
+"""
+
+import logging as python_logging
+import pathlib
+from collections.abc import Sequence
+
+import analysis_page
+import image_sets
+import keras
+import numpy as np
+import run_folder
+from absl import app, flags, logging
+
+import keras_selfdistill as ksd
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the command line."""
+    flags.DEFINE_enum("data", "cifar100", image_sets.NAMES, "Images to learn.")
+    flags.DEFINE_string(
+        "data_dir", "~/tensorflow_datasets", "Folder with CIFAR-100, if it is learned."
+    )
+    flags.DEFINE_integer(
+        "train_examples",
+        None,
+        "Training images; of CIFAR-100 a multiple of 100. Default: all.",
+        lower_bound=1,
+    )
+    flags.DEFINE_enum(
+        "model",
+        "resnet18",
+        sorted(ksd.networks.NETWORKS),
+        "Network for --data=cifar100; digits have the quickstart's.",
+    )
+    flags.DEFINE_float(
+        "width_multiplier", 1.0, "Factor on that network's layer widths.", 0.0
+    )
+    flags.DEFINE_string("plain_model", None, "File of a plain network: no training.")
+    flags.DEFINE_string("distilled_model", None, "File of a wrapper: no training.")
+    flags.DEFINE_integer("epochs", 30, "Passes over the training images.", 1)
+    flags.DEFINE_integer("batch_size", 64, "Images per step.", 1)
+    flags.DEFINE_float("learning_rate", 0.05, "At the start; it falls to 0.", 0.0)
+    flags.DEFINE_float("weight_decay", 5e-4, "L2 decay, as PyTorch counts it.", 0.0)
+    flags.DEFINE_enum(
+        "recipe", "byot", list(ksd.recipes.RECIPES), "How the exits learn."
+    )
+    flags.DEFINE_integer("taps", 3, "Exits before the final one.", 1)
+    flags.DEFINE_integer(
+        "images", 2000, "Training and test images to analyse, drawn at random.", 1
+    )
+    flags.DEFINE_list(
+        "noise",
+        ["0", "0.005", "0.01", "0.015", "0.02", "0.025", "0.03"],
+        "Standard deviations of the noise on the weights.",
+    )
+    flags.DEFINE_integer("noise_repeats", 5, "Draws of each size of noise.", 1)
+    flags.DEFINE_integer("seed", 0, "Of weights, batches, drawn images and noise.", 0)
+    flags.DEFINE_string("output_dir", "runs/analysis", "Folder of this run's files.")
+
+
+def build_base() -> keras.Model:
+    """Returns the untrained network."""
+    if FLAGS.data == "digits":
+        import quickstart
+
+        return quickstart.build_base()
+    builder = ksd.networks.NETWORKS[FLAGS.model]
+    return builder(width_multiplier=FLAGS.width_multiplier)
+
+
+def compiled(model: keras.Model, steps: int) -> keras.Model:
+    """Returns a model, compiled for so many steps."""
+    model.compile(
+        keras.optimizers.SGD(
+            keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, steps),
+            momentum=0.9,
+            nesterov=True,
+            # As in train_cifar100.py, where a comment says why.
+            weight_decay=FLAGS.weight_decay / (1 - 0.9),
+        ),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def train(
+    images: image_sets.Images, train_sample: analysis_page.Sample
+) -> analysis_page.Trained:
+    """Trains both networks from the same initial weights."""
+    keras.utils.set_random_seed(FLAGS.seed)
+    plain, base = build_base(), build_base()
+    base.set_weights(plain.get_weights())
+    model = ksd.SelfDistiller(base, FLAGS.taps, FLAGS.recipe)
+    steps = FLAGS.epochs * -(-len(images.train[0]) // FLAGS.batch_size)
+    both = {"plain": compiled(plain, steps), "distilled": compiled(model, steps)}
+    gradients = ksd.analysis.gradients_by_depth(both, *train_sample)
+    histories = [
+        image_sets.fit(
+            each,
+            images,
+            epochs=FLAGS.epochs,
+            batch_size=FLAGS.batch_size,
+            seed=FLAGS.seed,
+        )
+        for each in both.values()
+    ]
+    return analysis_page.Trained(plain, model, histories[-1], gradients)
+
+
+def load() -> analysis_page.Trained:
+    """Returns the networks of the files that were given."""
+    plain, model = (
+        keras.saving.load_model(pathlib.Path(path).expanduser(), compile=False)
+        for path in (FLAGS.plain_model, FLAGS.distilled_model)
+    )
+    if not isinstance(model, ksd.SelfDistiller):
+        raise app.UsageError(
+            f"Received --distilled_model={FLAGS.distilled_model} with a model of type "
+            f"{type(model).__name__}; expected a saved SelfDistiller."
+        )
+    return analysis_page.Trained(compiled(plain, 1), compiled(model, 1))
+
+
+def samples(
+    images: image_sets.Images,
+) -> tuple[analysis_page.Sample, analysis_page.Sample]:
+    """Returns some of the training and of the test images, not augmented."""
+    random = np.random.default_rng(FLAGS.seed)
+    found = []
+    for x, y in (images.train, images.test):
+        rows = random.permutation(len(x))[: FLAGS.images]
+        x, y = x[rows], y[rows]
+        if x.dtype == "uint8":
+            import cifar100
+
+            x = cifar100.normalize(x)
+        found.append(analysis_page.Sample(x, y))
+    return found[0], found[1]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains or loads both networks, analyses them, and writes the page."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
+    if (FLAGS.plain_model is None) != (FLAGS.distilled_model is None):
+        raise app.UsageError(
+            "Received one of --plain_model and --distilled_model; expected both or "
+            "neither."
+        )
+    # TensorFlow warns of several models' functions as if one was traced again.
+    python_logging.getLogger("tensorflow").setLevel("ERROR")
+    folder = pathlib.Path(FLAGS.output_dir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    images = image_sets.load(
+        FLAGS.data, FLAGS.data_dir, train_examples=FLAGS.train_examples, seed=FLAGS.seed
+    )
+    train_sample, test = samples(images)
+    if FLAGS.plain_model is None:
+        trained = train(images, train_sample)
+        trained.plain.save(folder / "plain.keras")
+        trained.distilled.save(folder / "distilled.keras")
+    else:
+        trained = load()
+    hidden = ("data_dir", "output_dir", "plain_model", "distilled_model")
+    text = analysis_page.render(
+        trained,
+        train_sample,
+        test,
+        noise=[float(value) for value in FLAGS.noise],
+        repeats=FLAGS.noise_repeats,
+        seed=FLAGS.seed,
+        settings=run_folder.own_settings("noise_repeats", without=hidden),
+    )
+    run_folder.write(folder / "analysis.html", text.encode())
+    print(f"Wrote {folder / 'analysis.html'}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    FLAGS.set_default("verbosity", logging.INFO)
+    app.run(main)

@@ -1,0 +1,230 @@
+"""How much of the gradient reaches the shallow layers.
+
+Zhang et al. (ICCV 2019, section 5): with exits on the way, layers near the input get
+larger gradients than where the only loss is at the end.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_selfdistill.distiller import SelfDistiller
+from keras_selfdistill.flat import flatten, original
+from keras_selfdistill.graph import model_nodes
+from keras_selfdistill.log_names import parse_log_names
+from keras_selfdistill.visualization import style
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradients:
+    """Mean magnitude of the gradient, by depth.
+
+    Args:
+        places: Names of layers or sections, first to last.
+        magnitude: Of each model, shape `(places,)`.
+    """
+
+    places: tuple[str, ...]
+    magnitude: dict[str, np.ndarray]
+
+    def plot(self, *, ax: Any = None) -> Any:
+        """Draw the magnitudes by depth, on a logarithmic scale.
+
+        Args:
+            ax: Matplotlib axes to draw on.
+
+        Returns:
+            The `matplotlib.figure.Figure`.
+        """
+        ax = style.axes_of(ax)
+        numbers = range(1, len(self.places) + 1)
+        for name, look in style.series_styles(self.magnitude).items():
+            ax.plot(
+                numbers,
+                self.magnitude[name],
+                look.marker + look.line,
+                color=look.color,
+                linewidth=2,
+                label=name,
+            )
+        ax.set_yscale("log")
+        ax.set_ylabel("mean magnitude of the gradient")
+        if len(self.places) <= 6:
+            ax.set_xticks(numbers, self.places)
+        else:
+            ax.set_xlabel("layer with a kernel, counted from the input")
+            style.whole_numbers(ax.xaxis)
+        style.tidy(ax)
+        ax.legend(frameon=False)
+        return ax.figure
+
+
+def logged_gradients(histories: Mapping[str, Any]) -> Gradients:
+    """Return the mean over epochs of the gradients that training logged by section.
+
+    Args:
+        histories: What `fit` returned, or the dict in it, by model; with keys
+            `section_1_gradient`, ….
+
+    Raises:
+        ValueError: A history has no such keys, or they are not those of the first.
+
+    Example:
+        >>> history = {"section_1_gradient": [0.1, 0.3], "section_2_gradient": [0.4]}
+        >>> found = logged_gradients({"byot": history})
+        >>> found.places, found.magnitude["byot"].tolist()
+        (('section_1', 'section_2'), [0.2, 0.4])
+    """
+    means = {}
+    for name, history in histories.items():
+        logs: Mapping[str, Sequence[float]] = getattr(history, "history", history)
+        means[name] = {
+            each.source: float(np.mean(logs[key]))
+            for key, each in parse_log_names(logs).items()
+            if each.quantity == "gradient" and not each.validation
+        }
+        if not means[name]:
+            raise ValueError(
+                f"The history {name!r} holds no gradients. Received: keys "
+                f"{list(logs)}. Expected: section_1_gradient and so on."
+            )
+    return _joined(means)
+
+
+def gradients_by_depth(
+    models: Mapping[str, keras.Model], x: Any, y: Any, *, batch_size: int = 128
+) -> Gradients:
+    """Measure the mean magnitude of the loss's gradient in every layer with a kernel.
+
+    That is |∂loss/∂w| of a batch in training mode, averaged over a layer's trainable
+    weights and over batches. Nothing is changed: no weight, no moving statistic.
+
+    Args:
+        models: Compiled functional models or wrappers, by name. Of a wrapper, the
+            layers of its base are looked at. All need equally many layers.
+        x: Inputs: arrays, as `fit` takes them.
+        y: Labels, likewise.
+        batch_size: Samples in a batch; the last batch may be smaller.
+
+    Raises:
+        ValueError: A model is not compiled, or of another number of layers.
+
+    Example:
+        >>> layer = keras.layers.Dense(2, name="a")
+        >>> base = keras.Sequential([keras.Input((4,)), layer])
+        >>> base.compile("sgd", "mse")
+        >>> gradients_by_depth({"plain": base}, np.ones((2, 4)), np.ones((2, 2))).places
+        ('a',)
+    """
+    return _joined(
+        {
+            name: _of_model(model, x, y, batch_size, name)
+            for name, model in models.items()
+        }
+    )
+
+
+def _of_model(model, x, y, batch_size, name):
+    if not model.compiled:
+        raise ValueError(
+            "Gradients need a loss. Received: a model that is not compiled, "
+            f"{name!r}. Call compile(optimizer, loss) first."
+        )
+    layers = _layers(model)
+    variables = [v for layer in layers.values() for v in layer.trainable_variables]
+    samples = len(keras.tree.flatten(x)[0])
+    sums = np.zeros(len(variables))
+    starts = range(0, samples, batch_size)
+    for start in starts:
+        batch = keras.tree.map_structure(
+            lambda each, start=start: keras.ops.convert_to_tensor(
+                each[start : start + batch_size]
+            ),
+            (x, y),
+        )
+        found = _gradients(model, batch, variables)
+        sums += [np.abs(each, dtype="float64").sum() for each in found]
+    of_variable = dict(zip(map(id, variables), sums / len(starts), strict=True))
+    return {
+        path: sum(of_variable[id(v)] for v in layer.trainable_variables)
+        / sum(int(np.prod(v.shape)) for v in layer.trainable_variables)
+        for path, layer in layers.items()
+    }
+
+
+def _layers(model):
+    """Return the layers of a base that train a matrix or more, by name, in order."""
+    flat = model._graph.flat if isinstance(model, SelfDistiller) else flatten(model)
+    found: dict[str, keras.Layer] = {}
+    for node in model_nodes(flat.model):
+        layer = original(node.operation)
+        if layer in found.values() or not isinstance(layer, keras.Layer):
+            continue
+        if any(len(v.shape) > 1 for v in layer.trainable_variables):
+            found[node.operation.name] = layer
+    return found
+
+
+def _gradients(model, batch, variables):
+    """Return the gradients of a batch's loss as arrays; zeros where it has none."""
+    x, y = batch
+
+    def loss(values):
+        # All that would be assigned, such as moving statistics, ends in the scope.
+        others = [(v, v.value) for v in model.trainable_variables]
+        mapping = {id(v): (v, value) for v, value in others}
+        mapping |= {
+            id(v): (v, value) for v, value in zip(variables, values, strict=True)
+        }
+        with keras.StatelessScope(state_mapping=list(mapping.values())):
+            wraps = isinstance(model, SelfDistiller)
+            outputs = None if wraps else model(x, training=True)
+            return model.compute_loss(x, y, outputs, training=True)
+
+    values = [variable.value for variable in variables]
+    found = _BACKENDS[keras.backend.backend()](loss, values)
+    return [
+        np.zeros(variable.shape)
+        if gradient is None
+        else keras.ops.convert_to_numpy(keras.ops.cast(gradient, "float32"))
+        for variable, gradient in zip(variables, found, strict=True)
+    ]
+
+
+def _on_tensorflow(loss, values):
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        result = loss(values)
+    found = tape.gradient(result, values)
+    return [None if each is None else tf.convert_to_tensor(each) for each in found]
+
+
+def _on_jax(loss, values):
+    import jax
+
+    return jax.grad(loss)(values)
+
+
+def _on_torch(loss, values):
+    import torch
+
+    return torch.autograd.grad(loss(values), values, allow_unused=True)
+
+
+_BACKENDS = {"tensorflow": _on_tensorflow, "jax": _on_jax, "torch": _on_torch}
+
+
+def _joined(found):
+    """Return the magnitudes of several models side by side."""
+    first, *others = found.values()
+    places = tuple(first)
+    if any(len(each) != len(places) for each in others):
+        raise ValueError(
+            "Models can be compared layer by layer if they have equally many. "
+            f"Received: { {name: len(each) for name, each in found.items()} }."
+        )
+    return Gradients(places, {n: np.array(list(d.values())) for n, d in found.items()})

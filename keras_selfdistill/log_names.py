@@ -1,0 +1,69 @@
+"""What the keys of `History` and of a callback's logs say."""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+_PREFIX = re.compile(r"(exit_\d+|ensemble|section_\d+)_(.+)")
+
+
+class LogName(NamedTuple):
+    """One key of the logs, taken apart.
+
+    Args:
+        validation: Whether it began with `val_`.
+        source: The exit (`"exit_1"`, …, `"final"`, `"ensemble"`) or section
+            (`"section_1"`) it tells of; `""` for what tells of the whole training.
+        quantity: The rest, such as `"accuracy"` or `"loss"`.
+    """
+
+    validation: bool
+    source: str
+    quantity: str
+
+
+def parse_log_names(keys: Iterable[str]) -> dict[str, LogName]:
+    """Take the keys of logs apart.
+
+    The final exit's metrics have no prefix: a key without one is the final exit's if
+    another exit logs the same quantity.
+
+    Args:
+        keys: All keys of the logs.
+
+    Example:
+        >>> found = parse_log_names(["loss", "val_accuracy", "val_exit_1_accuracy"])
+        >>> [tuple(name) for name in found.values()]
+        [(False, '', 'loss'), (True, 'final', 'accuracy'), (True, 'exit_1', 'accuracy')]
+    """
+    names = {key: _parse(key) for key in keys}
+    metrics = {name.quantity for name in names.values() if _of_exit(name.source)}
+    return {
+        key: name._replace(source="final")
+        if not name.source and name.quantity in metrics
+        else name
+        for key, name in names.items()
+    }
+
+
+def exits_in_order(names: Iterable[LogName]) -> list[str]:
+    """Return the exits among the sources: shallow to deep, then the ensemble.
+
+    Example:
+        >>> names = parse_log_names(["top_5", "ensemble_top_5", "exit_1_top_5"])
+        >>> exits_in_order(names.values())
+        ['exit_1', 'final', 'ensemble']
+    """
+    found = {name.source for name in names if _of_exit(name.source)}
+    return sorted(found, key=lambda source: (source == "ensemble", source))
+
+
+def _parse(key):
+    rest = key.removeprefix("val_")
+    match = _PREFIX.fullmatch(rest)
+    source, quantity = match.groups() if match else ("", rest)
+    return LogName(rest != key, source, quantity)
+
+
+def _of_exit(source):
+    return source in ("final", "ensemble") or source.startswith("exit_")

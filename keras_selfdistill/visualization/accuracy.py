@@ -1,0 +1,133 @@
+"""Accuracy against compute, and where samples leave."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_selfdistill.visualization import style
+from keras_selfdistill.visualization.labels import place_labels
+
+
+def plot_accuracy_vs_compute(
+    points: Mapping[str, tuple[float, float]],
+    *,
+    frontier: Any = None,
+    ax: Any = None,
+) -> Any:
+    """Draw what accuracy costs: exits, other models, and early exit between them.
+
+    Args:
+        points: Share of the base's multiply-adds and accuracy, by name. Exits
+            (`exit_1`, …, `final`) are joined by a line; others, such as `"ensemble"` or
+            `"plain base"`, stand alone.
+        frontier: What `EarlyExit.frontier` returned.
+        ax: Matplotlib axes to draw on.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+
+    Example:
+        >>> points = {"exit_1": (0.4, 0.70), "final": (1.0, 0.75)}
+        >>> plot_accuracy_vs_compute(points).savefig("curve.svg")  # doctest: +SKIP
+    """
+    ax = style.axes_of(ax)
+    styles = style.exit_styles(points)
+    exits = {name: at for name, at in points.items() if style.is_exit(name)}
+    if frontier is not None:
+        ax.step(
+            frontier.flops_ratio,
+            frontier.accuracy,
+            where="post",
+            color=style.GREEN,
+            linewidth=2,
+            label="early exit, all thresholds",
+        )
+    if exits:
+        ax.plot(*zip(*exits.values(), strict=True), "o-", color=style.BLUE, ms=7)
+        ax.lines[-1].set_label("exits")
+    for name, (share, accuracy) in points.items():
+        if name not in exits:
+            look = styles[name]
+            ax.plot(
+                [share],
+                [accuracy],
+                look.marker,
+                color=look.color,
+                markersize=10,
+                markerfacecolor="none",
+                markeredgewidth=2,
+                label=name,
+            )
+    ax.set_xlabel("multiply-adds, as a share of the base's")
+    ax.set_ylabel("accuracy")
+    ax.xaxis.set_major_formatter("{x:.0%}")
+    ax.yaxis.set_major_formatter("{x:.1%}")
+    ax.margins(x=0.1, y=0.15)
+    ax.set_xlim(left=0)
+    style.tidy(ax)
+    # Above, where it covers no curve.
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+    place_labels(ax, exits)
+    return ax.figure
+
+
+def plot_exit_shares(
+    thresholds: Any,
+    shares: Any,
+    exit_names: Sequence[str],
+    *,
+    chosen: float | None = None,
+    ax: Any = None,
+) -> Any:
+    """Draw which share of the samples leaves at each exit, by threshold.
+
+    Args:
+        thresholds: Of all exits alike, ascending.
+        shares: Shape `(thresholds, exits)`; rows sum to 1.
+        exit_names: Names of the exits, shallow to deep.
+        chosen: A threshold to mark.
+        ax: Matplotlib axes to draw on.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+
+    Example:
+        >>> shares = [[1.0, 0.0], [0.3, 0.7]]
+        >>> figure = plot_exit_shares([0.0, 1.0], shares, ["exit_1", "final"])
+        >>> figure.axes[0].get_ylabel()
+        'share of the samples that leave there'
+    """
+    ax = style.axes_of(ax)
+    styles = style.exit_styles(exit_names)
+    ax.stackplot(
+        thresholds,
+        np.asarray(shares).T,
+        labels=exit_names,
+        colors=[styles[name].color for name in exit_names],
+        edgecolor="white",
+    )
+    if chosen is not None:
+        ax.axvline(chosen, color=style.ORANGE, linewidth=2.5, linestyle="--")
+        ax.lines[-1].set_label(f"chosen: {chosen:.3g}")
+    ax.set_xlabel("threshold of every exit")
+    ax.set_ylabel("share of the samples that leave there")
+    ax.yaxis.set_major_formatter("{x:.0%}")
+    ax.set_xlim(thresholds[0], thresholds[-1])
+    ax.set_ylim(0, 1)
+    handles, labels = ax.get_legend_handles_labels()
+    # Outside, so that no area is covered; the deepest on top, as in the picture.
+    ax.legend(
+        handles[::-1],
+        labels[::-1],
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
+    )
+    return ax.figure
