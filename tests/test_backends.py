@@ -105,11 +105,3 @@ def test_the_suite_passes_on(backend, length):
         JAX_DISABLE_MOST_OPTIMIZATIONS="1",
     )
     assert " passed" in result.stdout
-
-
-def test_two_replicas_train_as_one_device():
-    require_backend("tensorflow")
-    result = run_python("-m", "tests.distributed_probe", backend="tensorflow")
-    weights, logs = map(float, result.stdout.split()[-2:])
-    assert weights < 1e-6
-    assert logs < 1e-5

@@ -37,7 +37,15 @@ def test_quickstart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["quickstart", "train_cifar100", "compress", "rounds", "analysis"]
+    "script",
+    [
+        "quickstart",
+        "train_cifar100",
+        "compress",
+        "rounds",
+        "analysis",
+        "train_distributed",
+    ],
 )
 def test_help_explains_every_flag(script):
     result = run_python(ROOT / "examples" / f"{script}.py", "--help", check=False)

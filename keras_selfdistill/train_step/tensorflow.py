@@ -10,6 +10,7 @@ def train_step(self, data):
     """Update the weights with one batch and return the logs."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     variables = self.trainable_variables
+    _check_scope(variables)
     with tf.GradientTape() as tape:
         # Inside a scope Keras regularises the values that the scope maps weights to.
         regularized = [(v, v.value) for v in variables if v.regularizer is not None]
@@ -85,6 +86,25 @@ def _sum_of_replicas(self, gradients):
     context = tf.distribute.get_replica_context()
     summed = iter(context.all_reduce("SUM", found))
     return [None if gradient is None else next(summed) for gradient in gradients]
+
+
+def _check_scope(variables):
+    """Refuse weights that the replicas do not share: Keras' own error has no words."""
+    strategy = tf.distribute.get_strategy()
+    if strategy.num_replicas_in_sync == 1:
+        return
+    outside = [
+        variable.path
+        for variable in variables
+        if not strategy.extended.variable_created_in_scope(variable.value)
+    ]
+    if outside:
+        raise ValueError(
+            f"The wrapper was made in the scope of {type(strategy).__name__}, but "
+            f"{len(outside)} of its {len(variables)} trainable weights were not. "
+            f"Received, among others: {outside[0]!r}. Build or load the base, too, "
+            "inside of `with strategy.scope():`."
+        )
 
 
 def _logs(self, step, verdict=None, magnitudes=None):

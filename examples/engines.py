@@ -1,0 +1,333 @@
+"""Engines that train one wrapper on several devices, each with the same few calls.
+
+    engine = MirroredEngine(cpu_devices=2)
+    with engine.scope():
+        model = ...  # built and compiled, or loaded
+    engine.fit(model, batches, steps_per_epoch=..., epochs=...)
+
+Every process is given the same global batches; each device trains on its share. The
+losses that `fit` returns are means over global batches, as on one device.
+"""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+Batch = tuple[np.ndarray, ...]  # Images, labels and perhaps sample weights.
+
+
+class Engine:
+    """One device; the engines below are of the same form.
+
+    Attributes:
+        replicas: How many equal shares a global batch is cut into.
+        is_chief: Whether this process writes the files.
+    """
+
+    replicas = 1
+    is_chief = True
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        """Returns the context in which models are built, loaded and saved."""
+        return contextlib.nullcontext()
+
+    def fit(
+        self,
+        model: keras.Model,
+        batches: Iterable[Batch],
+        *,
+        steps_per_epoch: int,
+        epochs: int,
+        initial_epoch: int = 0,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        verbose: int = 0,
+    ) -> keras.callbacks.History:
+        """Trains a compiled model.
+
+        Args:
+            model: Made in `scope()`.
+            batches: The global batches of one epoch after the other, equal in every
+                process, and from the first one on whenever it is iterated over.
+            steps_per_epoch: Batches in an epoch.
+            epochs: Number of the last epoch.
+            initial_epoch: Number of epochs that the model has behind it.
+            callbacks: As of `keras.Model.fit`.
+            verbose: As of `keras.Model.fit`.
+        """
+        return model.fit(
+            self._data(batches),
+            steps_per_epoch=steps_per_epoch,
+            epochs=epochs,
+            initial_epoch=initial_epoch,
+            callbacks=list(callbacks),
+            verbose=verbose,
+            shuffle=False,  # which Keras cannot do to such data
+        )
+
+    def _data(self, batches):
+        """Returns the batches in a form that Keras' `fit` takes."""
+        return (batch for batch in batches)
+
+
+def share(batch: Batch, index: int, count: int) -> Batch:
+    """Returns one of `count` equal parts of a batch."""
+    return tuple(np.split(array, count)[index] for array in batch)
+
+
+class MirroredEngine(Engine):
+    """`tf.distribute.MirroredStrategy`: the GPUs of one machine.
+
+    Args:
+        cpu_devices: How many devices to make of the CPU where there is no GPU.
+    """
+
+    def __init__(self, cpu_devices: int) -> None:
+        import tensorflow as tf
+
+        devices = None
+        if not tf.config.list_physical_devices("GPU"):
+            (cpu,) = tf.config.list_physical_devices("CPU")
+            tf.config.set_logical_device_configuration(
+                cpu, [tf.config.LogicalDeviceConfiguration()] * cpu_devices
+            )
+            devices = [f"CPU:{index}" for index in range(cpu_devices)]
+        self._strategy = tf.distribute.MirroredStrategy(devices)
+        self.replicas = self._strategy.num_replicas_in_sync
+
+    def scope(self):
+        """Returns the strategy's scope."""
+        return self._strategy.scope()
+
+    def _data(self, batches):
+        # Keras reads a batch to build the model by, and begins anew: a generator would
+        # have lost that batch.
+        import tensorflow as tf
+
+        signature = tuple(
+            tf.TensorSpec(array.shape, array.dtype) for array in next(iter(batches))
+        )
+        return tf.data.Dataset.from_generator(
+            lambda: iter(batches), output_signature=signature
+        )
+
+
+class MultiWorkerEngine(Engine):
+    """`tf.distribute.MultiWorkerMirroredStrategy`: several processes or machines.
+
+    `TF_CONFIG` says where the workers are and which one this process is.
+
+    Keras 3 cannot `fit` under this strategy (keras-team/keras issue 20585): it hands a
+    whole batch to `Strategy.reduce`, which takes one tensor, and takes the mean of the
+    scalar logs over an axis that they do not have. So this is `fit` with a loop around
+    the wrapper's own `train_step`.
+    """
+
+    def __init__(self, timeout: int) -> None:
+        import tensorflow as tf
+
+        # Workers also send heartbeats, and are missed within about ten seconds.
+        self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
+            communication_options=tf.distribute.experimental.CommunicationOptions(
+                timeout_seconds=timeout
+            )
+        )
+        self.replicas = self._strategy.num_replicas_in_sync
+        resolver = self._strategy.cluster_resolver
+        chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+        self.is_chief = (resolver.task_type, resolver.task_id) == (chief, 0)
+
+    def scope(self):
+        """Returns the strategy's scope."""
+        return self._strategy.scope()
+
+    def fit(
+        self,
+        model,
+        batches,
+        *,
+        steps_per_epoch,
+        epochs,
+        initial_epoch=0,
+        callbacks=(),
+        verbose=0,
+    ):
+        """Trains a compiled model; see `Engine.fit`."""
+        import tensorflow as tf
+
+        @tf.function
+        def train_step(batch):
+            self._strategy.run(model.train_step, args=(batch,))
+
+        with self._strategy.scope():
+            model.optimizer.build(model.trainable_variables)
+        calls = keras.callbacks.CallbackList(
+            list(callbacks),
+            add_history=True,
+            add_progbar=verbose != 0,
+            verbose=verbose,
+            model=model,
+            epochs=epochs,
+            steps=steps_per_epoch,
+        )
+        model.stop_training = False
+        batches = iter(batches)
+        calls.on_train_begin()
+        for epoch in range(initial_epoch, epochs):
+            model.reset_metrics()
+            calls.on_epoch_begin(epoch)
+            for index in range(steps_per_epoch):
+                calls.on_train_batch_begin(index)
+                train_step(self._distributed(next(batches)))
+                calls.on_train_batch_end(index)
+            # Reading a metric sums it over all workers.
+            logs = model.get_metrics_result()
+            calls.on_epoch_end(epoch, {key: float(logs[key]) for key in logs})
+            if model.stop_training:
+                break
+        calls.on_train_end()
+        return model.history
+
+    def _distributed(self, batch):
+        """Returns a batch of which every replica of this process holds its share."""
+        return tuple(
+            self._strategy.experimental_distribute_values_from_function(
+                lambda replica, array=array: share(
+                    (array,),
+                    replica.replica_id_in_sync_group,
+                    replica.num_replicas_in_sync,
+                )[0]
+            )
+            for array in batch
+        )
+
+
+class DataParallelEngine(Engine):
+    """`keras.distribution.DataParallel`: JAX, every device with all weights.
+
+    Args:
+        cpu_devices: How many devices to make of the CPU where there is no other.
+        devices: Their names, of `keras.distribution.list_devices()`; `None` takes all.
+    """
+
+    def __init__(self, cpu_devices: int, devices: Sequence[str] | None = None) -> None:
+        _make_jax_devices(cpu_devices)
+        self._distribution = keras.distribution.DataParallel(devices=devices)
+        self.replicas = self._distribution.num_model_replicas
+
+    def scope(self):
+        """Returns the distribution's scope."""
+        return self._distribution.scope()
+
+    def fit(self, model, batches, **options):
+        """Trains a compiled model; see `Engine.fit`."""
+        with self.scope():
+            return super().fit(model, batches, **options)
+
+
+class ModelParallelEngine(DataParallelEngine):
+    """`keras.distribution.ModelParallel`: JAX, kernels split between two devices.
+
+    Of the base's convolutions and dense layers, each device holds half of the output
+    channels; with more than two devices, every pair takes a share of the batch.
+
+    Args:
+        cpu_devices: How many devices to make of the CPU where there is no other.
+    """
+
+    def __init__(self, cpu_devices: int) -> None:
+        _make_jax_devices(cpu_devices)
+        self.replicas = keras.distribution.get_device_count() // 2
+        mesh = keras.distribution.DeviceMesh((self.replicas, 2), ("batch", "model"))
+        layout = keras.distribution.LayoutMap(mesh)
+        layout["^(?!exit_).*conv.*/kernel"] = (None, None, None, "model")
+        layout["^(?!exit_).*dense.*/kernel"] = (None, "model")
+        self._distribution = keras.distribution.ModelParallel(
+            layout_map=layout, batch_dim_name="batch"
+        )
+
+
+def _make_jax_devices(cpu_devices):
+    import jax
+
+    if jax.config.jax_num_cpu_devices < 1:
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
+
+
+class AverageGradients(keras.callbacks.Callback):
+    """Trains one model in all processes of `torch.distributed`, by Keras' own `fit`.
+
+    PyTorch's `DistributedDataParallel` averages every gradient over the processes
+    during the backward pass, so that all take the same step, from the first process'
+    weights on. Give `fit` an equal share of every global batch in each process, and
+    `steps_per_epoch`. The logs of an epoch are those of all processes together;
+    validation data are each process' own.
+    """
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Copies the first process' weights and hooks into the backward pass."""
+        import torch
+
+        for variable in self.model.weights:
+            torch.distributed.broadcast(variable.value.detach(), src=0)
+        weights = torch.nn.Identity()
+        weights.trained = torch.nn.ParameterList(
+            variable.value for variable in self.model.trainable_variables
+        )
+        self._averaged = torch.nn.parallel.DistributedDataParallel(weights)
+
+    def on_train_batch_begin(
+        self, batch: int, logs: dict[str, float] | None = None
+    ) -> None:
+        """Announces a backward pass, over which the gradients are averaged."""
+        # The network itself runs in the wrapper's train_step. All that the call of a
+        # DistributedDataParallel does for the gradients is to begin a new average.
+        self._averaged(None)
+
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, float] | None = None
+    ) -> None:
+        """Averages what the metrics counted, of which Keras then logs the epoch."""
+        import torch
+
+        if batch + 1 == self.params["steps"]:
+            for variable in self.model.metrics_variables:
+                value = variable.value.detach()
+                torch.distributed.all_reduce(value)
+                value /= torch.distributed.get_world_size()
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Lets go of the gradients."""
+        del self._averaged
+
+
+class DistributedDataParallelEngine(Engine):
+    """PyTorch's `DistributedDataParallel`: several processes or machines.
+
+    The variables that `torchrun` sets say where the processes are and which this is.
+    """
+
+    def __init__(self, timeout: int) -> None:
+        import torch
+
+        gpu = torch.cuda.is_available()
+        if gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.distributed.init_process_group(
+            "nccl" if gpu else "gloo", timeout=datetime.timedelta(seconds=timeout)
+        )
+        self._rank = torch.distributed.get_rank()
+        self.replicas = torch.distributed.get_world_size()
+        self.is_chief = self._rank == 0
+
+    def fit(self, model, batches, *, callbacks=(), **options):
+        """Trains a compiled model; see `Engine.fit`."""
+        callbacks = [AverageGradients(), *callbacks]
+        return super().fit(model, batches, callbacks=callbacks, **options)
+
+    def _data(self, batches):
+        return (share(batch, self._rank, self.replicas) for batch in batches)
