@@ -6,14 +6,17 @@ from keras_selfdistill.early_exit import EarlyExit
 from keras_selfdistill.latency import pick_exit
 from keras_selfdistill.placement import suggest_taps
 from keras_selfdistill.profiling import profile
+from keras_selfdistill.safe_file import RefusedFileError, load_model
 
 __version__ = "0.1.0"
 __all__ = [
     "EarlyExit",
+    "RefusedFileError",
     "SelfDistiller",
     "callbacks",
     "criteria",
     "heads",
+    "load_model",
     "losses",
     "networks",
     "pick_exit",

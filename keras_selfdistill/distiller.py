@@ -1,5 +1,6 @@
 """`SelfDistiller`: a base with exits that trains all of them at once by `fit`."""
 
+import inspect
 import types
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from keras_selfdistill.logs import Logs
 from keras_selfdistill.objective import Objective
 from keras_selfdistill.pair_losses import pair_losses
 from keras_selfdistill.placement import Tap
+from keras_selfdistill.safe_config import check_config
 from keras_selfdistill.teacher import teacher_network
 from keras_selfdistill.top import with_classifier
 from keras_selfdistill.training_data import check_arrays
@@ -429,10 +431,25 @@ class SelfDistiller(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """Make a wrapper from what `get_config` returned."""
+        """Make a wrapper from what `get_config` returned.
+
+        Raises:
+            ValueError: A field is missing or unknown, or names what no model is made
+                of (`safe_config` says what that is).
+        """
+        with keras.saving.custom_object_scope(custom_objects or {}):
+            check_config(config, code=True)
+        needed = {*_SERIALIZED, "taps", "frozen"}
+        known = {*inspect.signature(cls.__init__).parameters, "frozen"} - {"self"}
+        if not needed <= config.keys() <= known:
+            raise ValueError(
+                "The wrapper's config has other fields than this version writes. "
+                f"Received: {list(config)}. Expected: {sorted(needed)} and at most "
+                f"{sorted(known - needed)}."
+            )
         config = dict(config)
         frozen = set(config.pop("frozen"))
-        for key in ("model", "recipe", "head", "teacher", "distillation_losses"):
+        for key in _SERIALIZED:
             config[key] = keras.saving.deserialize_keras_object(
                 config[key], custom_objects
             )
@@ -458,11 +475,21 @@ class SelfDistiller(keras.Model):
 
     def compile_from_config(self, config):
         """Compile with what `get_compile_config` returned and build the optimizer."""
+        check_config(config, code=True)
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
 
+# Fields of the config that hold configs of Keras objects.
+_SERIALIZED = ("model", "recipe", "head", "teacher", "distillation_losses")
+
+
 def _counter(name, value, dtype):
     return keras.Variable(
-        value, dtype=dtype, trainable=False, aggregation="only_first_replica", name=name
+        keras.initializers.Constant(value),
+        shape=(),
+        dtype=dtype,
+        trainable=False,
+        aggregation="only_first_replica",
+        name=name,
     )
