@@ -407,14 +407,17 @@ class SelfDistiller(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make an equal wrapper."""
-        base = keras.saving.serialize_keras_object(self._graph.base)
-        base.pop("compile_config", None)  # The wrapper has an optimizer of its own.
+        base, teacher = map(
+            keras.saving.serialize_keras_object, (self._graph.base, self._given.teacher)
+        )
+        for config in filter(None, (base, teacher)):
+            config.pop("compile_config", None)  # The wrapper has its own optimizer.
         return {
             "model": base,
             "taps": self.taps,
             "recipe": keras.saving.serialize_keras_object(self._recipe),
             "head": keras.saving.serialize_keras_object(self._head),
-            "teacher": keras.saving.serialize_keras_object(self._given.teacher),
+            "teacher": teacher,
             "distillation_losses": [
                 keras.saving.serialize_keras_object(pair.loss)
                 for pair in self._given.pair_losses

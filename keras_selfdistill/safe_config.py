@@ -35,6 +35,7 @@ _KINDS = (
 _FUNCTIONS = ("activations", "losses", "metrics", "ops", "regularizers")
 _DEEPEST = 200  # Levels of nesting; models in models take six each.
 _LARGEST = 2**31 - 1  # Of integers; no size is larger.
+_LARGEST_OF_METRIC = 2**20  # Of thresholds or classes, of which metrics make lists.
 _IDENTITIES = ("seed", "shared_object_id")  # Integers that are no sizes.
 
 
@@ -65,7 +66,7 @@ module 'os' at activation. Expected: ...
     _check(config, [], code)
 
 
-def _check(value, path, code):
+def _check(value, path, code, largest=_LARGEST):
     if len(path) > _DEEPEST:
         raise ValueError(
             f"The config is nested too deeply. Received: more than {_DEEPEST} levels, "
@@ -73,25 +74,52 @@ def _check(value, path, code):
         )
     if isinstance(value, dict):
         if "class_name" in value:
-            _check_object(value, path, code)
+            found = _check_object(value, path, code)
+            is_metric = isinstance(found, type) and issubclass(
+                found, keras.metrics.Metric
+            )
+            largest = _LARGEST_OF_METRIC if is_metric else _LARGEST
         for key, each in value.items():
-            _check(each, [*path, key], code)
+            if key == "inbound_nodes":
+                _check_nodes(each, [*path, key])
+            _check(each, [*path, key], code, largest)
     elif isinstance(value, (list, tuple)):
         for i, each in enumerate(value):
-            _check(each, [*path, i], code)
-    elif isinstance(value, int) and abs(value) > _LARGEST:
-        if not path or path[-1] not in _IDENTITIES or value.bit_length() > 64:
-            raise ValueError(
-                "A number of the config is too large for a size. Received: "
-                f"{reprlib.repr(value)} at {_where(path)}. Expected: at most "
-                f"{_LARGEST}."
-            )
+            _check(each, [*path, i], code, largest)
+    elif isinstance(value, int) and abs(value) > largest and not _is_name(value, path):
+        raise ValueError(
+            "A number of the config is too large for a size. Received: "
+            f"{reprlib.repr(value)} at {_where(path)}. Expected: at most {largest}."
+        )
+
+
+def _is_name(value, path):
+    return path[-1:] and path[-1] in _IDENTITIES and value.bit_length() <= 64
+
+
+def _check_nodes(nodes, path):
+    """Refuse calls of layers on values, which would be computed, in any size."""
+    if not isinstance(nodes, (list, tuple)) or not all(
+        isinstance(node, dict) and _holds_tensor(node) for node in nodes
+    ):
+        raise ValueError(
+            f"A layer is called on no output of another. Received: {_where(path)} "
+            f"{reprlib.repr(nodes)}."
+        )
+
+
+def _holds_tensor(value):
+    if isinstance(value, dict):
+        is_tensor = value.get("class_name") == "__keras_tensor__"
+        return is_tensor or any(map(_holds_tensor, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_holds_tensor, value))
 
 
 def _check_object(config, path, code):
+    """Return what an object of a config is made by, `None` for a value."""
     name = config["class_name"]
-    if name in _VALUES:
-        return
+    if isinstance(name, str) and name in _VALUES:
+        return None
     is_function = name == "function"
     named = config.get("config") if is_function else name
     module, registered = config.get("module"), config.get("registered_name")
@@ -101,7 +129,7 @@ def _check_object(config, path, code):
             "model of layers whose configs are data."
         )
     if code and name == "__lambda__":
-        return
+        return None
     _check_vocabulary(config, path)
     known = [
         keras.saving.get_registered_object(each)
@@ -109,7 +137,7 @@ def _check_object(config, path, code):
         if isinstance(each, str)
     ]
     if any(each is not None for each in known):
-        return
+        return next(each for each in known if each is not None)
     found = _keras_symbol(module, named, is_function)
     if not (callable(found) if is_function else _is_block(found)):
         raise ValueError(
@@ -119,6 +147,7 @@ def _check_object(config, path, code):
             "registered by keras.saving.register_keras_serializable; import the "
             "package that registers it."
         )
+    return found
 
 
 def _keras_symbol(module, name, is_function):
@@ -127,15 +156,15 @@ def _keras_symbol(module, name, is_function):
         return None
     package, *parts = module.split(".")
     if is_function:
-        places = _FUNCTIONS if module == "builtins" else parts
         if module != "builtins" and (package != "keras" or len(parts) != 1):
             return None
-        found = [
+        places = _FUNCTIONS if module == "builtins" else parts
+        functions = (
             getattr(getattr(keras, each), name, None)
             for each in places
             if each in _FUNCTIONS
-        ]
-        return next((each for each in found if each is not None), None)
+        )
+        return next((each for each in functions if each is not None), None)
     if package != "keras":
         return None
     if parts[:1] == ["src"]:

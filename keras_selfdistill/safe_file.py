@@ -24,7 +24,7 @@ from keras_selfdistill.safe_config import check_config
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _ASSETS = "assets"
 _LONGEST_TEXT = 1 << 26  # Bytes of a JSON document; the largest of Keras' are 2 MB.
-_SLACK = 1 << 20  # Bytes of variables that no file holds, such as seeds.
+_SLACK = 1 << 26  # Bytes of variables that no file holds: seeds and metrics' counts.
 
 
 class RefusedFileError(ValueError):
@@ -138,12 +138,30 @@ def _check_file(file):
 
 def _needed_bytes(config):
     """Return the size of all variables that a config makes, without making them."""
-    without = {**config, "compile_config": None}
+    compiled: list[Any] = []
+    model = _uncompiled(config, compiled)
     with keras.StatelessScope(initialize_variables=False):
-        keras.saving.deserialize_keras_object(without, safe_mode=True)
+        for each in (model, *compiled):
+            keras.saving.deserialize_keras_object(each, safe_mode=True)
     # Also of layers that no output reads, which the model does not list.
     made = get_global_attribute("uninitialized_variables") or []
     return sum(math.prod(each.shape) * np.dtype(each.dtype).itemsize for each in made)
+
+
+def _uncompiled(value, compiled):
+    """Return a config without what models were compiled with; collect it elsewhere.
+
+    Optimizers are left out: theirs are as many bytes as they train, a few times.
+    """
+    if isinstance(value, list):
+        return [_uncompiled(each, compiled) for each in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _uncompiled(each, compiled) for key, each in value.items()}
+    arguments = found.pop("compile_config", None)
+    if isinstance(arguments, dict):
+        compiled.append({k: v for k, v in arguments.items() if k != "optimizer"})
+    return found
 
 
 def _stored_bytes(content: bytes) -> int:

@@ -26,7 +26,6 @@ class SectionRunner:
 
     Raises:
         ValueError: The manifest is no such manifest, or a file was changed.
-        OSError: There is no manifest.
     """
 
     def __init__(self, folder):
@@ -68,8 +67,8 @@ def read_manifest(folder):
     """
     folder = pathlib.Path(folder)
     path = folder / "manifest.json"
-    if path.stat().st_size > LONGEST_MANIFEST:
-        raise ValueError(f"{path} is longer than {LONGEST_MANIFEST} bytes.")
+    if not is_plain_file(path) or path.stat().st_size > LONGEST_MANIFEST:
+        raise ValueError(f"{path} is missing, a link, or much too long.")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
