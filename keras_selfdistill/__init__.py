@@ -1,5 +1,7 @@
 """Self-distillation and early exits for any Keras 3 classifier."""
 
+# First: the others need what older versions have not.
+from keras_selfdistill import _keras_version as _keras_version  # isort: skip
 from keras_selfdistill import callbacks, criteria, heads, losses, networks, recipes
 from keras_selfdistill.distiller import SelfDistiller
 from keras_selfdistill.early_exit import EarlyExit

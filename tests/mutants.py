@@ -2,14 +2,16 @@
 
     python -m tests.mutants losses recipes taps calibration
 
-prints the share of changes that fail a test, and those that do not: each must stand,
-with a reason, in `tests/survivors.json`. Texts of errors and docstrings are not changed.
+prints the share of changes that fail a test, and those that do not: each must stand
+in `tests/survivors.json`, with a reason. Texts of errors and docstrings stay as they
+are.
 """
 
 import argparse
 import ast
 import collections
 import copy
+import importlib
 import importlib.machinery
 import importlib.util
 import json
@@ -217,6 +219,8 @@ def _run_tests(module, tree):
     sys.meta_path.insert(0, _Finder(loader))
     options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
     try:
+        # Here, because pytest has a loader of its own for files that it is given.
+        importlib.import_module(loader.name)
         return int(pytest.main([*options, str(path), *TESTS[module]]))
     except BaseException:
         return 1

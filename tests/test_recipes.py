@@ -148,7 +148,9 @@ def test_a_recipe_is_found_by_name_or_given():
         assert recipes.get(name) == kind()
     recipe = ksd.recipes.BYOT(alpha=0.5)
     assert recipes.get(recipe) is recipe
-    with pytest.raises(ValueError, match=r"Unknown recipe.*recipe='byoot'(.|\n)*'byot'"):
+    with pytest.raises(
+        ValueError, match=r"Unknown recipe.*recipe='byoot'(.|\n)*'byot'"
+    ):
         recipes.get("byoot")
     with pytest.raises(TypeError, match="recipe=3"):
         recipes.get(3)

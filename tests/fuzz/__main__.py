@@ -12,17 +12,16 @@ import tempfile
 
 from . import corpus
 
+_EACH = 1000  # Mutations of one process, at most.
+
 
 def _child(folder, seed, start, stop):
     """Return the reports of one process, and how it ended."""
     command = [sys.executable, "-m", "tests.fuzz.child", str(folder)]
     options = [f"--seed={seed}", f"--start={start}", f"--stop={stop}"]
-    process = subprocess.Popen(
-        command + options, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    out, errors = process.communicate()
-    lines = [line for line in out.splitlines() if line.startswith("{")]
-    return [json.loads(line) for line in lines], process.returncode, errors
+    done = subprocess.run(command + options, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in lines], done.returncode, done.stderr
 
 
 def run_range(folder, seed, start, stop):
@@ -56,17 +55,21 @@ def fuzz(mutations, *, seed="0", jobs=1, show=print):
     with tempfile.TemporaryDirectory(prefix="fuzz_") as name:
         folder = pathlib.Path(name)
         corpus.write(folder / "corpus")
-        edges = [mutations * i // jobs for i in range(jobs + 1)]
+        starts = range(0, mutations, _EACH)
         with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
             parts = threads.map(
-                lambda i: list(run_range(folder, seed, edges[i], edges[i + 1])),
-                range(jobs),
+                lambda start: list(
+                    run_range(folder, seed, start, min(mutations, start + _EACH))
+                ),
+                starts,
             )
             for report in (each for part in parts for each in part):
                 outcomes["finding" if report["found"] else report["outcome"]] += 1
                 for problem in report["found"]:
                     number, target = report["number"], report["target"]
                     show(f"{seed}:{number} {target}: {problem}")
+                if outcomes.total() % (5 * _EACH) == 0:
+                    show(f"{outcomes.total()} of {mutations}: {dict(outcomes)}")
     return outcomes
 
 
@@ -76,6 +79,7 @@ def main():
     parser.add_argument("--mutations", type=int, default=2000)
     parser.add_argument("--seed", default="0")
     parser.add_argument("--jobs", type=int, default=1)
+    sys.stdout.reconfigure(line_buffering=True)
     outcomes = fuzz(**vars(parser.parse_args()))
     print(dict(outcomes))
     sys.exit(bool(outcomes["finding"]))

@@ -24,7 +24,7 @@ from . import mutations
 from .watch import Watch, forget_peak, memory
 
 SECONDS = 10  # Of computing; a busy machine makes nothing hang.
-_WAITING = 100  # Seconds by the clock.
+_WAITING = 300  # Seconds by the clock.
 MOST_GROWTH = 2 << 30  # Bytes, while one file is read.
 _ADDRESSES = 8 << 30  # Bytes of address space beyond those in use, for the machine.
 _LEAKED = 1 << 30  # Bytes kept by Keras after which a new process goes on.
