@@ -105,8 +105,10 @@ def _costs(graph: ExitGraph):
         users = [i for i, tensors in enumerate(needed) if made & tensors]
         number = users[0] if totals is sections else users[-1]
         total, count = totals[number], counts[node]
-        known = total is not None and not count.unknown
-        totals[number] = total + count.multiply_adds if known else None
+        if total is None or count.unknown:
+            totals[number] = None
+        else:
+            totals[number] = total + count.multiply_adds
     return sections, heads
 
 

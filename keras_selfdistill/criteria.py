@@ -195,7 +195,8 @@ def from_config(config: dict[str, Any]) -> Criterion:
     # By name among registered objects alone: a file must not choose what is imported.
     thing = keras.saving.get_registered_object(name)
     is_class = isinstance(thing, type) and issubclass(thing, Criterion)
-    if thing is None or is_class != (fields is not None):
+    is_function = callable(thing) and not isinstance(thing, type)
+    if not (is_class if fields is not None else is_function):
         raise ValueError(
             f"The file's criterion is not known here. Received: {name!r}. Import or "
             "define it before loading, registered under the same package and name."

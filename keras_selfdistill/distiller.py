@@ -1,6 +1,7 @@
 """`SelfDistiller`: a base with exits that trains all of them at once by `fit`."""
 
 import contextlib
+import inspect
 import threading
 import types
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from keras_selfdistill.nonfinite import StopWithoutProgress, Verdict
 from keras_selfdistill.objective import Objective
 from keras_selfdistill.pair_losses import pair_losses
 from keras_selfdistill.placement import Tap
+from keras_selfdistill.safe_config import check_config
 from keras_selfdistill.section_gradients import mean_magnitudes, section_weights
 from keras_selfdistill.teacher import teacher_network
 from keras_selfdistill.top import with_classifier
@@ -502,14 +504,17 @@ class SelfDistiller(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make an equal wrapper."""
-        base = keras.saving.serialize_keras_object(self._graph.base)
-        base.pop("compile_config", None)  # The wrapper has an optimizer of its own.
+        base, teacher = map(
+            keras.saving.serialize_keras_object, (self._graph.base, self._given.teacher)
+        )
+        for config in filter(None, (base, teacher)):
+            config.pop("compile_config", None)  # The wrapper has its own optimizer.
         return {
             "model": base,
             "taps": self.taps,
             "recipe": keras.saving.serialize_keras_object(self._recipe),
             "head": keras.saving.serialize_keras_object(self._head),
-            "teacher": keras.saving.serialize_keras_object(self._given.teacher),
+            "teacher": teacher,
             "distillation_losses": [
                 keras.saving.serialize_keras_object(pair.loss)
                 for pair in self._given.pair_losses
@@ -526,10 +531,25 @@ class SelfDistiller(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """Make a wrapper from what `get_config` returned."""
+        """Make a wrapper from what `get_config` returned.
+
+        Raises:
+            ValueError: A field is missing or unknown, or names what no model is made
+                of (`safe_config` says what that is).
+        """
+        with keras.saving.custom_object_scope(custom_objects or {}):
+            check_config(config, code=True)
+        needed = {*_SERIALIZED, "taps", "frozen"}
+        known = {*inspect.signature(cls.__init__).parameters, "frozen"} - {"self"}
+        if not needed <= config.keys() <= known:
+            raise ValueError(
+                "The wrapper's config has other fields than this version writes. "
+                f"Received: {list(config)}. Expected: {sorted(needed)} and at most "
+                f"{sorted(known - needed)}."
+            )
         config = dict(config)
         frozen = set(config.pop("frozen"))
-        for key in ("model", "recipe", "head", "teacher", "distillation_losses"):
+        for key in _SERIALIZED:
             config[key] = keras.saving.deserialize_keras_object(
                 config[key], custom_objects
             )
@@ -555,11 +575,21 @@ class SelfDistiller(keras.Model):
 
     def compile_from_config(self, config):
         """Compile with what `get_compile_config` returned and build the optimizer."""
+        check_config(config, code=True)
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
 
+# Fields of the config that hold configs of Keras objects.
+_SERIALIZED = ("model", "recipe", "head", "teacher", "distillation_losses")
+
+
 def _counter(name, value, dtype):
     return keras.Variable(
-        value, dtype=dtype, trainable=False, aggregation="only_first_replica", name=name
+        keras.initializers.Constant(value),
+        shape=(),
+        dtype=dtype,
+        trainable=False,
+        aggregation="only_first_replica",
+        name=name,
     )

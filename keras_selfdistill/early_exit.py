@@ -18,6 +18,7 @@ from keras_selfdistill.export import export_sections
 from keras_selfdistill.exported_section import ScoredSection
 from keras_selfdistill.frontier import ExitShares, Frontier, exit_shares
 from keras_selfdistill.graph import producer
+from keras_selfdistill.safe_file import RefusedFileError
 from keras_selfdistill.scoring import Scorer
 from keras_selfdistill.sections import cut_sections
 
@@ -353,18 +354,22 @@ class EarlyExit:
             path: Of the file.
 
         Raises:
-            ValueError: The file was changed, truncated, or written by something else,
-                or it names a criterion that is not registered here.
-            FileNotFoundError: There is no such file.
+            RefusedFileError: The file was changed, truncated, or written by something
+                else, or it names a criterion that is not registered here. It is a
+                `ValueError`.
+            OSError: The file cannot be opened.
         """
         model, settings = read_early_exit(path)
-        fast = cls(
-            model,
-            criteria.from_config(settings["criterion"]),
-            scores_from=settings["scores_from"],
-            last_resort=settings["last_resort"],
-            thresholds=settings["thresholds"],
-        )
+        try:
+            fast = cls(
+                model,
+                criteria.from_config(settings["criterion"]),
+                scores_from=settings["scores_from"],
+                last_resort=settings["last_resort"],
+                thresholds=settings["thresholds"],
+            )
+        except (ValueError, TypeError) as error:
+            raise RefusedFileError(path, str(error)) from error
         found = settings["calibration"]
         if found is not None:
             found = {**found, "thresholds": tuple(found["thresholds"])}

@@ -9,12 +9,21 @@ import json
 import math
 import os
 import pathlib
+import reprlib
 import tempfile
 import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import keras
+
+from keras_selfdistill.safe_config import check_config
+from keras_selfdistill.safe_file import (
+    RefusedFileError,
+    check_members,
+    load_model,
+    read_json,
+)
 
 _FORMAT = "keras_selfdistill.early_exit"
 _VERSION = 1
@@ -53,8 +62,8 @@ def read_early_exit(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     """Return the model and the settings of a file.
 
     Raises:
-        ValueError: The file was changed, truncated, or written by something else.
-        FileNotFoundError: There is no such file.
+        RefusedFileError: The file was changed, truncated, or written by something else.
+        OSError: The file cannot be opened.
     """
     path = pathlib.Path(path)
     _check_digest(path)
@@ -63,13 +72,15 @@ def read_early_exit(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
             zipfile.ZipFile(path) as archive,
             tempfile.TemporaryDirectory() as folder,
         ):
-            if sorted(archive.namelist()) != sorted([_MODEL, _SETTINGS]):
-                raise _refusal(path, f"it holds {archive.namelist()}")
-            document = json.loads(archive.read(_SETTINGS))
+            check_members(archive, os.path.getsize(path), {_MODEL, _SETTINGS})
+            document = read_json(archive, _SETTINGS)
             _check(document, path)
-            model = keras.saving.load_model(archive.extract(_MODEL, folder))
-    except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _refusal(path, str(error)) from error
+            model = load_model(archive.extract(_MODEL, folder))
+    except RefusedFileError as error:
+        raise RefusedFileError(path, error.reason) from error
+    # All that a made-up archive makes the zip reader raise.
+    except Exception as error:
+        raise RefusedFileError(path, f"{type(error).__name__}: {error}") from error
     return model, _decoded(document)
 
 
@@ -90,28 +101,21 @@ def _check_digest(path):
         found = _digest(file, size)
         stored = file.read()
     if size <= _DIGEST_LENGTH or stored != found:
-        raise _refusal(path, "its SHA-256 digest does not match its content")
-
-
-def _refusal(path, reason):
-    return ValueError(
-        f"The file is changed, truncated, or no file of EarlyExit.save. Received: "
-        f"{str(path)!r}; {reason}. Copy or save it again."
-    )
+        raise RefusedFileError(
+            path, "its SHA-256 digest does not match its content. Copy or save it again"
+        )
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_share(value: Any) -> bool:
-    return _is_number(value) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < 1e308  # Neither infinite, nor NaN, nor too large for a float.
 
 
 def _are_thresholds(value: Any) -> bool:
     words = ("always", "never")
     return isinstance(value, list) and all(
-        _is_number(each) or each in words for each in value
+        _is_number(each) or (isinstance(each, str) and each in words) for each in value
     )
 
 
@@ -138,12 +142,12 @@ def _is_calibration(value: Any) -> bool:
 
 _CALIBRATION: dict[str, Callable[[Any], bool]] = {
     "thresholds": _are_thresholds,
-    "accuracy": _is_share,
-    "base_accuracy": _is_share,
-    "flops_ratio": _is_share,
-    "samples": lambda value: isinstance(value, int),
-    "guarantee": _or_none(_is_share),
-    "accuracy_drop_bound": _or_none(_is_share),
+    "accuracy": _is_number,
+    "base_accuracy": _is_number,
+    "flops_ratio": _is_number,
+    "samples": lambda value: _is_number(value) and isinstance(value, int),
+    "guarantee": _or_none(_is_number),
+    "accuracy_drop_bound": _or_none(_is_number),
 }
 _SCHEMA: dict[str, Callable[[Any], bool]] = {
     "format": lambda value: value == _FORMAT,
@@ -158,10 +162,12 @@ _SCHEMA: dict[str, Callable[[Any], bool]] = {
 
 def _check(document, path):
     if not isinstance(document, dict) or document.keys() != _SCHEMA.keys():
-        raise _refusal(path, f"{_SETTINGS} does not hold {list(_SCHEMA)}")
+        raise RefusedFileError(path, f"{_SETTINGS} does not hold {list(_SCHEMA)}")
     for key, check in _SCHEMA.items():
         if not check(document[key]):
-            raise _refusal(path, f"{key!r} in {_SETTINGS} is {document[key]!r:.80}")
+            received = reprlib.repr(document[key])
+            raise RefusedFileError(path, f"{key!r} in {_SETTINGS} is {received}")
+    check_config(document["criterion"]["config"])
 
 
 def _encoded(settings):

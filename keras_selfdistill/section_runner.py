@@ -9,11 +9,13 @@ onnxruntime or openvino; no Keras. As a command it answers the rows of an .npy f
 import hashlib
 import json
 import pathlib
+import stat
 import sys
 
 import numpy as np
 
 FORMAT, VERSION = "keras_selfdistill.sections", 1
+LONGEST_MANIFEST = 1 << 20  # Bytes.
 
 
 class SectionRunner:
@@ -57,32 +59,87 @@ class SectionRunner:
 
 
 def read_manifest(folder):
-    """Return the checked content of a folder's manifest."""
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    names, limits, parts = (
-        manifest.get(key) for key in ("exits", "thresholds", "sections")
-    )
-    known = (manifest.get("format"), manifest.get("version")) == (FORMAT, VERSION)
-    if not (
-        known
-        and manifest.get("runtime") in ("onnx", "openvino")
-        and all(isinstance(each, list) for each in (names, limits, parts))
-        and len(names) == len(parts) == len(limits) + 1
-        and all(isinstance(each, str) for each in names)
-        and all(type(each) in (int, float) for each in limits)
-        and all(set(each) == {"model", "files"} for each in parts)
-    ):
-        raise ValueError(f"{folder / 'manifest.json'} is no manifest of {FORMAT}.")
-    for part in parts:
-        for name, digest in part["files"].items():
-            if pathlib.PurePath(name).name != name:
-                raise ValueError(f"The manifest names {name!r}, outside its folder.")
-            found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            if found != digest:
-                raise ValueError(f"{folder / name} is not the file that was exported.")
-        if part["model"] not in part["files"]:
-            raise ValueError(f"The manifest has no digest of {part['model']!r}.")
+    """Return the checked content of a folder's manifest.
+
+    Raises:
+        ValueError: It is no such manifest, names what is not in the folder, or a file
+            was changed.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / "manifest.json"
+    if not is_plain_file(path) or path.stat().st_size > LONGEST_MANIFEST:
+        raise ValueError(f"{path} is missing, a link, or much too long.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    for field, fits in SCHEMA.items():
+        if not isinstance(manifest, dict) or not fits(manifest.get(field)):
+            raise ValueError(f"{path} is no manifest of {FORMAT}: {field!r} is wrong.")
+    exits, sections = len(manifest["exits"]), len(manifest["sections"])
+    if not exits == sections == len(manifest["thresholds"]) + 1:
+        raise ValueError(f"{path} has {exits} exits and {sections} sections.")
+    for part in manifest["sections"]:
+        check_files(folder, part)
     return manifest
+
+
+def check_files(folder, part):
+    """Refuse files of a section that are elsewhere, or not those of its digests."""
+    for name, digest in part["files"].items():
+        path = folder / name
+        if pathlib.PurePath(name).name != name or not is_plain_file(path):
+            raise ValueError(f"The manifest names {name!r}, no file of its folder.")
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != digest:
+            raise ValueError(f"{path} is not the file that was exported.")
+    if part["model"] not in part["files"]:
+        raise ValueError(f"The manifest has no digest of {part['model']!r}.")
+
+
+def is_plain_file(path):
+    """Tell a file from a folder, a link to elsewhere, a device and nothing."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (OSError, ValueError):  # Too long a name, or one with a zero byte.
+        return False
+
+
+def is_part(value):
+    """Tell whether a value describes a section: its model, and digests by file."""
+    return (
+        isinstance(value, dict)
+        and set(value) == {"model", "files"}
+        and isinstance(value["model"], str)
+        and isinstance(value["files"], dict)
+        and all(isinstance(each, str) for each in value["files"].values())
+    )
+
+
+def list_of(fits):
+    """Return a check of lists whose items all pass another check."""
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def is_text(value):
+    """Tell whether a value is a string."""
+    return isinstance(value, str)
+
+
+def is_threshold(value):
+    """Tell whether a value is a number of float32."""
+    return type(value) in (int, float) and abs(value) <= 3.4e38
+
+
+SCHEMA = {
+    "format": lambda value: value == FORMAT,
+    "version": lambda value: type(value) is int and value == VERSION,
+    "runtime": lambda value: is_text(value) and value in ("onnx", "openvino"),
+    "exits": list_of(is_text),
+    "thresholds": list_of(is_threshold),
+    "sections": list_of(is_part),
+}
 
 
 def load_onnx(path):

@@ -1,0 +1,194 @@
+"""What a file may name: Keras' own building blocks and what the user registered.
+
+Keras resolves the names in a config by importing them, and in its safe mode refuses
+what it knows to be dangerous. This is the other way round: what is not known to be
+harmless is refused, before anything is made from it.
+"""
+
+import reprlib
+import sys
+from typing import Any
+
+import keras
+
+# Classes of Keras that carry code, or run a file's.
+_CODE = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
+# Values that Keras writes as objects, with nothing to resolve.
+_VALUES = frozenset(
+    f"__{name}__"
+    for name in ("keras_tensor", "tensor", "numpy", "bytes", "slice", "ellipsis")
+)
+_KINDS = (
+    keras.Operation,  # Also layers, models and every other step of a graph.
+    keras.DTypePolicy,
+    keras.constraints.Constraint,
+    keras.distillation.DistillationLoss,
+    keras.initializers.Initializer,
+    keras.losses.Loss,
+    keras.metrics.Metric,
+    keras.optimizers.Optimizer,
+    keras.optimizers.schedules.LearningRateSchedule,
+    keras.quantizers.Quantizer,
+    keras.random.SeedGenerator,
+    keras.regularizers.Regularizer,
+)
+_FUNCTIONS = ("activations", "losses", "metrics", "ops", "regularizers")
+_DEEPEST = 200  # Levels of nesting; models in models take six each.
+_LARGEST = 2**31 - 1  # Of integers; no size is larger.
+_LARGEST_OF_METRIC = 2**20  # Of thresholds or classes, of which metrics make lists.
+_IDENTITIES = ("seed", "shared_object_id")  # Integers that are no sizes.
+
+
+def check_config(config: Any, *, code: bool = False) -> None:
+    """Refuse a config that names what a model is not made of.
+
+    Allowed are layers, operations, losses and the like of Keras that are loaded
+    already, and what is registered with Keras. Nothing is imported to find out.
+
+    Args:
+        config: Of a model, as it stands in a file.
+        code: Whether layers that carry code are left to Keras' safe mode.
+
+    Raises:
+        ValueError: Something else is named, a vocabulary is a path, or a number is too
+            large for a size. The message names the field.
+
+    Example:
+        >>> dense = keras.layers.Dense(2, name="answers")
+        >>> check_config(keras.saving.serialize_keras_object(dense))
+        >>> shell = {"module": "os", "class_name": "function", "config": "system"}
+        >>> check_config({"activation": shell})
+        Traceback (most recent call last):
+            ...
+        ValueError: The config names what no model is made of. Received: 'system' of \
+module 'os' at activation. Expected: ...
+    """
+    _check(config, [], code)
+
+
+def _check(value, path, code, largest=_LARGEST):
+    if len(path) > _DEEPEST:
+        raise ValueError(
+            f"The config is nested too deeply. Received: more than {_DEEPEST} levels, "
+            f"at {_where(path[:8])}…."
+        )
+    if isinstance(value, dict):
+        if "class_name" in value:
+            found = _check_object(value, path, code)
+            is_metric = isinstance(found, type) and issubclass(
+                found, keras.metrics.Metric
+            )
+            largest = _LARGEST_OF_METRIC if is_metric else _LARGEST
+        for key, each in value.items():
+            if key == "inbound_nodes":
+                _check_nodes(each, [*path, key])
+            _check(each, [*path, key], code, largest)
+    elif isinstance(value, (list, tuple)):
+        for i, each in enumerate(value):
+            _check(each, [*path, i], code, largest)
+    elif isinstance(value, int) and abs(value) > largest and not _is_name(value, path):
+        raise ValueError(
+            "A number of the config is too large for a size. Received: "
+            f"{reprlib.repr(value)} at {_where(path)}. Expected: at most {largest}."
+        )
+
+
+def _is_name(value, path):
+    return path[-1:] and path[-1] in _IDENTITIES and value.bit_length() <= 64
+
+
+def _check_nodes(nodes, path):
+    """Refuse calls of layers on values, which would be computed, in any size."""
+    if not isinstance(nodes, (list, tuple)) or not all(
+        isinstance(node, dict) and _holds_tensor(node) for node in nodes
+    ):
+        raise ValueError(
+            f"A layer is called on no output of another. Received: {_where(path)} "
+            f"{reprlib.repr(nodes)}."
+        )
+
+
+def _holds_tensor(value):
+    if isinstance(value, dict):
+        is_tensor = value.get("class_name") == "__keras_tensor__"
+        return is_tensor or any(map(_holds_tensor, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_holds_tensor, value))
+
+
+def _check_object(config, path, code):
+    """Return what an object of a config is made by, `None` for a value."""
+    name = config["class_name"]
+    if isinstance(name, str) and name in _VALUES:
+        return None
+    is_function = name == "function"
+    named = config.get("config") if is_function else name
+    module, registered = config.get("module"), config.get("registered_name")
+    if not code and (named in _CODE or name in ("__lambda__", "__typespec__")):
+        raise ValueError(
+            f"The config holds code. Received: {name!r} at {_where(path)}. Expected: a "
+            "model of layers whose configs are data."
+        )
+    if code and name == "__lambda__":
+        return None
+    _check_vocabulary(config, path)
+    known = [
+        keras.saving.get_registered_object(each)
+        for each in (named, registered)
+        if isinstance(each, str)
+    ]
+    if any(each is not None for each in known):
+        return next(each for each in known if each is not None)
+    found = _keras_symbol(module, named, is_function)
+    if not (callable(found) if is_function else _is_block(found)):
+        raise ValueError(
+            "The config names what no model is made of. Received: "
+            f"{reprlib.repr(named)} of module {reprlib.repr(module)} at "
+            f"{_where(path)}. Expected: a layer, loss or the like of Keras, or what is "
+            "registered by keras.saving.register_keras_serializable; import the "
+            "package that registers it."
+        )
+    return found
+
+
+def _keras_symbol(module, name, is_function):
+    """Return what Keras would find under a name, `None` where it had to import."""
+    if not (isinstance(module, str) and isinstance(name, str)):
+        return None
+    package, *parts = module.split(".")
+    if is_function:
+        if module != "builtins" and (package != "keras" or len(parts) != 1):
+            return None
+        places = _FUNCTIONS if module == "builtins" else parts
+        functions = (
+            getattr(getattr(keras, each), name, None)
+            for each in places
+            if each in _FUNCTIONS
+        )
+        return next((each for each in functions if each is not None), None)
+    if package != "keras":
+        return None
+    if parts[:1] == ["src"]:
+        return getattr(sys.modules.get(module), name, None)
+    found = keras
+    for part in parts:
+        found = getattr(found, part, None)
+    return getattr(found, name, None)
+
+
+def _is_block(thing):
+    return isinstance(thing, type) and issubclass(thing, _KINDS)
+
+
+def _check_vocabulary(config, path):
+    """Refuse words that are to be read from a file of the loading machine."""
+    fields = config.get("config")
+    words = fields.get("vocabulary") if isinstance(fields, dict) else None
+    if isinstance(words, str):
+        raise ValueError(
+            "The config names a file to be read. Received: vocabulary="
+            f"{reprlib.repr(words)} at {_where(path)}. Expected: the words."
+        )
+
+
+def _where(path):
+    return ".".join(map(str, path)) or "its top"

@@ -1,0 +1,31 @@
+"""Print the oldest versions that `setup.py` admits, for pip: `python -m tests.floors`.
+
+Of what the core of the suite needs, and of the backends that it runs on. PyTorch is
+not among them: only its newest version comes in builds small enough to install twice.
+"""
+
+import pathlib
+import re
+
+CORE = (
+    "absl-py",
+    "h5py",
+    "hypothesis",
+    "jax",
+    "keras",
+    "numpy",
+    "pytest",
+    "pytest-xdist",
+    "tensorflow",
+)
+
+
+def pinned() -> list[str]:
+    """Return `name==version` for each of them."""
+    text = pathlib.Path(__file__).parent.parent.joinpath("setup.py").read_text()
+    lowest = dict(re.findall(r'"([a-z0-9-]+)>=([0-9.]+)"', text))
+    return [f"{name}=={lowest[name]}" for name in CORE]
+
+
+if __name__ == "__main__":
+    print(*pinned())
