@@ -21,6 +21,7 @@ EXPORT = [
     "tf2onnx>=1.16",
 ]
 DATA = ["scikit-learn>=1.4", "tensorflow-datasets>=4.9.7", "pillow>=10"]
+TUTORIALS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
 
 setup(
     name="keras-selfdistill",
@@ -40,6 +41,7 @@ setup(
         "plot": PLOT,
         "export": [*TENSORFLOW, *EXPORT],
         "demo": [*TENSORFLOW, *PLOT, *DATA],
+        "tutorials": [*TENSORFLOW, *PLOT, *DATA, *TUTORIALS],
         # One version of torch, because each has wheels of its own for every kind of
         # machine: install the fitting one beforehand, and this keeps it.
         "test": [
@@ -49,6 +51,7 @@ setup(
             *PLOT,
             *DATA,
             *EXPORT,
+            *TUTORIALS,
             "keras-hub>=0.32",
             "onnxscript>=0.5",  # Keras on PyTorch exports ONNX by it
             "mypy>=1.15",
