@@ -160,11 +160,12 @@ print(*sorted(key for key in history if not key.startswith("val_")), sep="\n")
 figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
 keys = {name: f"val_{name}_accuracy" for name in model.exit_names[:-1]}
 keys["final"] = "val_accuracy"
-for name, key in keys.items():
-    axis.plot(range(1, EPOCHS + 1), history[key], label=name)
-axis.plot(
-    range(1, EPOCHS + 1), plain_history["val_accuracy"], "k:", label="plain network"
-)
+epochs = range(1, EPOCHS + 1)
+for (name, key), color in zip(
+    keys.items(), ["#0072B2", "#D55E00", "#009E73"], strict=True
+):
+    axis.plot(epochs, history[key], color=color, label=name)
+axis.plot(epochs, plain_history["val_accuracy"], "k:", label="plain network")
 axis.set_xlabel("epoch")
 axis.set_ylabel("accuracy on test images")
 axis.grid(alpha=0.3)
@@ -185,8 +186,8 @@ for name, cost in costs.items():
 # the rest of it is for is the few hard ones.
 #
 # Do not compare the plain network with the wrapper's final exit here. With 899 test
-# images, the standard error of an accuracy of 98 % is half a point, and a second seed
-# moves it as much. Whether self-distillation improves the *base* is a question for
+# images, the standard error of an accuracy of 98 % is half a point, and another seed
+# may move it as much. Whether self-distillation improves the *base* is a question for
 # several seeds and a harder task, as in the tutorial `byot_table`.
 #
 # `ensemble` is the mean of all exits' logits. It costs the whole base and all heads.
