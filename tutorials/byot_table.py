@@ -4,17 +4,17 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/)
 # (choose *Upload* and this notebook)
 #
-# *Be Your Own Teacher* (Zhang et al., ICCV 2019,
-# [arXiv 1905.08094](https://arxiv.org/abs/1905.08094)) trains networks on CIFAR-100
-# twice: plainly, and with three exits that learn from the end. Its row for ResNet-18,
+# *Be Your Own Teacher* (Zhang et al., ICCV 2019, [arXiv
+# 1905.08094](https://arxiv.org/abs/1905.08094)) trains networks on CIFAR-100 twice:
+# plainly, and with three exits that learn from the end. Its row for ResNet-18,
 # accuracy on test images in per cent:
 #
 # | plain | exit 1 | exit 2 | exit 3 | final | ensemble |
 # |---|---|---|---|---|---|
 # | 77.09 | 67.85 | 74.57 | 78.23 | 78.64 | 79.67 |
 #
-# Two claims are in there. The final exit, which costs as much as the plain network, is
-# better by 1.55 points; and exit 3 beats the plain network at less than its cost.
+# Two claims are in there. The final exit, which costs as much as the plain network,
+# is better by 1.55 points; and exit 3 beats the plain network at less than its cost.
 #
 # Such a row takes 200 epochs of 50,000 images, twice. So this notebook trains a
 # thinner network on fewer images for fewer epochs. It shows every piece of the
@@ -103,8 +103,8 @@ plt.show()
 # ## The network
 #
 # Four stages, and a tap at the end of each but the last: as in the paper. Look at the
-# costs before you train. **Which exit would you deploy, if the published accuracies
-# came out?**
+# costs in its full width before you train. **Which exit would you deploy, if the
+# published accuracies came out?**
 
 # %%
 NETWORK = ksd.networks.resnet18(width_multiplier=1.0)
@@ -126,9 +126,10 @@ for name, cost in costs.items():
 # SGD with momentum, the rate divided by 10 after 75, 130 and 180 of 200 epochs (for
 # other lengths, at the same shares), weight decay 5e-4.
 #
-# **A trap:** the paper's code runs on PyTorch, whose weight decay goes through the
-# momentum buffer and so acts 1 / (1 - momentum) times. Keras' decay does not. The same
-# number means ten times less here, and the row would come out differently.
+# **A trap:** published code of this kind is written in PyTorch, whose weight decay
+# goes through the momentum buffer and so acts 1 / (1 - momentum) times. Keras' decay
+# does not. The same number means ten times less here, and the row would come out
+# differently.
 
 
 # %%
@@ -190,8 +191,8 @@ logs = train(model)
 # %% [markdown]
 # ## The row
 #
-# **Predict:** in the short run, will the exits come in the same order as in the paper?
-# Will the final exit beat the plain network?
+# **Predict:** in the short run, will the exits come in the same order as in the
+# paper? Will the final exit beat the plain network?
 
 # %% tags=["measured"]
 logs["final_accuracy"] = logs["accuracy"]
@@ -227,15 +228,16 @@ plt.show()
 # %% [markdown]
 # ## What may be concluded?
 #
-# - **The shape** can be compared at any size: do deeper exits answer better, and is
-#   the ensemble at least as good as the best of them?
-# - **The levels** cannot. A fraction of the images, the width and the epochs gives a
-#   fraction of the accuracy.
-# - **The gain** over the plain network is about 1.5 points in the paper. One seed
-#   moves a run like this by as much. The repository's `benchmarks/results/cpu.md` has
-#   a setting between this one and the paper's with three seeds each: there the
-#   difference is about as large as the deviation of a single run, and its table says
-#   so beside it.
+# - **The levels** cannot be compared. A fraction of the images, the width and the
+#   epochs gives a fraction of the accuracy.
+# - **The shape** can, once the networks have learned something: do deeper exits
+#   answer better, and is the ensemble at least as good as the best of them? After few
+#   epochs, all exits may be about as bad as each other.
+# - **The gain** over the plain network is 1.55 points in the paper. In a run as short
+#   as this one the plain network may be ahead; another seed moves both. The
+#   repository's `benchmarks/results/cpu.md` has a setting between this one and the
+#   paper's, 40 epochs with three seeds each. There the final exit is ahead, by about
+#   as much as one run deviates from the next.
 #
 # So: never report a difference from one run. Change `SEED`, collect a few pairs, and
 # look at the differences within pairs; or let `benchmarks/accuracy.py` do it, which
@@ -246,7 +248,8 @@ plt.show()
 # - **Comparing with a plain network trained for fewer steps, or less augmentation.**
 #   Both trainings here share every line.
 # - **Leaving out `"deep_supervision"`.** Exits with labels alone help, too. What the
-#   *distillation* adds is the difference to that, not to the plain network:
-#   `recipe="deep_supervision"` above, and run again.
+#   *distillation* adds is the difference to that, not to the plain network: pass
+#   `recipe="deep_supervision"` above, and run again. (In `cpu.md` there is no such
+#   difference to be seen.)
 # - **Choosing the best epoch, or a weight of the recipe, on the test images.** The
 #   network is evaluated once, after its last epoch.
