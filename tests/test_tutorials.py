@@ -116,3 +116,20 @@ def test_a_tutorial_runs_as_stored(build, name, backend):
         backend=backend,
     )
     assert f"{name}: up to date" in result.stdout
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # Jupyter's own, of sockets and event loops.
+def test_constants_errors_and_stale_outputs_of_a_script(build, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    cells = ['# %% small={"N": 2}\nN = 5', "# %%\nprint('n', N)", "# %%\n1 / (N - 3)"]
+    (tmp_path / "script.py").write_text("\n\n".join(cells))
+    full = build.execute("script", small=False)
+    assert [output.text for output in full.cells[1].outputs] == ["n 5\n"]
+    small = build.execute("script", small=True)
+    assert "`N = 2`" in small.cells[-1].source
+    (stale, *_) = build.differences(full, small)
+    assert stale == "cell 1 prints 'n 2', in the notebook 'n 5'"
+    error = build.nbclient.exceptions.CellExecutionError
+    with pytest.raises(error, match="ZeroDivisionError"):
+        build.execute("script", small=False, constants={"N": 3})

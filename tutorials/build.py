@@ -38,9 +38,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jupytext
+import nbclient
 import nbformat
 from absl import app, flags
-from nbclient import NotebookClient
 
 FLAGS = flags.FLAGS
 FOLDER = pathlib.Path(__file__).resolve().parent
@@ -102,7 +102,7 @@ def execute(
     notebook = read_script(name)
     overrides = _override(notebook, small, constants or {})
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(
+        nbclient.NotebookClient(
             notebook,
             timeout=None,
             kernel_name="python3",
