@@ -102,7 +102,7 @@ def test_pictures_are_counted_and_cells_compared(build, notebook):
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [*((name, "tensorflow") for name in NAMES), ("own_recipe", "torch")],
+    [*((name, "tensorflow") for name in NAMES), ("own_recipe", "jax")],
 )
 def test_a_tutorial_runs_as_stored(build, name, backend):
     reads_images = "tfds.load" in (ROOT / "tutorials" / f"{name}.py").read_text()
