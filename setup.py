@@ -27,6 +27,7 @@ DOCS = [
     "mkdocstrings[python]>=1.0",
 ]
 DATA = ["scikit-learn>=1.4", "tensorflow-datasets>=4.9.7", "pillow>=10"]
+TUTORIALS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
 
 setup(
     name="keras-selfdistill",
@@ -47,6 +48,7 @@ setup(
         "export": [*TENSORFLOW, *EXPORT],
         "docs": DOCS,
         "demo": [*TENSORFLOW, *PLOT, *DATA],
+        "tutorials": [*TENSORFLOW, *PLOT, *DATA, *TUTORIALS],
         # One version of torch, because each has wheels of its own for every kind of
         # machine: install the fitting one beforehand, and this keeps it.
         "test": [
@@ -56,6 +58,7 @@ setup(
             *PLOT,
             *DATA,
             *EXPORT,
+            *TUTORIALS,
             "keras-hub>=0.32",
             "hypothesis>=6.130",
             "onnxscript>=0.5",  # Keras on PyTorch exports ONNX by it

@@ -51,6 +51,12 @@ class Objective:
         self.label_loss = as_loss(label_loss)
         self.pair_losses = list(pair_losses)
         weights = recipe.at(0).weights(self.exit_names)
+        if set(weights) != set(self.exit_names):
+            raise ValueError(
+                f"{type(recipe).__name__}.weights must name every exit once. Received: "
+                f"weights of {sorted(weights)}. Expected: of {self.exit_names}; "
+                "TermWeights(label=0.0) for an exit that learns nothing."
+            )
         taught = [
             weights[name]
             for name in self.exit_names

@@ -223,3 +223,14 @@ def test_a_function_serves_as_loss():
 
     value = float(as_loss(absolute)(ONE_HOT, np.zeros_like(ONE_HOT)))
     assert value == pytest.approx(1 / CLASSES)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("named", [["exit_1", "exit_2"], [*NAMES, "exit_3"]])
+def test_a_recipe_must_name_every_exit(named):
+    class Forgetful(recipes.Recipe):
+        def weights(self, exit_names):
+            return dict.fromkeys(named, recipes.TermWeights(label=1.0))
+
+    with pytest.raises(ValueError, match=r"Forgetful.weights .* \['exit_1', 'exit_2'"):
+        Objective(Forgetful(), NAMES, "mse", task=TASK)

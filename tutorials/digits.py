@@ -1,0 +1,245 @@
+# %% [markdown]
+# # Ten minutes with digits
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/)
+# (choose *Upload* and this notebook)
+#
+# A deep network answers once, at its end. In ten minutes you will have one that also
+# answers on the way there, and you will have chosen which of its answers to deploy:
+#
+# 1. wrap a Keras model, so that it grows *exits*;
+# 2. train it with the same `compile` and `fit` as always;
+# 3. compare what each exit costs and how often it is right;
+# 4. take out the model you want: the whole network, or a smaller one.
+#
+# The data are 1,797 handwritten digits that come with scikit-learn.
+
+# %% [markdown]
+# Keras reads its backend from the environment when it is imported. TensorFlow, JAX and
+# PyTorch all work; nothing below depends on the choice.
+
+# %%
+import importlib.util
+import os
+import subprocess
+import sys
+
+if importlib.util.find_spec("keras_selfdistill") is None:  # for example in Colab
+    install = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*install, "keras-selfdistill[demo]"], check=True)
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # or "jax", or "torch"
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import keras_selfdistill as ksd
+
+# %% [markdown]
+# ## The data
+#
+# Half of the images are for training, half for the test.
+
+# %%
+digits = load_digits()
+images = (digits.images[..., np.newaxis] / 16.0).astype("float32")
+x_train, x_test, y_train, y_test = train_test_split(
+    images, digits.target, test_size=0.5, stratify=digits.target, random_state=0
+)
+print("train", x_train.shape, "test", x_test.shape)
+
+# %%
+figure, axes = plt.subplots(1, 8, figsize=(6, 1))
+for axis, image, label in zip(axes, x_train, y_train, strict=False):
+    axis.imshow(image[..., 0], cmap="gray_r")
+    axis.set_title(label, fontsize=9)
+    axis.axis("off")
+plt.show()
+
+# %% [markdown]
+# ## The base
+#
+# Any functional or Sequential classifier will do. Ours has three stages; we name the
+# end of each, because a name is all that an exit needs.
+
+
+# %%
+def build_base():
+    inputs = keras.Input((8, 8, 1))
+    x = inputs
+    for stage, width in enumerate((16, 32, 64), start=1):
+        strides = 1 if stage == 1 else 2
+        x = keras.layers.Conv2D(width, 3, strides=strides, padding="same")(x)
+        x = keras.layers.BatchNormalization(momentum=0.9)(x)
+        x = keras.layers.ReLU(name=f"stage{stage}_out")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(x))
+
+
+# %% [markdown]
+# ## Train it plainly, for comparison
+
+# %%
+EPOCHS = 15
+
+
+def train(model):
+    keras.utils.set_random_seed(0)
+    model.compile(
+        keras.optimizers.Adam(2e-3),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    return model.fit(
+        x_train,
+        y_train,
+        validation_data=(x_test, y_test),
+        batch_size=64,
+        epochs=EPOCHS,
+        verbose=0,
+    ).history
+
+
+# %% tags=["measured"]
+keras.utils.set_random_seed(0)
+plain = build_base()
+start = plain.get_weights()
+plain_history = train(plain)
+print(f"the plain network: {plain_history['val_accuracy'][-1]:.1%} of the test images")
+
+# %% [markdown]
+# ## Wrap it
+#
+# `SelfDistiller` *taps* the outputs of the layers that you name. On every tap it puts
+# a small *head*, which makes an *exit*: an answer of its own. The base stays as it
+# is.
+#
+# The *recipe* says who learns from what. In `"byot"` (*Be Your Own Teacher*, Zhang et
+# al. 2019) every exit learns from the labels, from the probabilities of the final
+# exit, and from the feature that the final exit decides by. The final exit learns
+# from the labels alone.
+
+# %%
+base = build_base()
+base.set_weights(start)  # the same first weights, to compare fairly
+model = ksd.SelfDistiller(base, taps=["stage1_out", "stage2_out"], recipe="byot")
+print(model.exit_names)
+print(model.recipe.weights(model.exit_names)["exit_1"])
+
+# %% [markdown]
+# Nothing is trained yet, but the price of each exit is known. `share` is the part of
+# the base's multiply-adds that a sample costs if it is answered there, head included.
+#
+# **Predict before you go on:** the base got nearly all of the test images right. How
+# many will the second exit get right, for little more than half of the multiply-adds?
+# And the first, for about a sixth?
+
+# %%
+costs = ksd.profile(model)
+for name, cost in costs.items():
+    print(f"{name:9} {cost.parameters:7,} parameters  {cost.share:6.1%} of the base")
+
+# %% [markdown]
+# ## Train all exits at once
+#
+# The same call as before. You pass one loss and one metric, as for the base; the
+# wrapper applies them to every exit.
+
+# %%
+history = train(model)
+print(*sorted(key for key in history if not key.startswith("val_")), sep="\n")
+
+# %% [markdown]
+# Three losses, which the recipe's weights have already scaled, and one accuracy for
+# each exit. `accuracy` without a prefix is the final exit's, so that
+# `ModelCheckpoint(monitor="val_accuracy")` means what it always meant.
+
+# %%
+figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
+keys = {name: f"val_{name}_accuracy" for name in model.exit_names[:-1]}
+keys["final"] = "val_accuracy"
+epochs = range(1, EPOCHS + 1)
+for (name, key), color in zip(
+    keys.items(), ["#0072B2", "#D55E00", "#009E73"], strict=True
+):
+    axis.plot(epochs, history[key], color=color, label=name)
+axis.plot(epochs, plain_history["val_accuracy"], "k:", label="plain network")
+axis.set_xlabel("epoch")
+axis.set_ylabel("accuracy on test images")
+axis.grid(alpha=0.3)
+axis.legend()
+plt.show()
+
+# %% [markdown]
+# ## What did we get?
+
+# %% tags=["measured"]
+logs = model.evaluate(x_test, y_test, verbose=0, return_dict=True)
+logs["final_accuracy"] = logs["accuracy"]
+for name, cost in costs.items():
+    print(f"{name:9} right {logs[f'{name}_accuracy']:6.1%}  costs {cost.share:6.1%}")
+
+# %% [markdown]
+# Compare with your prediction. A small part of the network answers most digits: what
+# the rest of it is for is the few hard ones.
+#
+# Do not compare the plain network with the wrapper's final exit here. With 899 test
+# images, the standard error of an accuracy of 98 % is half a point, and another seed
+# may move it as much. Whether self-distillation improves the *base* is a question for
+# several seeds and a harder task, as in the tutorial `byot_table`.
+#
+# `ensemble` is the mean of all exits' logits. It costs the whole base and all heads.
+
+# %% [markdown]
+# ## Take out what you need
+#
+# `exit_model` returns a plain Keras model with the layers of one exit and no other:
+# the stages behind its tap are gone.
+
+# %%
+small = model.exit_model("exit_1")
+print(*[layer.name for layer in small.layers], sep="\n")
+
+# %% [markdown]
+# It is saved, loaded and served like any model; whoever loads it does not need this
+# library.
+
+# %%
+small.save("digits_exit_1.keras")
+loaded = keras.saving.load_model("digits_exit_1.keras")
+same = np.allclose(
+    loaded.predict(x_test, verbose=0),
+    model.predict(x_test, verbose=0)["exit_1"],
+    atol=1e-5,
+)
+print("answers like the wrapper's first exit:", same)
+
+# %% [markdown]
+# And `final_model()` is the base, with nothing added. Its weights were trained with
+# the exits' help; it has as many of them, and costs as much, as the plain network.
+
+# %%
+final = model.final_model()
+print("as many weights as the plain network:", final.count_params(), end=" = ")
+print(plain.count_params())
+
+# %% [markdown]
+# ## Common mistakes
+#
+# - **Reading `evaluate`'s list by position.** With several exits it is long. Ask for
+#   `return_dict=True` and read by name.
+# - **Calling `model(x)` and expecting one array.** A wrapper returns a dict with every
+#   exit's answer; `final_model()` returns one array.
+# - **Deploying the wrapper.** It holds all heads. Deploy `exit_model(...)`,
+#   `final_model()` or an `EarlyExit`.
+# - **Passing `loss_weights`.** The recipe weighs the exits:
+#   `recipe=ksd.recipes.BYOT(alpha=0.3)`.
+#
+# ## Where to go from here
+#
+# - `applications`: a network of `keras.applications`, and an exit on a device;
+# - `early_exit`: let every image stop where the network is sure, with a guarantee;
+# - `own_recipe`: write your own recipe and head;
+# - `byot_table`: what the paper measured, and how to measure it again.
