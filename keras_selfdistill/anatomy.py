@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Any
 
-from keras_selfdistill.counting import multiply_adds
+from keras_selfdistill.counting import Shapes, multiply_adds
 from keras_selfdistill.exits import ExitGraph
 from keras_selfdistill.graph import ancestors, graph_nodes
 from keras_selfdistill.recipe import is_used
+from keras_selfdistill.sizes import nominal_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +35,15 @@ class Anatomy:
 
     Args:
         name: Of the base.
-        input_shapes: Of one sample.
+        input_shapes: Of one sample for which it was counted; where the base leaves
+            sizes open, those of `nominal_shapes`.
         head: The kind of head, such as `"Bottleneck"`.
         heads_read_on: Whether heads read the base beyond their taps.
         parts: Shallow to deep.
     """
 
     name: str
-    input_shapes: tuple[tuple[int | None, ...], ...]
+    input_shapes: tuple[tuple[int, ...], ...]
     head: str
     heads_read_on: bool
     parts: tuple[Part, ...]
@@ -61,9 +63,6 @@ def anatomy(model: Any) -> Anatomy:
     Args:
         model: A `SelfDistiller`.
 
-    Raises:
-        ValueError: The base was built without a fixed input shape.
-
     Example:
         >>> import keras_selfdistill as ksd
         >>> base = ksd.networks.resnet18(width_multiplier=0.125, classes=10)
@@ -72,7 +71,8 @@ def anatomy(model: Any) -> Anatomy:
         [('exit_1', ('final',)), ('exit_2', ('final',)), ('final', ())]
     """
     graph = model._graph
-    sections, heads = _costs(graph)
+    shapes = nominal_shapes(graph.flat.model)
+    sections, heads = _costs(graph, shapes)
     teachers = _teachers(model)
     parts = [
         Part(name, tap, section, head, teachers[name])
@@ -82,18 +82,21 @@ def anatomy(model: Any) -> Anatomy:
     ]
     return Anatomy(
         name=graph.base.name,
-        input_shapes=tuple(tuple(tensor.shape[1:]) for tensor in graph.base.inputs),
+        input_shapes=tuple(
+            shapes.get(id(tensor), tuple(tensor.shape[1:]))
+            for tensor in graph.base.inputs
+        ),
         head=type(graph.head).__name__,
         heads_read_on=graph.head.reads_whole_base,
         parts=tuple(parts),
     )
 
 
-def _costs(graph: ExitGraph):
+def _costs(graph: ExitGraph, shapes: Shapes):
     """Return the multiply-adds of every section and of every head."""
     outputs = [each.output for each in graph.exits.values()]
     nodes = graph_nodes(graph.base.inputs, outputs)
-    counts = multiply_adds(nodes)
+    counts = multiply_adds(nodes, shapes)
     of_base = ancestors(graph.exits["final"].output)
     ends = [ancestors(graph.flat.calls[tap]) for tap in graph.taps] + [of_base]
     exits = [ancestors(output) for output in outputs]

@@ -13,6 +13,7 @@ from keras_selfdistill.feeding import Feeder, class_numbers
 from keras_selfdistill.scheduler import Chunk, bucket_sizes, run_sections
 from keras_selfdistill.scoring import Scorer
 from keras_selfdistill.sections import cut_sections, section_costs
+from keras_selfdistill.sizes import nominal_shapes
 
 
 class Left(NamedTuple):
@@ -32,14 +33,14 @@ class Cascade:
         scorer: Turns what sections answer into predictions and scores.
 
     Raises:
-        ValueError: An exit reads the base beyond its tap, or the base has no fixed
-            input shape.
+        ValueError: An exit reads the base beyond its tap.
     """
 
     def __init__(self, graph: ExitGraph, scorer: Scorer):
         sections = cut_sections(graph, [scorer.reads])
-        spent, _ = section_costs(graph, [scorer.reads])
-        of_base, _ = model_multiply_adds(graph.flat.model)
+        shapes = nominal_shapes(graph.flat.model)
+        spent, _ = section_costs(graph, [scorer.reads], shapes)
+        of_base, _ = model_multiply_adds(graph.flat.model, shapes)
         # Share of the base's multiply-adds that a sample costs, by its exit.
         self.costs = np.cumsum(spent) / max(1, of_base)
         self._scorer = scorer

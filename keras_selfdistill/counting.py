@@ -8,7 +8,7 @@ on symbolic tensors, and what it calls is counted, down to Keras' own operations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -20,6 +20,8 @@ from keras_selfdistill.graph import calls_inside, model_nodes
 from keras_selfdistill.operation_rules import count_operation, is_primitive, size
 
 Rule = Callable[[Any, Sequence[Any], Sequence[Any]], int]
+# Of one sample of each input, without the batch, by the id of its symbolic tensor.
+Shapes = Mapping[int, tuple[int, ...]]
 
 # Packages of Keras whose layers multiply by no kernel, but for those named below.
 _FREE = tuple(
@@ -98,25 +100,32 @@ def register_multiply_adds(
     return _rule.register(layer_class)
 
 
-def model_multiply_adds(model: Any) -> Count:
+def model_multiply_adds(model: Any, shapes: Shapes | None = None) -> Count:
     """Return a functional model's multiply-adds, and the layers that are unknown.
 
+    Args:
+        model: The model.
+        shapes: Of its inputs, where it leaves sizes open.
+
     Raises:
-        ValueError: The model was built without a fixed input shape.
+        ValueError: A size is unknown on which a count depends.
 
     Example:
         >>> dense = keras.layers.Dense(8)
         >>> model_multiply_adds(keras.Sequential([keras.Input((4,)), dense]))
         Count(multiply_adds=32, unknown=())
     """
-    return Count.total(multiply_adds(model_nodes(model)).values())
+    return Count.total(multiply_adds(model_nodes(model), shapes).values())
 
 
-def multiply_adds(nodes: Sequence[Any]) -> dict[Any, Count]:
+def multiply_adds(
+    nodes: Sequence[Any], shapes: Shapes | None = None
+) -> dict[Any, Count]:
     """Return the multiply-adds of each call in a functional graph, for one sample.
 
     Args:
         nodes: What `model_nodes` returned.
+        shapes: Of inputs among them that leave sizes open.
 
     Raises:
         ValueError: A size is unknown on which a count depends.
@@ -134,7 +143,7 @@ def multiply_adds(nodes: Sequence[Any]) -> dict[Any, Count]:
         given = {
             id(tensor): sized.get(id(tensor), tensor) for tensor in node.input_tensors
         }
-        counts[node], outputs = _count(node, given, _outputs(node, given))
+        counts[node], outputs = _count(node, given, _outputs(node, given, shapes or {}))
         sized |= {
             id(tensor): _of_rows(each, 1)
             for tensor, each in zip(node.outputs, outputs, strict=True)
@@ -142,13 +151,15 @@ def multiply_adds(nodes: Sequence[Any]) -> dict[Any, Count]:
     return counts
 
 
-def _outputs(node, given):
+def _outputs(node, given, shapes):
     """Return a node's outputs for one sample, as far as their sizes are known."""
     rows = max((each.shape[0] for each in given.values() if each.shape), default=1)
     if _reshapes_the_batch(node):
         before, after = node.input_tensors[0].shape, node.outputs[0].shape
         rows = rows * math.prod(before[1:]) // math.prod(after[1:])
-    outputs = [_of_rows(tensor, rows) for tensor in node.outputs]
+    outputs = [
+        _of_rows(tensor, rows, shapes.get(id(tensor))) for tensor in node.outputs
+    ]
     forgets = any(None in tensor.shape for tensor in outputs) and not node.is_input
     if forgets and (is_primitive(node.operation) or _is_leaf(node.operation)):
         # Its symbolic call did not know sizes that are known now.
@@ -158,9 +169,11 @@ def _outputs(node, given):
     return outputs
 
 
-def _of_rows(tensor, rows):
+def _of_rows(tensor, rows, sample_shape=None):
     """Return a symbolic tensor with so many rows where the batch is open."""
     shape = tuple(tensor.shape)
+    if sample_shape is not None:
+        shape = (shape[0], *sample_shape)
     if shape and shape[0] is None:
         shape = (rows, *shape[1:])
     return keras.KerasTensor(shape, tensor.dtype)

@@ -63,8 +63,8 @@ class EarlyExit:
 
     Raises:
         TypeError: `model` is no `SelfDistiller`, or an argument of the wrong type.
-        ValueError: An argument is unknown or out of range, an exit reads the whole
-            base, or the base has no fixed input shape.
+        ValueError: An argument is unknown or out of range, or an exit reads the whole
+            base.
 
     Example:
         >>> base = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a"),

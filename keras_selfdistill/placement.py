@@ -13,6 +13,7 @@ from keras_selfdistill.classifier import Classifier, find_classifier
 from keras_selfdistill.counting import Count, multiply_adds
 from keras_selfdistill.flat import FlatModel, flatten
 from keras_selfdistill.graph import check_functional, model_nodes
+from keras_selfdistill.sizes import nominal_shapes
 
 # What two neighbouring taps of one resolution count for, in steps between targets.
 _SAME_RESOLUTION = 0.5
@@ -73,7 +74,8 @@ def suggest_taps(model: Any, exits: int | str = _DEFAULT_EXITS) -> SuggestedTaps
     depends on nothing but the base's graph.
 
     Args:
-        model: Functional or Sequential classifier of fixed input shape.
+        model: Functional or Sequential classifier. Sizes that it leaves open, such as
+            the length of a text, count as 256, or as fewer where it takes no more.
         exits: How many, or `"auto"`: as many as the resolution changes between the ends
             of the base's blocks; 3 (or as many as there are ends, if fewer) where it
             never does.
@@ -83,8 +85,8 @@ def suggest_taps(model: Any, exits: int | str = _DEFAULT_EXITS) -> SuggestedTaps
 
     Raises:
         TypeError: `model` is not functional, or `exits` of another type.
-        ValueError: The base does not classify, has a size that is not known, or has
-            fewer block ends than `exits`; or `exits` is below 1.
+        ValueError: The base does not classify, or has fewer block ends than `exits`;
+            or `exits` is below 1.
 
     Example:
         >>> import keras_selfdistill as ksd
@@ -140,8 +142,7 @@ def node_costs(base: Any) -> dict[int, int]:
 
     What is not known of them counts as nothing, with a warning in the log.
     """
-    nodes = model_nodes(base)
-    costs = multiply_adds(nodes)
+    costs = multiply_adds(model_nodes(base), nominal_shapes(base))
     unknown = Count.total(costs.values()).unknown
     if unknown:
         logging.warning(

@@ -7,11 +7,17 @@ from typing import Any
 
 import keras
 
-from keras_selfdistill.counting import Count, model_multiply_adds, multiply_adds
+from keras_selfdistill.counting import (
+    Count,
+    Shapes,
+    model_multiply_adds,
+    multiply_adds,
+)
 from keras_selfdistill.distiller import SelfDistiller
 from keras_selfdistill.flat import flatten, original
 from keras_selfdistill.graph import check_functional, graph_nodes, model_nodes
 from keras_selfdistill.sections import calls_by_section
+from keras_selfdistill.sizes import given_shapes
 from keras_selfdistill.table import Table, compact
 
 
@@ -109,7 +115,7 @@ class Profile(Mapping[str, Cost]):
         return f"Profile({list(self)}, {len(self.layers)} layers)"
 
 
-def profile(model: Any) -> Profile:
+def profile(model: Any, input_shape: Any = None) -> Profile:
     """Return multiply-adds and parameters by exit, by section and by layer.
 
     Each exit is the model that `exit_model` or `ensemble_model` returns, so `final` is
@@ -120,10 +126,13 @@ def profile(model: Any) -> Profile:
     Args:
         model: A `SelfDistiller`, or a functional or Sequential model, which is one
             exit, `final`.
+        input_shape: Of one sample, without the batch, where the model leaves sizes
+            open, such as the length of a text; of several inputs, in the structure in
+            which the model takes them.
 
     Raises:
         TypeError: `model` has no graph.
-        ValueError: It was built without a fixed input shape.
+        ValueError: Sizes are open and `input_shape` is missing, or it does not fit.
 
     Example:
         >>> import keras_selfdistill as ksd
@@ -143,28 +152,45 @@ def profile(model: Any) -> Profile:
         >>> costs.layers[1].name, costs.layers[1].multiply_adds
         ('stem_conv', 221184)
     """
+    if not isinstance(model, SelfDistiller):
+        check_functional(model)
+    base = model.base if isinstance(model, SelfDistiller) else model
+    return profile_at(model, given_shapes(base, input_shape))
+
+
+def profile_at(model: Any, shapes: Shapes) -> Profile:
+    """Return what `profile` does.
+
+    Args:
+        model: As there.
+        shapes: Of the inputs, where the model leaves sizes open.
+    """
     if isinstance(model, SelfDistiller):
-        return _profile_exits(model)
-    check_functional(model)
+        return _profile_exits(model, shapes)
     flat = flatten(model)
-    counts = multiply_adds(model_nodes(flat.model))
+    counts = multiply_adds(model_nodes(flat.model), shapes)
     rows = _layer_costs(counts, dict.fromkeys(counts, "final"), flat.calls)
-    cost = _cost(flat.model, model_multiply_adds(flat.model).multiply_adds)
+    total = Count.total(counts.values())
+    cost = _as_cost(flat.model.count_params(), total, total.multiply_adds)
     return Profile({"final": cost}, {"final": cost}, tuple(rows.values()))
 
 
-def _profile_exits(model):
+def _profile_exits(model, shapes):
     graph = model._graph
     names = model.exit_names if model.has_early_exits else ["final"]
     models = {name: model.exit_model(name) for name in names}
     models["final"] = graph.flat.model  # It knows the sizes in nested models.
     models["ensemble"] = model.ensemble_model()
-    of_base = model_multiply_adds(graph.flat.model).multiply_adds
-    exits = {name: _cost(part, of_base) for name, part in models.items()}
+    found = {name: model_multiply_adds(each, shapes) for name, each in models.items()}
+    of_base = found["final"].multiply_adds
+    exits = {
+        name: _as_cost(each.count_params(), found[name], of_base)
+        for name, each in models.items()
+    }
     ends = [each.output for each in graph.exits.values()] + [graph.ensemble]
     nodes = graph_nodes(graph.base.inputs, ends)
     section = calls_by_section(graph, ["output"])
-    counts = multiply_adds(nodes)
+    counts = multiply_adds(nodes, shapes)
     rows = _layer_costs(counts, section, graph.flat.calls)
     sections = {}
     for name in model.exit_names:
@@ -173,10 +199,6 @@ def _profile_exits(model):
         count = Count.total(counts[node] for node in own)
         sections[name] = _as_cost(parameters, count, of_base)
     return Profile(exits, sections, tuple(rows.values()))
-
-
-def _cost(model, of_base):
-    return _as_cost(model.count_params(), model_multiply_adds(model), of_base)
 
 
 def _as_cost(parameters, count, of_base):

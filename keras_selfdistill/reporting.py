@@ -10,7 +10,9 @@ import keras
 from keras_selfdistill.feeding import Feeder
 from keras_selfdistill.latency import WARM_UP, median_milliseconds
 from keras_selfdistill.measures import Answers, Sums, as_answers
+from keras_selfdistill.profiling import profile_at
 from keras_selfdistill.report_view import csv_of, table_of
+from keras_selfdistill.sizes import shapes_of
 from keras_selfdistill.subject import Subject, size_on_disk, subject_of
 from keras_selfdistill.visualization import plot_accuracy_vs_compute
 
@@ -31,7 +33,8 @@ class Row:
         agreement: Share of answers that are the final exit's.
         absolute_error: Of a regression, its mean.
         parameters: Weights of the model that is deployed.
-        multiply_adds: For one sample, of the layers whose cost is known.
+        multiply_adds: For one sample, of the layers whose cost is known; where the
+            model leaves sizes open, for one of the first batch.
         share: Of the base's multiply-adds.
         unknown: Layers whose cost is not known.
         milliseconds: Median time of a call.
@@ -194,14 +197,18 @@ def report(
     if base is not None:
         subjects[PLAIN] = _fitting(base, subjects[""])
     sums, sample, samples = _read(subjects, data, batch_size, verbose)
+    costs = {
+        key: profile_at(subject.model, shapes_of(subject.base, sample))
+        for key, subject in subjects.items()
+    }
+    of_base = costs[""]["final"].multiply_adds
     sample = [array[:latency_batch_size] for array in sample]
     times = _times(subjects, sample, repeats, verbose)
     rows = []
     for name in sums:
-        subject = subjects[PLAIN if name == PLAIN else ""]
-        exit_name = "final" if name == PLAIN else name
+        key, exit_name = (PLAIN, "final") if name == PLAIN else ("", name)
         quality = dataclasses.asdict(sums[name].quality())
-        cost = _cost(subject, exit_name, subjects[""].costs["final"].multiply_adds)
+        cost = _cost(subjects[key], costs[key], exit_name, of_base)
         rows.append(Row(name=name, **quality, **cost, milliseconds=times.get(name)))
     first = subjects[""]
     return Report(
@@ -320,12 +327,12 @@ def _times(subjects, sample, repeats, verbose):
     return median_milliseconds(calls, repeats, bar.update)
 
 
-def _cost(subject: Subject, name, of_base):
+def _cost(subject: Subject, costs, name, of_base):
     if name not in subject.models:
         unknown: dict[str, Any] = {"unknown": ()}
         keys = ("parameters", "multiply_adds", "share", "bytes")
         return {**dict.fromkeys(keys), **unknown}
-    cost = subject.costs[name]
+    cost = costs[name]
     return {
         "parameters": cost.parameters,
         "multiply_adds": cost.multiply_adds,

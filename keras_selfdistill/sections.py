@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import layers
 
-from keras_selfdistill.counting import Count, multiply_adds
+from keras_selfdistill.counting import Count, Shapes, multiply_adds
 from keras_selfdistill.exits import ExitGraph
 from keras_selfdistill.flat import original
 from keras_selfdistill.graph import ancestors, graph_nodes
@@ -108,12 +108,17 @@ def cut_sections(
 
 
 def section_costs(
-    graph: ExitGraph, answers: Sequence[str] = ANSWERS
+    graph: ExitGraph, answers: Sequence[str] = ANSWERS, shapes: Shapes | None = None
 ) -> tuple[list[int], tuple[str, ...]]:
     """Return each section's multiply-adds for one sample, and the unknown layers.
 
+    Args:
+        graph: A base with exits.
+        answers: As in `cut_sections`.
+        shapes: Of the base's inputs, where they leave sizes open.
+
     Raises:
-        ValueError: The base was built without a fixed input shape.
+        ValueError: A size is unknown on which a count depends.
 
     Example:
         >>> import keras_selfdistill as ksd
@@ -124,7 +129,7 @@ def section_costs(
         ([56, 24], ())
     """
     pieces = _pieces(graph, answers)
-    counts = multiply_adds(pieces.nodes)
+    counts = multiply_adds(pieces.nodes, shapes)
     totals = [0] * len(pieces.ends)
     for node, number in pieces.number.items():
         if number >= 0:

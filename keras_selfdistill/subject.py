@@ -12,7 +12,6 @@ from keras_selfdistill.classifier import find_classifier
 from keras_selfdistill.compiled import CompiledModel, to_numpy
 from keras_selfdistill.distiller import SelfDistiller
 from keras_selfdistill.graph import check_functional, producer
-from keras_selfdistill.profiling import Cost, profile
 from keras_selfdistill.task import Task
 
 ENSEMBLE = "ensemble"
@@ -23,19 +22,19 @@ class Subject:
     """A wrapper or a plain model.
 
     Args:
+        model: What was given.
         base: The functional model that says how inputs are given.
         task: What it answers.
         logits: Symbolic logits by exit, those of the ensemble last; of a regression,
             outputs.
         models: The model to deploy, of each exit that can be cut off.
-        costs: Of each of these.
     """
 
+    model: Any
     base: Any
     task: Task
     logits: dict[str, Any]
     models: dict[str, keras.Model]
-    costs: dict[str, Cost]
 
     def network(self) -> "Network":
         """Return the call that computes the logits of all exits at once."""
@@ -100,19 +99,17 @@ def subject_of(model: Any, task: str | None = None) -> Subject:
     logits[ENSEMBLE] = graph.ensemble
     if key == "logits":
         logits[ENSEMBLE] = producer(graph.ensemble).input_tensors[0]
-    costs = profile(model)
-    names = [name for name in costs if name != ENSEMBLE]
+    names = model.exit_names if model.has_early_exits else ["final"]
     models = {name: model.exit_model(name) for name in names}
     models[ENSEMBLE] = model.ensemble_model()
-    return Subject(graph.base, graph.task, logits, models, dict(costs))
+    return Subject(model, graph.base, graph.task, logits, models)
 
 
 def _plain(model, task):
     end = find_classifier(model, task)
     logits = end.output if end.task.name == "regression" else end.logits
     stripped = keras.Model(model.inputs, model.outputs[0], name=model.name)
-    costs = dict(profile(model))
-    return Subject(model, end.task, {"final": logits}, {"final": stripped}, costs)
+    return Subject(model, model, end.task, {"final": logits}, {"final": stripped})
 
 
 def _check_masks(model):

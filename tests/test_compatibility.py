@@ -21,7 +21,7 @@ def test_an_older_keras_gives_one_clear_error(tmp_path):
     found = run_python("-c", code, check=False, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert found.returncode == 1
     *_, last = found.stderr.strip().splitlines()
-    expected = "ImportError: keras_selfdistill needs Keras 3.15.1 or newer, which "
+    expected = "ImportError: keras_selfdistill needs Keras 3.15.1 or newer: "
     assert last.startswith(expected)
     assert f"Received: Keras 3.14.0 at {tmp_path}" in last
     assert "During handling" not in found.stderr
