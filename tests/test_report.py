@@ -14,7 +14,7 @@ from keras import layers
 import keras_selfdistill as ksd
 from keras_selfdistill.measures import Answers, Sums, as_answers
 from keras_selfdistill.paired import sign_flip_p
-from keras_selfdistill.reporting import Report, Row
+from keras_selfdistill.reports import Report, Row
 from keras_selfdistill.task import Task
 
 from .conftest import require_backend, small_base
