@@ -155,6 +155,24 @@ def check_command(words):
         assert program in TOOLS, program
 
 
+def test_the_picture_shows_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import draw_accuracy
+
+    points = draw_accuracy.points()
+    shown = draw_accuracy.described(points)
+    picture = (ROOT / "docs" / "accuracy.svg").read_text()
+    assert f">{shown}<" in picture
+    readme = (ROOT / "README.md").read_text()
+    table = (ROOT / "benchmarks" / "results" / "cpu.md").read_text()
+    for number in re.findall(r"\d\d\.\d\d ± \d\.\d\d", readme):
+        assert number in table
+    for name, (share, accuracy) in points.items():
+        assert f"{100 * accuracy:.1f} %" in readme
+        if name.startswith("exit_"):
+            assert f"at {100 * share:.0f} %" in readme
+
+
 def public_names():
     """Return the full name of all that users may import."""
     names = []
@@ -176,6 +194,16 @@ def test_every_public_name_has_its_place_in_the_api():
     pages = "\n".join(path.read_text() for path in ROOT.glob("docs/api/*.md"))
     shown = re.findall(r"^::: keras_selfdistill\.(\w+)$", pages, flags=re.MULTILINE)
     assert sorted(shown) == sorted(ksd.__all__)
+
+
+def test_every_callback_picture_and_analysis_is_named_at_a_glance():
+    page = (ROOT / "docs" / "api" / "index.md").read_text()
+    modules = (ksd.callbacks, ksd.visualization, ksd.analysis)
+    results = {"Answers", "Features", "FlatMinima", "Gradients"}
+    names = {name for module in modules for name in module.__all__} - results
+    assert names
+    for name in names | set(ksd.__all__):
+        assert re.search(rf"\b{name}\b", page), name
 
 
 @pytest.mark.long
