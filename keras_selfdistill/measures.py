@@ -38,7 +38,7 @@ class Quality:
     absolute_error: float | None = None
 
 
-class Answers:
+class BatchAnswers:
     """Logits of one batch as answers.
 
     Args:
@@ -94,7 +94,7 @@ class Sums:
     Example:
         >>> task, sums = Task("multiclass", 2, "softmax"), Sums()
         >>> labels = as_answers(np.array([0, 1]), task)
-        >>> sums.add(Answers(np.array([[2.0, 0.0], [1.0, 0.0]]), task), labels)
+        >>> sums.add(BatchAnswers(np.array([[2.0, 0.0], [1.0, 0.0]]), task), labels)
         >>> sums.quality().accuracy
         0.5
     """
@@ -104,7 +104,10 @@ class Sums:
         self._count = 0
 
     def add(
-        self, answers: Answers, labels: np.ndarray, final: Answers | None = None
+        self,
+        answers: BatchAnswers,
+        labels: np.ndarray,
+        final: BatchAnswers | None = None,
     ) -> None:
         """Add a batch.
 

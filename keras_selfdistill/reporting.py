@@ -9,7 +9,7 @@ import keras
 
 from keras_selfdistill.feeding import Feeder
 from keras_selfdistill.latency import WARM_UP, median_milliseconds
-from keras_selfdistill.measures import Answers, Sums, as_answers
+from keras_selfdistill.measures import BatchAnswers, Sums, as_answers
 from keras_selfdistill.profiling import profile_at
 from keras_selfdistill.reports import PLAIN, Report, Row
 from keras_selfdistill.sizes import shapes_of
@@ -135,7 +135,7 @@ def _read(subjects, data, batch_size, verbose):
         samples += len(labels)
         expected = as_answers(labels, task)
         answers = {
-            (key or name): Answers(logits, task)
+            (key or name): BatchAnswers(logits, task)
             # The plain base comes first.
             for key in reversed(networks)
             for name, logits in networks[key](arrays).items()

@@ -12,7 +12,7 @@ import pytest
 from keras import layers
 
 import keras_selfdistill as ksd
-from keras_selfdistill.measures import Answers, Sums, as_answers
+from keras_selfdistill.measures import BatchAnswers, Sums, as_answers
 from keras_selfdistill.paired import sign_flip_p
 from keras_selfdistill.reports import Report, Row
 from keras_selfdistill.task import Task
@@ -253,7 +253,7 @@ def test_logits_far_from_zero_stay_finite():
     task = Task("binary", 1, "sigmoid")
     sums = Sums()
     labels = as_answers(np.array([0, 1]), task)
-    sums.add(Answers(np.array([[2000.0], [2000.0]]), task), labels)
+    sums.add(BatchAnswers(np.array([[2000.0], [2000.0]]), task), labels)
     assert sums.quality().loss == 1000
     assert sums.quality().calibration_error == 0.5
 
