@@ -63,16 +63,22 @@ def compare(
         )
     _check_data(data, sum(not isinstance(each, Report) for each in given))
     reports = {
-        name: tuple(
-            each
-            if isinstance(each, Report)
-            else report(each, data, verbose=verbose, **options)
-            for each in found
-        )
+        name: tuple(_reports(name, found, data, verbose, options))
         for name, found in seeds.items()
     }
     _check_reports(reports)
     return Comparison(reports, tuple(_lines(reports)))
+
+
+def _reports(name, found, data, verbose, options):
+    """Yield the report of each seed, under its name where there is a progress bar."""
+    for number, each in enumerate(found, start=1):
+        if isinstance(each, Report):
+            yield each
+            continue
+        if verbose:
+            print(f"{name}, {number} of {len(found)}")
+        yield report(each, data, verbose=verbose, **options)
 
 
 def _check_data(data, models):

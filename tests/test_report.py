@@ -5,6 +5,7 @@ import dataclasses
 import html.parser
 import io
 import json
+import re
 
 import keras
 import numpy as np
@@ -429,9 +430,11 @@ def test_runs_of_one_seed_or_unequal_numbers_have_no_test():
     assert "sign-flip" not in found.render()
 
 
-def test_models_are_compared(model, plain, found):
+def test_models_are_compared(model, plain, found, capsys):
     runs = {"plain": plain, "byot": [model, found]}
-    both = ksd.compare(runs, (IMAGES, LABELS), verbose=0, repeats=0)
+    both = ksd.compare(runs, (IMAGES, LABELS), repeats=0)
+    shown = capsys.readouterr().out
+    assert re.findall(r"\w+, \d of \d", shown) == ["plain, 1 of 1", "byot, 1 of 2"]
     assert both.reports["plain"][0]["final"].loss == pytest.approx(
         found["plain base"].loss
     )
