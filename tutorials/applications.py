@@ -183,7 +183,8 @@ ksd.compare({"exits alone": frozen, "all together": together})
 # %% [markdown]
 # Layers below an early exit had never been asked
 # to help it: look there for a gain first. The final exit may gain or lose a little; how
-# much of it is chance, only further seeds can tell.
+# much of it is chance, only further seeds can tell. Where `ECE` has grown, the network
+# is surer than it is right: it has seen the training images too often.
 #
 # Does a shallow exit beat the end? So it may in a short run from random weights: the
 # deep layers have not learned to use what they get. Then exits are no remedy for the
