@@ -327,8 +327,12 @@ def _signature(model):
     }
 
 
-def _check_content(checkpoint):
-    """Refuse a checkpoint that holds other things than `Resume` saves."""
+def check_content(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that holds other things than `Resume` saves.
+
+    Raises:
+        ValueError: A field is missing, unknown, or of another form.
+    """
     for field, fits in _SCHEMA.items():
         about = checkpoint.about
         if about.keys() != _SCHEMA.keys() or not fits(about[field]):
@@ -345,7 +349,7 @@ _SCHEMA: dict[str, Callable[[Any], bool]] = {
 
 
 def _check_backend(checkpoint):
-    _check_content(checkpoint)
+    check_content(checkpoint)
     theirs, ours = checkpoint.about["backend"], keras.backend.backend()
     if theirs != ours:
         raise ValueError(f"it was written on backend {theirs}, not {ours}")

@@ -1,5 +1,6 @@
 """Thresholds against brute force, and bounds against simulated draws."""
 
+import dataclasses
 import itertools
 import logging
 
@@ -9,6 +10,8 @@ import pytest
 from keras_selfdistill.calibration import (
     Goal,
     Outcomes,
+    Points,
+    Price,
     evaluate,
     pareto,
     per_exit_points,
@@ -69,6 +72,15 @@ def front_of(pairs):
             a >= accuracy and c <= cost and (a, c) != (accuracy, cost) for a, c in pairs
         )
     )
+
+
+@pytest.mark.parametrize("kind", [Outcomes, Points, Goal, Price])
+def test_outcomes_points_and_goals_stay_as_they_are(kind):
+    fields = [field.name for field in dataclasses.fields(kind)]
+    thing = kind(*[0.5] * len(fields))
+    for field in fields:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(thing, field, 1.0)
 
 
 @pytest.mark.parametrize("seed", range(5))
