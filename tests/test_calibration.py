@@ -13,6 +13,7 @@ from keras_selfdistill.calibration import (
     Points,
     Price,
     evaluate,
+    leave_at,
     pareto,
     per_exit_points,
     shared_path,
@@ -93,6 +94,10 @@ def test_of_equals_the_better_is_chosen():
     assert Goal(max_cost=0.3 - 1e-12).best(accuracy, cost) == 1
     assert Goal(min_accuracy=0.91).best(accuracy, cost) is None
     assert Goal(max_cost=0.29).best(accuracy, cost) is None
+
+
+def test_a_score_that_equals_its_threshold_leaves():
+    assert leave_at(np.array([[0.5, 0.9], [0.4, 0.9]]), [0.5, 0.9]).tolist() == [0, 1]
 
 
 def test_a_goal_that_no_point_reaches_leaves_the_whole_front():
