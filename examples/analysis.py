@@ -123,7 +123,7 @@ def train(
 def load() -> analysis_page.Trained:
     """Returns the networks of the files that were given."""
     plain, model = (
-        keras.saving.load_model(pathlib.Path(path).expanduser(), compile=False)
+        ksd.load_model(pathlib.Path(path).expanduser())
         for path in (FLAGS.plain_model, FLAGS.distilled_model)
     )
     if not isinstance(model, ksd.SelfDistiller):
