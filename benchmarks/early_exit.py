@@ -56,7 +56,7 @@ def load_model():
     import keras_selfdistill as ksd
 
     if FLAGS.checkpoint:
-        return keras.saving.load_model(FLAGS.checkpoint, compile=False)
+        return ksd.load_model(FLAGS.checkpoint)
     keras.utils.set_random_seed(0)
     make = ksd.networks.NETWORKS[FLAGS.model]
     base = make(width_multiplier=FLAGS.width_multiplier)

@@ -291,7 +291,7 @@ def train_wrapper(images: image_sets.Images) -> ksd.SelfDistiller:
 
 def load_wrapper(path: str, images: image_sets.Images) -> ksd.SelfDistiller:
     """Returns a saved wrapper that takes these images."""
-    wrapper = keras.saving.load_model(pathlib.Path(path).expanduser())
+    wrapper = ksd.load_model(pathlib.Path(path).expanduser())
     if not isinstance(wrapper, ksd.SelfDistiller):
         raise app.UsageError(
             f"Received --wrapper={path}, a {type(wrapper).__name__}; expected a saved "

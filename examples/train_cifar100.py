@@ -116,7 +116,7 @@ PLACES = ("data_dir", "output_dir")
 class Checkpoint(keras.callbacks.Callback):
     """Saves model and optimizer after every epoch, whole or not at all."""
 
-    _EPOCHS = "finished_epochs.txt"
+    _EPOCHS = "assets/finished_epochs.txt"  # Where a .keras file may hold more.
 
     def __init__(self, path: pathlib.Path) -> None:
         super().__init__()

@@ -17,6 +17,8 @@ import ml_dtypes  # noqa: F401 (gives NumPy the names of types like bfloat16)
 import numpy as np
 from absl import logging
 
+from keras_selfdistill.safe_file import check_members
+
 _FORMAT = b"keras_selfdistill checkpoint 1 SHA-256 "
 _DIGEST_LENGTH = 64  # In hexadecimal digits.
 _NAME = "epoch_{epoch:06d}_batch_{batch:08d}.checkpoint"
@@ -154,17 +156,47 @@ def read(path: str | os.PathLike) -> Checkpoint:
         start = file.tell()
         if hashlib.file_digest(file, "sha256").hexdigest().encode() + b"\n" != digest:
             raise ValueError("its digest does not match its content")
-        file.seek(start)
         try:
-            with np.load(file, allow_pickle=False) as stored:
-                about = json.loads(stored["about"].tobytes())
-                names = about.pop("arrays")
-                arrays = [
-                    stored[str(i)].view(np.dtype(name)) for i, name in enumerate(names)
-                ]
-            return Checkpoint(arrays=arrays, **about)
-        except (KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            return _content(file, start)
+        except OSError:
+            raise
+        # Whatever an archive with a digest of its own makes NumPy or zipfile raise.
+        except Exception as error:
             raise ValueError(f"its content is of another form: {error!r}") from error
+
+
+def _content(file, start):
+    """Return the checkpoint in an archive of which nothing is known but its digest."""
+    with zipfile.ZipFile(file) as archive:
+        numbers = range(len(archive.namelist()) - 1)
+        members = {"about.npy", *(f"{i}.npy" for i in numbers)}
+        check_members(archive, os.fstat(file.fileno()).st_size, members)
+    file.seek(start)
+    with np.load(file, allow_pickle=False) as stored:
+        document = json.loads(stored["about"].tobytes())
+        for field, fits in _SCHEMA.items():
+            if document.keys() != _SCHEMA.keys() or not fits(document[field]):
+                raise ValueError(f"{field!r} is wrong")
+        names = document.pop("arrays")
+        if len(names) != len(numbers):
+            raise ValueError(f"{len(numbers)} arrays, expected {len(names)}")
+        arrays = [stored[str(i)].view(np.dtype(name)) for i, name in enumerate(names)]
+    return Checkpoint(arrays=arrays, **document)
+
+
+def is_count(value: Any) -> bool:
+    """Tell whether a value is an integer of at least 0."""
+    return type(value) is int and value >= 0
+
+
+_SCHEMA: dict[str, Callable[[Any], bool]] = {
+    "epoch": is_count,
+    "batch": is_count,
+    "arrays": lambda value: (
+        isinstance(value, list) and all(isinstance(each, str) for each in value)
+    ),
+    "about": lambda value: isinstance(value, dict),
+}
 
 
 def _bits(array):

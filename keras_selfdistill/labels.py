@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.losses.loss import squeeze_or_expand_to_same_rank
 
 from keras_selfdistill.config import unknown_name
 
@@ -57,7 +58,8 @@ class _FunctionLoss(keras.losses.Loss):
         self.function = function
 
     def call(self, y_true, y_pred):
-        return self.function(y_true, y_pred)
+        # As Keras does around functions: flat labels fit a network with one output.
+        return self.function(*squeeze_or_expand_to_same_rank(y_true, y_pred))
 
 
 def crossentropy(y_true: Any, y_pred: Any) -> Any:

@@ -61,3 +61,69 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, np.array(key, "uint32"), *rest))  # noqa: NPY002
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
+
+
+def is_random_state(value: Any) -> bool:
+    """Tell whether a value is what `random_state` returns, perhaps from a file.
+
+    Example:
+        >>> is_random_state(random_state()), is_random_state({"python": []})
+        (True, False)
+    """
+    return (
+        isinstance(value, dict)
+        and {"python", "numpy"} <= value.keys() <= _SCHEMA.keys()
+        and all(_SCHEMA[field](each) for field, each in value.items())
+    )
+
+
+def _is_number(value, kind=(int, float)):
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_list_below(limit, value, length=None):
+    return (
+        isinstance(value, list)
+        and length in (None, len(value))
+        and all(_is_number(each, int) and 0 <= each < limit for each in value)
+    )
+
+
+def _is_python(value):
+    """Tell the Mersenne Twister of `random`: its words, then the place among them."""
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    version, internal, gauss = value
+    return (
+        version == random.getstate()[0]
+        and _is_list_below(2**32, internal, 625)
+        and internal[-1] <= 624
+        and (gauss is None or _is_number(gauss))
+    )
+
+
+def _is_numpy(value):
+    """Tell the same generator of NumPy, with its name and a number kept for later."""
+    if not isinstance(value, list) or len(value) != 5:
+        return False
+    name, key, place, has_gauss, gauss = value
+    return (
+        name == "MT19937"
+        and _is_list_below(2**32, key, 624)
+        and _is_list_below(625, [place])
+        and _is_list_below(2, [has_gauss])
+        and _is_number(gauss)
+    )
+
+
+def _is_devices(value):
+    return isinstance(value, list) and all(_is_list_below(256, each) for each in value)
+
+
+_SCHEMA = {
+    "python": _is_python,
+    "numpy": _is_numpy,
+    "torch": lambda value: _is_list_below(256, value),
+    "cuda": _is_devices,
+    "keras": lambda value: _is_list_below(2**64, value, 2),
+}

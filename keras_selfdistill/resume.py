@@ -12,7 +12,11 @@ from absl import logging
 
 from keras_selfdistill.checkpoints import Checkpoint, Checkpoints
 from keras_selfdistill.interrupts import InterruptsWait
-from keras_selfdistill.random_state import random_state, set_random_state
+from keras_selfdistill.random_state import (
+    is_random_state,
+    random_state,
+    set_random_state,
+)
 
 
 class Resume(keras.callbacks.Callback):
@@ -236,6 +240,10 @@ class Resume(keras.callbacks.Callback):
             theirs = checkpoint.about[key]
             if ours != theirs:
                 raise ValueError(f"it is of another model: {_difference(theirs, ours)}")
+        expected = [(tuple(v.shape), v.dtype) for v in _state(self.model)]
+        found = [(each.shape, each.dtype.name) for each in checkpoint.arrays]
+        if found[: len(expected)] != expected:
+            raise ValueError("its arrays are not those that it lists")
 
 
 class _Skipping:
@@ -319,7 +327,29 @@ def _signature(model):
     }
 
 
+def check_content(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that holds other things than `Resume` saves.
+
+    Raises:
+        ValueError: A field is missing, unknown, or of another form.
+    """
+    for field, fits in _SCHEMA.items():
+        about = checkpoint.about
+        if about.keys() != _SCHEMA.keys() or not fits(about[field]):
+            raise ValueError(f"it is no checkpoint of Resume: {field!r} is wrong")
+
+
+_SCHEMA: dict[str, Callable[[Any], bool]] = {
+    "backend": lambda value: isinstance(value, str),
+    "variables": lambda value: isinstance(value, list),
+    "optimizer": lambda value: isinstance(value, list),
+    "random_at_epoch_begin": is_random_state,
+    "random_now": lambda value: value is None or is_random_state(value),
+}
+
+
 def _check_backend(checkpoint):
+    check_content(checkpoint)
     theirs, ours = checkpoint.about["backend"], keras.backend.backend()
     if theirs != ours:
         raise ValueError(f"it was written on backend {theirs}, not {ours}")

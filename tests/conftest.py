@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -12,6 +13,9 @@ import pytest
 from keras import layers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As where a shell began this in the background; some tests interrupt themselves.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def miss(reason):

@@ -1,7 +1,8 @@
 """Print the oldest versions that `setup.py` admits, for pip: `python -m tests.floors`.
 
 Of what the core of the suite needs, and of the backends that it runs on. PyTorch is
-not among them: only its newest version comes in builds small enough to install twice.
+not among them: the whole suite runs on its floor, which the extra `test` pins. Older
+versions are not tested, as their builds for Linux come with several GB of CUDA.
 """
 
 import pathlib
@@ -13,6 +14,7 @@ CORE = (
     "hypothesis",
     "jax",
     "keras",
+    "matplotlib",
     "numpy",
     "pytest",
     "pytest-xdist",

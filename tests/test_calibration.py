@@ -1,5 +1,6 @@
 """Thresholds against brute force, and bounds against simulated draws."""
 
+import dataclasses
 import itertools
 import logging
 
@@ -9,7 +10,10 @@ import pytest
 from keras_selfdistill.calibration import (
     Goal,
     Outcomes,
+    Points,
+    Price,
     evaluate,
+    leave_at,
     pareto,
     per_exit_points,
     shared_path,
@@ -69,6 +73,38 @@ def front_of(pairs):
             a >= accuracy and c <= cost and (a, c) != (accuracy, cost) for a, c in pairs
         )
     )
+
+
+@pytest.mark.parametrize("kind", [Outcomes, Points, Goal, Price])
+def test_outcomes_points_and_goals_stay_as_they_are(kind):
+    fields = [field.name for field in dataclasses.fields(kind)]
+    thing = kind(*[0.5] * len(fields))
+    for field in fields:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(thing, field, 1.0)
+
+
+def test_of_equals_the_better_is_chosen():
+    accuracy, cost = np.array([0.6, 0.9, 0.9, 0.7]), np.array([0.3, 0.3, 0.4, 0.3])
+    assert Goal(min_accuracy=0.5).best(accuracy, cost) == 1  # Of the same cost.
+    assert Goal(max_cost=0.5).best(accuracy, cost) == 1  # Of the same accuracy.
+    assert Goal().best(accuracy, cost) == 1
+    # Sums in another order are off by less than this.
+    assert Goal(min_accuracy=0.9 + 1e-12).best(accuracy, cost) == 1
+    assert Goal(max_cost=0.3 - 1e-12).best(accuracy, cost) == 1
+    assert Goal(min_accuracy=0.91).best(accuracy, cost) is None
+    assert Goal(max_cost=0.29).best(accuracy, cost) is None
+
+
+def test_a_score_that_equals_its_threshold_leaves():
+    assert leave_at(np.array([[0.5, 0.9], [0.4, 0.9]]), [0.5, 0.9]).tolist() == [0, 1]
+
+
+def test_a_goal_that_no_point_reaches_leaves_the_whole_front():
+    data = outcomes()
+    every, found = per_exit_points(data), per_exit_points(data, Goal(min_accuracy=2))
+    np.testing.assert_array_equal(found.thresholds, every.thresholds)
+    np.testing.assert_array_equal(found.cost, every.cost)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -245,12 +281,10 @@ def population(samples, random):
 def expected_drop(threshold):
     """The drop on all of the population, by integration over the scores."""
     t = np.clip(threshold, 0, 1)
-    grid = np.linspace(t, 1, 2001)
-    if t == 1:
-        return 0.0
+    sure = (1 + t) / 2  # The mean score of whoever leaves; chances are straight lines.
     # Whoever is right at the end and wrong at the exit, less the other way round.
-    first = np.trapezoid(0.9 - (0.55 + 0.40 * grid), grid)
-    second = t * np.trapezoid(0.9 - (0.65 + 0.30 * grid), grid)
+    first = (1 - t) * (0.9 - (0.55 + 0.40 * sure))
+    second = t * (1 - t) * (0.9 - (0.65 + 0.30 * sure))
     return first + second
 
 

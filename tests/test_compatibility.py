@@ -44,3 +44,8 @@ def test_floors_are_those_of_setup_and_of_the_check():
     names = {each.split("==")[0] for each in pinned}
     assert names >= {"numpy", "absl-py", "h5py", "tensorflow", "jax", "pytest"}
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", each) for each in pinned)
+    # PyTorch's floor is the version on which the whole suite runs.
+    versions = dict(
+        re.findall(r'"torch([>=]=)([0-9.]+)"', (ROOT / "setup.py").read_text())
+    )
+    assert versions["=="] == versions[">="] + ".0"

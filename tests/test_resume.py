@@ -1,6 +1,8 @@
 """`Resume`: exact after a kill, with any data; damaged files; full disks; Ctrl-C."""
 
 import contextlib
+import hashlib
+import io
 import json
 import os
 import resource
@@ -320,6 +322,74 @@ def test_every_flipped_bit_is_found(checkpoints):
         path.write_bytes(flipped)
         with pytest.raises(ValueError, match="it"):
             read(path)
+
+
+def rewritten(path, change, save=np.savez):
+    """Change what a checkpoint holds, under a digest that is right again."""
+    content = path.read_bytes()
+    head = content.index(b"\n") + 1
+    with np.load(io.BytesIO(content[head:])) as stored:
+        parts = {name: stored[name] for name in stored}
+    about = json.loads(parts["about"].tobytes())
+    change(about, parts)
+    parts["about"] = np.frombuffer(json.dumps(about).encode(), "uint8")
+    store = io.BytesIO(content[:head])
+    store.seek(head)
+    save(store, **parts)
+    body = store.getvalue()[head:]
+    digest = hashlib.sha256(body).hexdigest().encode()
+    path.write_bytes(content[: head - 65] + digest + b"\n" + body)
+
+
+FORGERIES = {
+    "a batch that is a text": lambda about, parts: about.update(batch="7"),
+    "an epoch before the first": lambda about, parts: about.update(epoch=-1),
+    "another field": lambda about, parts: about.update(extra=1),
+    "a missing field": lambda about, parts: about.pop("about"),
+    "a missing array": lambda about, parts: parts.pop("0"),
+    "an array too many": lambda about, parts: parts.update(more=np.zeros(1)),
+    "objects": lambda about, parts: about["arrays"].__setitem__(0, "object"),
+    "no type": lambda about, parts: about["arrays"].__setitem__(0, "evil"),
+    "a pickle": lambda about, parts: parts.update({"0": np.array([{}], object)}),
+    "compressed": lambda about, parts: parts.update({"0": np.zeros(10**6)}),
+}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("how", FORGERIES)
+def test_a_forged_one_with_a_digest_of_its_own_is_refused(checkpoints, messages, how):
+    newest = sorted(checkpoints.directory.iterdir())[-1]
+    rewritten(newest, lambda about, parts: None)
+    assert read(newest).epoch == 2
+    save = np.savez_compressed if how == "compressed" else np.savez
+    rewritten(newest, FORGERIES[how], save)
+    assert checkpoints.newest(accept).epoch == 1
+    assert messages[0].startswith(f"Checkpoint refused: {newest}: it")
+
+
+FOREIGN = {
+    "'backend' is wrong": lambda about, parts: about["about"].pop("backend"),
+    "'random_at_epoch_begin' is wrong": lambda about, parts: about["about"][
+        "random_at_epoch_begin"
+    ].update(python=[3, [0], None]),
+    "'random_now' is wrong": lambda about, parts: about["about"].update(
+        random_now={"numpy": ["MT19937", [], 0, 0, 0.0]}
+    ),
+    "its arrays are not": lambda about, parts: parts.update({"0": np.zeros((9, 2))}),
+}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("message", FOREIGN)
+def test_what_a_checkpoint_holds_is_checked_before_it_is_used(tmp_path, message):
+    build().fit(X, Y, verbose=0, callbacks=[ksd.callbacks.Resume(tmp_path)])
+    (path,) = tmp_path.iterdir()
+    rewritten(path, FOREIGN[message])
+    model = build()
+    before = [to_numpy(each) for each in model.variables]
+    with pytest.raises(ValueError, match=message):
+        model.fit(X, Y, verbose=0, callbacks=[ksd.callbacks.Resume(tmp_path)])
+    assert_equal(before, [to_numpy(each) for each in model.variables])
 
 
 @pytest.mark.once

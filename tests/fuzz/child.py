@@ -18,6 +18,7 @@ import warnings
 import keras
 
 import keras_selfdistill as ksd
+from keras_selfdistill import checkpoints, resume
 from keras_selfdistill.section_runner import read_manifest
 
 from . import mutations
@@ -38,6 +39,10 @@ def _read_early_exit(path):
     ksd.EarlyExit.load(path)
 
 
+def _read_checkpoint(path):
+    resume.check_content(checkpoints.read(path))
+
+
 TARGETS = {
     "plain.keras": (mutations.mutate_wrapper, _read_wrapper, ksd.RefusedFileError),
     "full.keras": (mutations.mutate_wrapper, _read_wrapper, ksd.RefusedFileError),
@@ -47,8 +52,9 @@ TARGETS = {
         ksd.RefusedFileError,
     ),
     "exported": (mutations.mutate_folder, read_manifest, ValueError),
+    "last.checkpoint": (mutations.mutate_checkpoint, _read_checkpoint, ValueError),
 }
-_SHARES = (4, 3, 4, 2)
+_SHARES = (4, 3, 4, 2, 2)
 
 
 def content_of(path):

@@ -64,11 +64,26 @@ def write(folder):
     x, y = random.normal(size=(20, 4)), np.arange(20) % 3
     fast.calibrate(x, y, flops_budget=2.0).save(folder / "plain.earlyexit")
     _write_folder(folder / "exported")
+    _write_checkpoint(folder / "last.checkpoint")
     outside = folder.parent / "outside"
     outside.mkdir()
     (outside / "secret.txt").write_text("secret\n" * 100)
     with h5py.File(outside / "secret.h5", "w") as file:
         file["secret"] = np.ones((4, 4), "float32")
+
+
+def _write_checkpoint(path):
+    """Write what `Resume` saves inside of an epoch, without training."""
+    resume = ksd.callbacks.Resume(path.parent / "run", save_freq=1)
+    model = _base()
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    resume.set_model(model)
+    resume.set_params({"epochs": 1})
+    resume.on_train_begin()
+    resume.on_epoch_begin(0)
+    resume.on_train_batch_end(0)
+    (written,) = (path.parent / "run").iterdir()
+    written.rename(path)
 
 
 def _write_folder(folder):

@@ -11,8 +11,10 @@ import h5py
 import numpy as np
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
-MODEL, SETTINGS = "model.keras", "early_exit.json"
-DIGITS = 64  # Of the digest at the end of an early-exit file.
+MODEL, SETTINGS, ABOUT = "model.keras", "early_exit.json", "about.npy"
+DIGITS = (
+    64  # Of the digest at the end of an early-exit file, or on top of a checkpoint.
+)
 
 
 def symbol(module, name, /, **fields):
@@ -296,6 +298,52 @@ def with_digest(content):
     """Return an early-exit file with the digest of its content at its end."""
     body = content[:-DIGITS]
     return body + hashlib.sha256(body).hexdigest().encode()
+
+
+def mutate_checkpoint(content, random, outside):
+    """Return a changed checkpoint, mostly with the digest that belongs to it."""
+    if random.random() < 0.1:
+        return mutate_bytes(content, random)
+    head, _, body = content.partition(b"\n")
+    parts, options, kind = parts_of(body), {}, random.random()
+    contents = dict(parts)
+    if kind < 0.15:
+        parts, options = _mutate_parts(parts, random, outside)
+    elif kind < 0.75:
+        text = np.load(io.BytesIO(contents[ABOUT])).tobytes()
+        changed = mutate_json(text, random, outside)
+        contents[ABOUT] = _npy(np.frombuffer(changed, "uint8"))
+        parts = contents.items()
+    else:
+        name = random.choice(sorted(contents))
+        contents[name] = _mutate_npy(contents[name], random)
+        parts = contents.items()
+    body = archive_of(parts, **options)
+    digest = hashlib.sha256(body).hexdigest().encode()
+    return head[:-DIGITS] + digest + b"\n" + body
+
+
+def _mutate_npy(content, random):
+    """Return an array of NumPy's format that is not what it says, or another."""
+    kind = random.randrange(4)
+    if kind == 0:
+        return _npy(np.array([{"a": 1}], object))
+    if kind == 1:
+        shape = random.choice([(10**10,), (10**20,), (2**31, 2**31), (-1,), (9, 0)])
+        descr = random.choice(["<f4", "|u1", "|S99999", "|O", "<f4, <f4"])
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        store = io.BytesIO()
+        np.lib.format.write_array_header_1_0(store, header)
+        return store.getvalue() + content[-64:]
+    if kind == 2:
+        return _npy(np.zeros(random.choice([0, 3, (2, 2)]), random.choice("fdbOSU")))
+    return mutate_bytes(content, random)
+
+
+def _npy(array):
+    store = io.BytesIO()
+    np.save(store, array)
+    return store.getvalue()
 
 
 def mutate_folder(files, random, outside):
