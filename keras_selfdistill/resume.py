@@ -12,10 +12,13 @@ from absl import logging
 
 from keras_selfdistill.checkpoints import Checkpoint, Checkpoints
 from keras_selfdistill.interrupts import InterruptsWait
-from keras_selfdistill.random_state import (
-    is_random_state,
-    random_state,
-    set_random_state,
+from keras_selfdistill.random_state import random_state, set_random_state
+from keras_selfdistill.training_state import (
+    assign,
+    check_backend,
+    check_model,
+    signature,
+    state_variables,
 )
 
 
@@ -108,7 +111,7 @@ class Resume(keras.callbacks.Callback):
     @property
     def initial_epoch(self) -> int:
         """The epoch in which `fit` goes on, from 0: where the data has to begin."""
-        found = self._checkpoints.newest(_check_backend)
+        found = self._checkpoints.newest(check_backend)
         self._promised_epoch = 0 if found is None else found.epoch
         return self._promised_epoch
 
@@ -139,8 +142,8 @@ class Resume(keras.callbacks.Callback):
             )
         self._promised_epoch = None
         if self._restored is not None:
-            state = _state(self.model)
-            _assign(state, self._restored.arrays[: len(state)])
+            state = state_variables(self.model)
+            assign(state, self._restored.arrays[: len(state)])
             self.model._initial_epoch = epoch
             logging.info("Resumed at epoch %d, batch %d.", *self._restored[:2])
 
@@ -225,9 +228,9 @@ class Resume(keras.callbacks.Callback):
         self._unsaved_batches = 0
         if keras.backend.backend() == "jax":
             self.model.jax_state_sync()  # During fit, Keras has the state elsewhere.
-        variables = [*_state(self.model), *self.model.metrics_variables]
+        variables = [*state_variables(self.model), *self.model.metrics_variables]
         about = {
-            **_signature(self.model),
+            **signature(self.model),
             "random_at_epoch_begin": random_at_epoch_begin,
             "random_now": random_now,
         }
@@ -235,15 +238,7 @@ class Resume(keras.callbacks.Callback):
         self._checkpoints.write(Checkpoint(epoch, batch, arrays, about))
 
     def _check(self, checkpoint):
-        _check_backend(checkpoint)
-        for key, ours in _signature(self.model).items():
-            theirs = checkpoint.about[key]
-            if ours != theirs:
-                raise ValueError(f"it is of another model: {_difference(theirs, ours)}")
-        expected = [(tuple(v.shape), v.dtype) for v in _state(self.model)]
-        found = [(each.shape, each.dtype.name) for each in checkpoint.arrays]
-        if found[: len(expected)] != expected:
-            raise ValueError("its arrays are not those that it lists")
+        check_model(checkpoint, self.model)
 
 
 class _Skipping:
@@ -298,69 +293,9 @@ class _Skipping:
 
     def _restore_metrics(self):
         variables = self._model.metrics_variables
-        count = len(_state(self._model))
-        _assign(variables, self._checkpoint.arrays[count:])
+        count = len(state_variables(self._model))
+        assign(variables, self._checkpoint.arrays[count:])
         self._logs = self._model.get_metrics_result()
-
-
-def _state(model):
-    """Return the variables that training changes, but for the metrics."""
-    # Not model.weights, which leave out the seeds.
-    return [*model.variables, *model.optimizer.variables]
-
-
-def _assign(variables, arrays):
-    for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array)
-
-
-def _signature(model):
-    """Return what has to be the same where a checkpoint is restored."""
-    # Names but for those that Keras numbers: "kernel", not "dense_1/kernel".
-    weights = [[v.name, list(v.shape), v.dtype] for v in model.variables]
-    optimizer = [[list(v.shape), v.dtype] for v in model.optimizer.variables]
-    kind = type(model.optimizer).__name__
-    return {
-        "backend": keras.backend.backend(),
-        "variables": weights,
-        "optimizer": [kind, *optimizer],
-    }
-
-
-def check_content(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint that holds other things than `Resume` saves.
-
-    Raises:
-        ValueError: A field is missing, unknown, or of another form.
-    """
-    for field, fits in _SCHEMA.items():
-        about = checkpoint.about
-        if about.keys() != _SCHEMA.keys() or not fits(about[field]):
-            raise ValueError(f"it is no checkpoint of Resume: {field!r} is wrong")
-
-
-_SCHEMA: dict[str, Callable[[Any], bool]] = {
-    "backend": lambda value: isinstance(value, str),
-    "variables": lambda value: isinstance(value, list),
-    "optimizer": lambda value: isinstance(value, list),
-    "random_at_epoch_begin": is_random_state,
-    "random_now": lambda value: value is None or is_random_state(value),
-}
-
-
-def _check_backend(checkpoint):
-    check_content(checkpoint)
-    theirs, ours = checkpoint.about["backend"], keras.backend.backend()
-    if theirs != ours:
-        raise ValueError(f"it was written on backend {theirs}, not {ours}")
-
-
-def _difference(theirs, ours):
-    """Describe the first difference of two values of a signature."""
-    if len(theirs) != len(ours):
-        return f"{len(theirs)} variables, expected {len(ours)}"
-    pairs = zip(theirs, ours, strict=True)
-    return next(f"{one}, expected {other}" for one, other in pairs if one != other)
 
 
 def _is_count(value):

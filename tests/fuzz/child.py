@@ -18,7 +18,7 @@ import warnings
 import keras
 
 import keras_selfdistill as ksd
-from keras_selfdistill import checkpoints, resume
+from keras_selfdistill import checkpoints, training_state
 from keras_selfdistill.section_runner import read_manifest
 
 from . import mutations
@@ -40,7 +40,7 @@ def _read_early_exit(path):
 
 
 def _read_checkpoint(path):
-    resume.check_content(checkpoints.read(path))
+    training_state.check_content(checkpoints.read(path))
 
 
 TARGETS = {
