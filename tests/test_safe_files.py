@@ -162,6 +162,23 @@ def test_cve_2025_1550_any_module(good, mark, tmp_path, monkeypatch, kind):
     assert mark.exists()  # It was there to be imported.
 
 
+@pytest.mark.parametrize("kind", ["class", "function"])
+def test_a_registered_name_hides_no_module(good, mark, tmp_path, monkeypatch, kind):
+    """Keras looks a class up by one field and a function by another."""
+    (tmp_path / "keras_cv.py").write_text(f"open({str(mark)!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    known = "keras_selfdistill>BYOT"
+    payload = {
+        "class": {**symbol("keras_cv", known), "registered_name": None},
+        "function": {**function("keras_cv", "evil"), "registered_name": known},
+    }[kind]
+    assert_refused(good, payload, mark, tmp_path)
+    with pytest.raises(ValueError, match="not a KerasSaveable"):
+        keras.saving.deserialize_keras_object(payload)
+    del sys.modules["keras_cv"]
+    assert mark.exists()  # By Keras itself it is imported.
+
+
 @pytest.mark.parametrize("name", ["get_file", "plot_model", "save_img"])
 def test_cve_2025_8747_functions_of_keras_itself(good, mark, tmp_path, name):
     (tmp_path / "source").write_text("payload")
