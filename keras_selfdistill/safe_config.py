@@ -5,6 +5,7 @@ what it knows to be dangerous. This is the other way round: what is not known to
 harmless is refused, before anything is made from it.
 """
 
+import functools
 import reprlib
 import sys
 from typing import Any
@@ -166,11 +167,19 @@ def _keras_symbol(module, name, is_function):
     if package != "keras":
         return None
     if parts[:1] == ["src"]:
+        _let_keras_load_optimizers()
         return getattr(sys.modules.get(module), name, None)
     found = keras
     for part in parts:
         found = getattr(found, part, None)
     return getattr(found, name, None)
+
+
+@functools.cache
+def _let_keras_load_optimizers():
+    """Make one, with which Keras loads those of PyTorch; files name them by module."""
+    if keras.backend.backend() == "torch":
+        keras.optimizers.SGD()
 
 
 def _is_block(thing):

@@ -20,7 +20,7 @@ import pytest
 import keras_selfdistill as ksd
 from keras_selfdistill.safe_config import check_config
 
-from .conftest import run_python
+from .conftest import require_backend, run_python
 from .fuzz import corpus, mutations
 from .fuzz.__main__ import fuzz
 from .fuzz.harm import HARMS
@@ -464,6 +464,15 @@ def test_thousands_of_mutated_files(capsys):
     assert outcomes["finding"] == 0, capsys.readouterr().out
     assert outcomes["loaded"] > 50
     assert outcomes["refused"] > 1000
+
+
+@pytest.mark.long
+@pytest.mark.process
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_mutated_files_on_other_backends(backend):
+    """The good files are read first, by another process than wrote them."""
+    require_backend(backend)
+    run_python("-m", "tests.fuzz", "--mutations=200", backend=backend)
 
 
 @pytest.mark.process
