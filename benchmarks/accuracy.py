@@ -93,6 +93,8 @@ class Grid:
         method = METHODS[cell.method]
         if method.build is build_wrapped:
             settings["recipe"] = dataclasses.asdict(recipe(cell))
+        if method.head:
+            settings["head"] = method.head
         if method.taught:
             settings["teacher"] = TEACHERS[cell.preset.model]
         return json.loads(json.dumps(settings))

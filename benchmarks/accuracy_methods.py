@@ -108,6 +108,7 @@ class Method:
         fields: Named constants, which `--recipe_fields` overrides.
         prepare: `(cell) -> function` of a batch and its own random generator, for
             methods that change images or labels.
+        head: Of the exits, where it is not the recipe's own.
         taught: Whether a deeper network is trained first and handed to `build`.
         published: Published accuracies of ResNet-18, in per cent.
     """
@@ -115,6 +116,7 @@ class Method:
     build: Callable[..., keras.Model]
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prepare: Callable[[Cell], Callable[..., Batch]] | None = None
+    head: str | None = None
     taught: bool = False
     published: str = "–"
 
@@ -147,9 +149,8 @@ def build_smoothed(cell, optimizer, teacher=None):
 def build_wrapped(cell, optimizer, teacher=None):
     """Returns the base with exits, whose heads are the published ones at any cost."""
     chosen = recipe(cell)
-    model = ksd.SelfDistiller(
-        network(cell.preset), cell.preset.taps, chosen, head=chosen.head
-    )
+    head = METHODS[cell.method].head or chosen.head
+    model = ksd.SelfDistiller(network(cell.preset), cell.preset.taps, chosen, head=head)
     model.compile(optimizer, loss=SPARSE, metrics=["accuracy"])
     return model
 
@@ -177,6 +178,8 @@ def build_taught(cell, optimizer, teacher):
 
 RECIPES: dict[str, Callable[..., ksd.recipes.Recipe]] = {
     "byot_ensemble_teacher": functools.partial(ksd.recipes.BYOT, teacher="ensemble"),
+    "byot_separable": ksd.recipes.BYOT,
+    "deep_supervision_separable": ksd.recipes.DeepSupervision,
 }
 
 
@@ -239,6 +242,9 @@ METHODS: dict[str, Method] = {
     "attention_byot": Method(build=build_wrapped),
     "teskd": Method(build=build_wrapped, published="79.15 (plain 74.41)"),
     "byot_ensemble_teacher": Method(build=build_wrapped),
+    # The heads of the journal version, without its attention.
+    "byot_separable": Method(build=build_wrapped, head="separable"),
+    "deep_supervision_separable": Method(build=build_wrapped, head="separable"),
     "kd": Method(
         build=build_taught, fields={"alpha": 0.9, "temperature": 4.0}, taught=True
     ),

@@ -94,22 +94,6 @@ def build_base() -> keras.Model:
     return builder(width_multiplier=FLAGS.width_multiplier)
 
 
-def compiled(model: keras.Model, steps: int) -> keras.Model:
-    """Returns a model, compiled for so many steps."""
-    model.compile(
-        keras.optimizers.SGD(
-            keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, steps),
-            momentum=0.9,
-            nesterov=True,
-            # As in train_cifar100.py, where a comment says why.
-            weight_decay=FLAGS.weight_decay / (1 - 0.9),
-        ),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-    )
-    return model
-
-
 def train(
     images: image_sets.Images, train_sample: analysis_page.Sample
 ) -> analysis_page.Trained:
@@ -119,7 +103,9 @@ def train(
     base.set_weights(plain.get_weights())
     model = ksd.SelfDistiller(base, FLAGS.taps, FLAGS.recipe)
     steps = FLAGS.epochs * -(-len(images.train[0]) // FLAGS.batch_size)
-    both = {"plain": compiled(plain, steps), "distilled": compiled(model, steps)}
+    both = {"plain": plain, "distilled": model}
+    for each in both.values():
+        image_sets.prepare(each, FLAGS.learning_rate, steps, FLAGS.weight_decay)
     gradients = ksd.analysis.gradients_by_depth(both, *train_sample)
     histories = [
         image_sets.fit(
@@ -145,7 +131,9 @@ def load() -> analysis_page.Trained:
             f"Received --distilled_model={FLAGS.distilled_model} with a model of type "
             f"{type(model).__name__}; expected a saved SelfDistiller."
         )
-    return analysis_page.Trained(compiled(plain, 1), compiled(model, 1))
+    for each in (plain, model):  # Their gradients need a loss.
+        image_sets.prepare(each, FLAGS.learning_rate, 1, FLAGS.weight_decay)
+    return analysis_page.Trained(plain, model)
 
 
 def samples(

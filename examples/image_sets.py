@@ -55,6 +55,31 @@ def load(
     return Images(name, (images[:train_examples], labels[:train_examples]), test)
 
 
+def prepare(
+    model: keras.Model, learning_rate: float, steps: int, weight_decay: float
+) -> None:
+    """Compiles a model with momentum and a rate that falls to 0.
+
+    Args:
+        model: A classifier or a wrapper.
+        learning_rate: At the start.
+        steps: Until the rate is 0.
+        weight_decay: As PyTorch counts it.
+    """
+    momentum = 0.9
+    model.compile(
+        keras.optimizers.SGD(
+            keras.optimizers.schedules.CosineDecay(learning_rate, steps),
+            momentum=momentum,
+            nesterov=True,
+            # As in train_cifar100.py, where a comment says why.
+            weight_decay=weight_decay / (1 - momentum),
+        ),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+
+
 def fit(
     model: keras.Model, images: Images, *, epochs: int, batch_size: int, seed: int
 ) -> keras.callbacks.History:

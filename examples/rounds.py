@@ -164,17 +164,7 @@ def build_wrapper(teacher: keras.Model | None, steps: int) -> ksd.SelfDistiller:
         temperature=FLAGS.temperature, external_weight=FLAGS.external_weight
     )
     wrapper = ksd.SelfDistiller(build_base(), FLAGS.taps, recipe, teacher=teacher)
-    wrapper.compile(
-        keras.optimizers.SGD(
-            keras.optimizers.schedules.CosineDecay(FLAGS.learning_rate, steps),
-            momentum=0.9,
-            nesterov=True,
-            # As in train_cifar100.py, where a comment says why.
-            weight_decay=FLAGS.weight_decay / (1 - 0.9),
-        ),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-    )
+    image_sets.prepare(wrapper, FLAGS.learning_rate, steps, FLAGS.weight_decay)
     return wrapper
 
 

@@ -12,7 +12,7 @@ from keras_selfdistill import (
     recipes,
     visualization,
 )
-from keras_selfdistill.comparison import compare
+from keras_selfdistill.comparing import compare
 from keras_selfdistill.counting import register_multiply_adds
 from keras_selfdistill.distiller import SelfDistiller
 from keras_selfdistill.early_exit import EarlyExit

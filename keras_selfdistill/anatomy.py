@@ -37,6 +37,7 @@ class Anatomy:
         name: Of the base.
         input_shapes: Of one sample for which it was counted; where the base leaves
             sizes open, those of `nominal_shapes`.
+        sizes_are_open: Whether it leaves any open.
         head: The kind of head, such as `"Bottleneck"`.
         heads_read_on: Whether heads read the base beyond their taps.
         parts: Shallow to deep.
@@ -44,6 +45,7 @@ class Anatomy:
 
     name: str
     input_shapes: tuple[tuple[int, ...], ...]
+    sizes_are_open: bool
     head: str
     heads_read_on: bool
     parts: tuple[Part, ...]
@@ -86,6 +88,7 @@ def anatomy(model: Any) -> Anatomy:
             shapes.get(id(tensor), tuple(tensor.shape[1:]))
             for tensor in graph.base.inputs
         ),
+        sizes_are_open=bool(shapes),
         head=type(graph.head).__name__,
         heads_read_on=graph.head.reads_whole_base,
         parts=tuple(parts),

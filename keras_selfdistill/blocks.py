@@ -66,7 +66,8 @@ def block_ends(
     """Return the end of every block of a base, shallow to deep, all on one path.
 
     A block ends where the rest of the base reads one tensor alone of all that has been
-    computed. Some networks, such as NASNet, hand two tensors from cell to cell. So
+    computed; inputs, masks and what else costs no multiply-adds do not count. Some
+    networks, such as NASNet, hand two tensors from cell to cell. So
     where more than a quarter of the multiply-adds lies between two such ends, a place
     where branches join and two tensors are read also ends a block, or else three.
 
@@ -95,7 +96,7 @@ def block_ends(
     """
     path = ancestors(feature)
     nodes = [node for node in model_nodes(flat.model) if id(node.outputs[0]) in path]
-    priced = _priced(_cuts(nodes), nodes, costs)
+    priced = _priced(_cuts(nodes, costs), nodes, costs)
     total = sum(costs.values())
     last = sum(costs.get(id(node.outputs[0]), 0) for node in nodes)
     found: list[tuple[_Cut, int]] = []  # With the multiply-adds up to there.
@@ -120,7 +121,7 @@ def block_ends(
     ]
 
 
-def _cuts(nodes: Sequence[Any]) -> list[_Cut]:
+def _cuts(nodes: Sequence[Any], costs: dict[int, int]) -> list[_Cut]:
     """Return what each node is computed from, and how wide the cut behind it is."""
     readers: collections.defaultdict[int, int] = collections.defaultdict(int)
     for position, node in enumerate(nodes):
@@ -128,13 +129,17 @@ def _cuts(nodes: Sequence[Any]) -> list[_Cut]:
             readers[id(tensor)] |= 1 << position
     behind: dict[int, int] = {}
     handed: dict[int, set[int]] = {}
+    priced = 0  # The nodes that cost something, as bits.
     cuts = []
     for position, node in enumerate(nodes):
         bits, alive = 1 << position, {id(tensor) for tensor in node.outputs}
         for tensor in node.input_tensors:
             bits |= behind[id(tensor)]
             alive |= handed[id(tensor)]
-        alive = {tensor for tensor in alive if readers[tensor] & ~bits}
+        priced |= bool(costs.get(id(node.outputs[0]))) << position
+        alive = {
+            tensor for tensor in alive if bits & priced and readers[tensor] & ~bits
+        }
         for tensor in node.outputs:
             behind[id(tensor)], handed[id(tensor)] = bits, alive
         # A node of several outputs would leave open which of them is meant.

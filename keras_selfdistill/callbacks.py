@@ -124,9 +124,10 @@ class EpochTable(keras.callbacks.Callback):
     all the same.
 
     Example:
-        >>> logs = {"loss": 1.5, "accuracy": 0.6, "exit_1_accuracy": 0.5}
+        >>> logs = {"loss": 1.5, "nonfinite_steps": 0.0}
+        >>> logs |= {"accuracy": 0.6, "exit_1_accuracy": 0.5}
         >>> print(epoch_table(1, logs))
-        epoch 1: loss 1.5000
+        epoch 1: loss 1.5000, nonfinite_steps 0
                     accuracy
         exit_1        0.5000
         final         0.6000
@@ -179,8 +180,9 @@ def _quantities(values: Mapping[LogName, float]) -> list[str]:
 def _both(quantity: str, values: Mapping[LogName, float]) -> str:
     """Return a value with that of the validation data beside it."""
     train, validation = (values.get(LogName(v, "", quantity)) for v in (False, True))
-    text = f"{quantity} {'–' if train is None else _number(train)}"
-    return text if validation is None else f"{text} (val {_number(validation)})"
+    shown = "{:.0f}".format if quantity == "nonfinite_steps" else _number
+    text = f"{quantity} {'–' if train is None else shown(train)}"
+    return text if validation is None else f"{text} (val {shown(validation)})"
 
 
 def _table(sources: Iterable[str], values: Mapping[LogName, float]) -> list[str]:

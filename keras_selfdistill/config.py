@@ -103,3 +103,23 @@ def unknown_name(kind: str, identifier: Any, module: Any) -> ValueError:
         f"{module.__name__}, a function of "
         f"(y_true, y_pred), or an object of class {kind.capitalize()}.{near}"
     )
+
+
+def for_any_backend(config: Any) -> Any:
+    """Return a config whose optimizers have the names by which users know them.
+
+    On PyTorch, those of Keras are subclasses in a module of its own backend, by which
+    Keras writes them into a file that no other backend can read.
+
+    Example:
+        >>> module = "keras.src.backend.torch.optimizers.torch_sgd"
+        >>> for_any_backend({"optimizer": {"module": module, "class_name": "SGD"}})
+        {'optimizer': {'module': 'keras.optimizers', 'class_name': 'SGD'}}
+    """
+    if isinstance(config, dict):
+        config = {key: for_any_backend(each) for key, each in config.items()}
+        if str(config.get("module")).startswith("keras.src.backend.torch.optimizers"):
+            config["module"] = "keras.optimizers"
+    elif isinstance(config, (list, tuple)):
+        config = [for_any_backend(each) for each in config]
+    return config

@@ -274,8 +274,11 @@ def _count_inside(operation, function, args, kwargs, outputs=()):
         for name in count.unknown
     ]
     found = keras.tree.flatten(found)
-    if all(isinstance(tensor, keras.KerasTensor) for tensor in found):
-        outputs = found if len(found) == len(outputs) else outputs
+    if len(found) == len(outputs):  # Also what comes from weights alone.
+        outputs = [
+            keras.KerasTensor(tuple(each.shape), spec.dtype)
+            for each, spec in zip(found, outputs, strict=True)
+        ]
     return Count(Count.total(counts.values()).multiply_adds, tuple(unknown)), outputs
 
 

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_selfdistill import heads, recipes
 from keras_selfdistill import train_step as backend_step
-from keras_selfdistill.config import PACKAGE, did_you_mean
+from keras_selfdistill.config import PACKAGE, did_you_mean, for_any_backend
 from keras_selfdistill.exits import attach_exits
 from keras_selfdistill.graph import producer
 from keras_selfdistill.logs import Logs
@@ -320,6 +320,7 @@ class SelfDistiller(keras.Model):
             loss=loss,
             metrics=metrics,
             weighted_metrics=weighted_metrics,
+            jit_compile=jit_compile,  # "auto" means another thing on another backend.
             log_gradients=log_gradients,
         )
 
@@ -571,7 +572,7 @@ class SelfDistiller(keras.Model):
         if not self.compiled:
             return {}
         arguments = keras.saving.serialize_keras_object(vars(self._compile_arguments))
-        return {**super().get_compile_config(), **arguments}
+        return for_any_backend({**super().get_compile_config(), **arguments})
 
     def compile_from_config(self, config):
         """Compile with what `get_compile_config` returned and build the optimizer."""

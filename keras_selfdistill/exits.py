@@ -21,7 +21,7 @@ from keras_selfdistill.graph import (
     unrecorded,
 )
 from keras_selfdistill.head import Head, Target, resize_positions
-from keras_selfdistill.placement import Tap, placed_taps
+from keras_selfdistill.placement import Tap, flatten_to_place, placed_taps
 from keras_selfdistill.recipe import Recipe
 from keras_selfdistill.taps import named_taps
 from keras_selfdistill.task import Task
@@ -114,7 +114,10 @@ def attach_exits(
             a name that exits use, or the head does not fit a tap.
     """
     check_functional(base)
-    flat = flatten(base, _tap_names(taps))
+    if _are_placed(taps):
+        flat = flatten_to_place(base)
+    else:
+        flat = flatten(base, _tap_names(taps))
     with unrecorded(flat.model):
         return _attach(base, flat, taps, head, recipe, task)
 
@@ -158,9 +161,13 @@ def exit_names(taps: int) -> list[str]:
     return [f"exit_{i:0{digits}d}" for i in range(1, taps + 1)] + ["final"]
 
 
-def _choose_taps(flat: FlatModel, end: Classifier, taps):
+def _are_placed(taps):
     number = isinstance(taps, numbers.Integral) and not isinstance(taps, bool)
-    if number or (isinstance(taps, str) and taps == "auto"):
+    return number or (isinstance(taps, str) and taps == "auto")
+
+
+def _choose_taps(flat: FlatModel, end: Classifier, taps):
+    if _are_placed(taps):
         placed = placed_taps(flat, end, taps)
         logging.info("Exits of %s: %s", flat.model.name, [each.name for each in placed])
         return {each.name: each.tensor for each in placed}

@@ -16,6 +16,7 @@ class InterruptsWait:
     A second interrupt does not wait.
 
     Example:
+        >>> before = signal.signal(signal.SIGINT, signal.default_int_handler)
         >>> interrupts = InterruptsWait()
         >>> step = interrupts.around(lambda: signal.raise_signal(signal.SIGINT))
         >>> step()
@@ -24,6 +25,7 @@ class InterruptsWait:
         ... except KeyboardInterrupt:
         ...     print("interrupted")
         interrupted
+        >>> _ = signal.signal(signal.SIGINT, before)
     """
 
     def __init__(self) -> None:

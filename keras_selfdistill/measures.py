@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_selfdistill.confidence import Reliability, binned
 from keras_selfdistill.task import Task
-
-BINS = 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +24,8 @@ class Quality:
             five classes.
         loss: Mean crossentropy; of numbers, mean squared error.
         calibration_error: Expected calibration error: how far the confidence of answers
-            is from their accuracy, mean over answers of the distance in their bin.
-            There are 15 bins of equal width; confidence is the probability of what is
-            answered. Guo et al., ICML 2017.
+            is from their accuracy; confidence is the probability of what is answered.
+            See `confidence.Reliability`.
         agreement: Share of answers that are those of the final exit.
         absolute_error: Of numbers: the mean.
     """
@@ -40,7 +38,7 @@ class Quality:
     absolute_error: float | None = None
 
 
-class Answers:
+class BatchAnswers:
     """Logits of one batch as answers.
 
     Args:
@@ -82,7 +80,7 @@ class Answers:
         sums = {
             "loss": -right.sum(),
             "accuracy": correct.sum(),
-            "bins": _bins(confidence, correct),
+            "reliability": binned(confidence, correct),
         }
         if log_p is not None and self.task.units > 5:
             above = (log_p > right[:, None]).sum(axis=-1)
@@ -96,7 +94,7 @@ class Sums:
     Example:
         >>> task, sums = Task("multiclass", 2, "softmax"), Sums()
         >>> labels = as_answers(np.array([0, 1]), task)
-        >>> sums.add(Answers(np.array([[2.0, 0.0], [1.0, 0.0]]), task), labels)
+        >>> sums.add(BatchAnswers(np.array([[2.0, 0.0], [1.0, 0.0]]), task), labels)
         >>> sums.quality().accuracy
         0.5
     """
@@ -106,7 +104,10 @@ class Sums:
         self._count = 0
 
     def add(
-        self, answers: Answers, labels: np.ndarray, final: Answers | None = None
+        self,
+        answers: BatchAnswers,
+        labels: np.ndarray,
+        final: BatchAnswers | None = None,
     ) -> None:
         """Add a batch.
 
@@ -119,17 +120,17 @@ class Sums:
         if final is not None and answers.chosen is not None:
             sums["agreement"] = np.equal(answers.chosen, final.chosen).sum()
         for name, value in sums.items():
-            self._totals[name] = self._totals.get(name, 0) + value
+            known = self._totals.get(name)
+            self._totals[name] = value if known is None else known + value
         self._count += labels.size
 
     def quality(self) -> Quality:
         """Return the means."""
         totals = dict(self._totals)
-        bins = totals.pop("bins", None)
+        found: Reliability | None = totals.pop("reliability", None)
         means = {name: float(total) / self._count for name, total in totals.items()}
-        if bins is not None:
-            distance = np.abs(bins[0] - bins[1]).sum()
-            means["calibration_error"] = float(distance) / self._count
+        if found is not None:
+            means["calibration_error"] = found.expected_calibration_error
         return Quality(**means)
 
 
@@ -171,17 +172,3 @@ def as_answers(labels: np.ndarray, task: Task) -> np.ndarray:
 def _log_softmax(logits):
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
-def _bins(confidence, correct):
-    """Return the sums of confidence and of right answers in each bin, shape (2, bins).
-
-    A bin holds its upper end, not its lower one.
-    """
-    number = np.clip(np.ceil(confidence * BINS).astype("int64") - 1, 0, BINS - 1)
-    return np.stack(
-        [
-            np.bincount(number, confidence, minlength=BINS),
-            np.bincount(number, correct, minlength=BINS),
-        ]
-    )

@@ -11,13 +11,17 @@ from absl import logging
 from keras_selfdistill.blocks import BlockEnd, block_ends
 from keras_selfdistill.classifier import Classifier, find_classifier
 from keras_selfdistill.counting import Count, multiply_adds
-from keras_selfdistill.flat import FlatModel, flatten
-from keras_selfdistill.graph import check_functional, model_nodes
+from keras_selfdistill.flat import FlatModel, flatten, original
+from keras_selfdistill.graph import check_functional, model_nodes, producer
+from keras_selfdistill.opened import holds_layers
 from keras_selfdistill.sizes import nominal_shapes
 
 # What two neighbouring taps of one resolution count for, in steps between targets.
 _SAME_RESOLUTION = 0.5
 _DEFAULT_EXITS = 3
+# A layer made of layers, such as a stack of transformer blocks, is opened where it has
+# more than this share of the multiply-adds.
+_WHOLE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +104,51 @@ def suggest_taps(model: Any, exits: int | str = _DEFAULT_EXITS) -> SuggestedTaps
         >>> model = ksd.SelfDistiller(base, taps, recipe="byot")
     """
     check_functional(model)
-    flat = flatten(model)
+    flat = flatten_to_place(model)
     return SuggestedTaps(
         Tap(end.name, tuple(end.tensor.shape), end.share)
         for end in placed_taps(flat, find_classifier(flat.model), exits)
     )
+
+
+def flatten_to_place(model: Any) -> FlatModel:
+    """Return a model spread out so far that no layer of it holds most of the work.
+
+    Layers of Keras itself, such as recurrent ones, stay whole, and so do those that
+    show no graph of layers.
+
+    Args:
+        model: Functional or built Sequential model.
+    """
+    paths: list[str] = []
+    flat = flatten(model)
+    whole = None
+    while (largest := _dominating_stack(flat)) not in (None, whole):
+        try:
+            flat = flatten(model, [*paths, f"{largest}/"])
+            paths.append(f"{largest}/")
+        except ValueError:  # It cannot be opened.
+            whole = largest
+    return flat
+
+
+def _dominating_stack(flat):
+    """Return the path of a layer made of layers with most of the work, if any."""
+    stacks = {
+        path: id(tensor)
+        for path, tensor in flat.calls.items()
+        if _is_stack(original(producer(tensor).operation))
+    }
+    if not stacks:
+        return None
+    costs = _by_output(_counts(flat.model))
+    path = max(stacks, key=lambda each: costs[stacks[each]])
+    return path if costs[stacks[path]] > _WHOLE * sum(costs.values()) else None
+
+
+def _is_stack(operation):
+    own = type(operation).__module__.split(".")[0] == "keras"
+    return holds_layers(operation) and not own
 
 
 def placed_taps(flat: FlatModel, end: Classifier, exits: int | str) -> list[BlockEnd]:
@@ -142,15 +186,23 @@ def node_costs(base: Any) -> dict[int, int]:
 
     What is not known of them counts as nothing, with a warning in the log.
     """
-    costs = multiply_adds(model_nodes(base), nominal_shapes(base))
-    unknown = Count.total(costs.values()).unknown
+    counts = _counts(base)
+    unknown = Count.total(counts.values()).unknown
     if unknown:
         logging.warning(
             "The multiply-adds of these layers are not known, so taps are placed as if "
             "they cost nothing: %s. Name the taps to choose them yourself.",
             list(unknown),
         )
-    return {id(node.outputs[0]): cost.multiply_adds for node, cost in costs.items()}
+    return _by_output(counts)
+
+
+def _counts(base):
+    return multiply_adds(model_nodes(base), nominal_shapes(base))
+
+
+def _by_output(counts):
+    return {id(node.outputs[0]): count.multiply_adds for node, count in counts.items()}
 
 
 def _automatic_count(sizes):
@@ -180,7 +232,8 @@ def _nearest(ends: Sequence[BlockEnd], sizes: Sequence[Any], exits: int):
     is; among equals, the shallowest.
     """
     # For each end: cost and positions of the best choice so far whose last it is.
-    steps = [each.share * (exits + 1) for each in ends]
+    # Rounded, so that equals are equal.
+    steps = [round(each.share * (exits + 1), 9) for each in ends]
     best: dict[int, tuple[float, tuple[int, ...]]]
     best = {here: (abs(step - 1), (here,)) for here, step in enumerate(steps)}
     for target in range(2, exits + 1):

@@ -1,4 +1,4 @@
-"""Reports as tables and pictures."""
+"""The columns of a report, what they mean, and their numbers as text."""
 
 import textwrap
 from typing import Any

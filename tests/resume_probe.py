@@ -162,8 +162,9 @@ def main(folder, variant, kills):
     finish(*start(variant, bare))
     finish(*start(variant, whole, folder / "whole", keep=1000, **options))
     differences = [compare_files(bare, whole)]
-    points, chains, done = [], 0, 0
-    while done < kills or chains == 0:
+    points, chains, done, unfinished = [], 0, 0, True
+    # To its end, so that every kill is one of a training that is compared.
+    while done < kills or unfinished:
         chain, final = folder / f"chain_{chains}", folder / f"chain_{chains}.npz"
         process, begun = start(variant, final, chain, **options)
         if done < kills:
@@ -171,7 +172,8 @@ def main(folder, variant, kills):
                 os.read(begun, 1)
             time.sleep(draw.uniform(0, 0.02))
             os.kill(process, signal.SIGKILL)
-        if finish(process, begun):
+        unfinished = finish(process, begun)
+        if unfinished:
             done += 1
         else:
             differences.append(compare_files(bare, final))

@@ -1,5 +1,7 @@
 """Models cut from a wrapper, and wrappers that are saved and loaded."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -178,6 +180,19 @@ def test_options_come_back_from_a_file(recipe, batch, tmp_path):
     logs = [m.evaluate(x, hot, verbose=0, return_dict=True) for m in (model, loaded)]
     assert logs[0] == logs[1]
     assert {"top2", "exit_1_top2", "exit_1_accuracy", "ensemble_top2"} <= set(logs[1])
+
+
+def test_the_arguments_of_compile_are_those_of_no_backend(base):
+    model = ksd.SelfDistiller(base, TAPS, "byot")
+    inner = keras.optimizers.SGD(0.1, momentum=0.9)
+    model.compile(keras.optimizers.LossScaleOptimizer(inner), LOSS)
+    config = model.get_compile_config()
+    assert config["jit_compile"] == "auto"
+    assert "backend" not in json.dumps(config)
+    model.compile_from_config(config)
+    again = model.optimizer.inner_optimizer
+    assert type(again) is type(inner)
+    assert again.get_config() == inner.get_config()
 
 
 def test_an_uncompiled_wrapper_saves_too(base, batch, tmp_path):

@@ -127,14 +127,14 @@ def test_a_page_runs(start, page):
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *PAGES])
 def test_scripts_and_flags_exist(name):
-    for path in re.findall(
-        r"(?:benchmarks|examples|tests)/\w+\.\w+", (ROOT / name).read_text()
-    ):
+    document = (ROOT / name).read_text()
+    for path in re.findall(r"(?:benchmarks|docs|examples|tests)/\w+\.\w+", document):
         assert (ROOT / path).exists(), path
-    for text in code_blocks(name, "bash"):
-        for line in text.replace("\\\n", " ").splitlines():
-            for command in line.split("&&"):
-                check_command(shlex.split(command))
+    blocks = "".join(code_blocks(name, "bash")).replace("\\\n", " ").splitlines()
+    inline = re.findall(r"(?<!`)`(python [^`]+)`", document)
+    for line in [*blocks, *inline]:
+        for command in line.split("&&"):
+            check_command(shlex.split(command))
 
 
 def check_command(words):
@@ -148,11 +148,30 @@ def check_command(words):
         assert first.startswith(".venv") or (ROOT / first).exists(), first
     elif program == "python":
         assert first == "-m"
-        assert others[0] in MODULES
+        module = others[0].split(".")
+        assert others[0] in MODULES or list(ROOT.glob(f"{'/'.join(module)}*")), others
         for extra in re.findall(r"\.\[(\w+)\]", " ".join(others)):
             assert f'"{extra}": ' in (ROOT / "setup.py").read_text(), extra
     else:
         assert program in TOOLS, program
+
+
+def test_the_picture_shows_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import draw_accuracy
+
+    points = draw_accuracy.points()
+    shown = draw_accuracy.described(points)
+    picture = (ROOT / "docs" / "accuracy.svg").read_text()
+    assert f">{shown}<" in picture
+    readme = (ROOT / "README.md").read_text()
+    table = (ROOT / "benchmarks" / "results" / "cpu.md").read_text()
+    for number in re.findall(r"\d\d\.\d\d ± \d\.\d\d", readme):
+        assert number in table
+    for name, (share, accuracy) in points.items():
+        assert f"{100 * accuracy:.1f} %" in readme
+        if name.startswith("exit_"):
+            assert f"at {100 * share:.0f} %" in readme
 
 
 def public_names():
@@ -176,6 +195,16 @@ def test_every_public_name_has_its_place_in_the_api():
     pages = "\n".join(path.read_text() for path in ROOT.glob("docs/api/*.md"))
     shown = re.findall(r"^::: keras_selfdistill\.(\w+)$", pages, flags=re.MULTILINE)
     assert sorted(shown) == sorted(ksd.__all__)
+
+
+def test_every_callback_picture_and_analysis_is_named_at_a_glance():
+    page = (ROOT / "docs" / "api" / "index.md").read_text()
+    modules = (ksd.callbacks, ksd.visualization, ksd.analysis)
+    results = {"Answers", "Features", "FlatMinima", "Gradients"}
+    names = {name for module in modules for name in module.__all__} - results
+    assert names
+    for name in names | set(ksd.__all__):
+        assert re.search(rf"\b{name}\b", page), name
 
 
 @pytest.mark.long

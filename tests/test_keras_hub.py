@@ -78,7 +78,11 @@ MODELS = {
         ],
         IMAGES,
     ),
-    "resnet": (resnet, 2, IMAGES),
+    "resnet": (
+        resnet,
+        ["backbone/stack0_block0_out", "backbone/stack1_block0_out"],
+        IMAGES,
+    ),
 }
 
 
@@ -105,6 +109,14 @@ def test_a_classifier_is_wrapped_trained_and_cut_off(hub, name, tmp_path):
     np.testing.assert_allclose(
         loaded.predict(x, verbose=0)["exit_1"], answers["exit_1"], rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_exits_are_placed_behind_blocks(hub, name):
+    make, taps, _ = MODELS[name]
+    base = make(hub)
+    assert ksd.suggest_taps(base, 2).names == taps
+    assert ksd.SelfDistiller(base, 2, "byot").taps == taps
 
 
 def test_a_bare_backbone_gets_classes(hub):
@@ -134,3 +146,6 @@ def test_words_leave_early(hub):
         np.testing.assert_allclose(
             result.predictions[row], answers[exit_name][row], rtol=1e-4, atol=1e-6
         )
+    calibrated = ksd.EarlyExit(model)
+    calibrated.calibrate(TEXT, LABELS, flops_budget=0.8)
+    assert calibrated.predict(TEXT).flops_ratio <= 0.8

@@ -16,10 +16,12 @@ from keras_selfdistill.log_names import exits_in_order, parse_log_names
 from .conftest import ROOT
 from .test_documents import code_blocks
 
+PAGE = "docs/how_to/train.md"
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Run the README's example: the folder, what was printed, and the history."""
+    """Run the documents' example: the folder, what was printed, and the history."""
     base = keras.Sequential(
         [
             keras.Input((4,)),
@@ -30,10 +32,11 @@ def trained(tmp_path_factory):
     )
     model = ksd.SelfDistiller(base, ["tapped"], "byot", head="linear")
     model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    x = np.random.default_rng(0).normal(size=(20, 4))
-    names = {"ksd": ksd, "model": model, "x": x, "y": np.arange(20) % 3}
+    x, y = np.random.default_rng(0).normal(size=(20, 4)), np.arange(20) % 3
+    names = {"ksd": ksd, "model": model, "x_train": x, "y_train": y}
+    names |= {"x_val": x[:5], "y_val": y[:5]}
     folder = tmp_path_factory.mktemp("live")
-    blocks = code_blocks("README.md", "python")
+    blocks = code_blocks(PAGE, "python")
     code = next(block for block in blocks if "EpochTable" in block)
     text = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(text):
@@ -153,9 +156,10 @@ def test_names_of_the_logs():
     assert exits_in_order(found.values()) == ["exit_03", "exit_12", "final"]
 
 
-def test_the_readme_tells_every_key_of_the_history(trained):
+def test_the_documents_tell_every_key_of_the_history(trained):
     _, _, history = trained
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / PAGE).read_text()
     for key in history:
-        assert f"`{key.removeprefix('val_')}`" in readme
-    assert "`val_…`" in readme
+        assert f"`{key.removeprefix('val_')}`" in page
+    assert "`val_…`" in page
+    assert "`section_1_gradient`" in page

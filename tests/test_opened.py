@@ -159,3 +159,33 @@ def test_a_masked_layer_stays_closed():
     model = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
     with pytest.raises(ValueError, match="reads a mask"):
         ksd.SelfDistiller(model, ["stack/block_1"], "byot")
+
+
+@pytest.mark.once
+def test_a_stack_with_most_of_the_work_is_opened_to_place_exits():
+    base = keras.Sequential(
+        [
+            keras.Input((8,)),
+            Stack(name="stack"),
+            layers.Dense(3, activation="softmax", name="top"),
+        ]
+    )
+    # 64 multiply-adds in each of three blocks, and 24 at the top.
+    taps = ksd.suggest_taps(base, 2)
+    assert [tap.share for tap in taps] == pytest.approx([64 / 216, 128 / 216])
+    assert all(name.startswith("stack/") for name in taps.names)
+    model = ksd.SelfDistiller(base, 2, "byot")
+    assert model.taps == taps.names
+    again = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(model)
+    )
+    assert again.taps == taps.names
+
+
+@pytest.mark.once
+def test_a_stack_that_cannot_be_opened_stays_whole_when_exits_are_placed():
+    inputs = keras.Input((8,))
+    x = layers.Dense(8, name="first")(inputs)
+    x = layers.Dense(8, name="last")(Biased(name="stack")(x))
+    base = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+    assert ksd.suggest_taps(base, 2).names == ["first", "stack"]

@@ -5,6 +5,7 @@ import dataclasses
 import html.parser
 import io
 import json
+import re
 
 import keras
 import numpy as np
@@ -12,9 +13,9 @@ import pytest
 from keras import layers
 
 import keras_selfdistill as ksd
-from keras_selfdistill.measures import Answers, Sums, as_answers
+from keras_selfdistill.measures import BatchAnswers, Sums, as_answers
 from keras_selfdistill.paired import sign_flip_p
-from keras_selfdistill.reporting import Report, Row
+from keras_selfdistill.reports import Report, Row
 from keras_selfdistill.task import Task
 
 from .conftest import require_backend, small_base
@@ -253,7 +254,7 @@ def test_logits_far_from_zero_stay_finite():
     task = Task("binary", 1, "sigmoid")
     sums = Sums()
     labels = as_answers(np.array([0, 1]), task)
-    sums.add(Answers(np.array([[2000.0], [2000.0]]), task), labels)
+    sums.add(BatchAnswers(np.array([[2000.0], [2000.0]]), task), labels)
     assert sums.quality().loss == 1000
     assert sums.quality().calibration_error == 0.5
 
@@ -429,9 +430,11 @@ def test_runs_of_one_seed_or_unequal_numbers_have_no_test():
     assert "sign-flip" not in found.render()
 
 
-def test_models_are_compared(model, plain, found):
+def test_models_are_compared(model, plain, found, capsys):
     runs = {"plain": plain, "byot": [model, found]}
-    both = ksd.compare(runs, (IMAGES, LABELS), verbose=0, repeats=0)
+    both = ksd.compare(runs, (IMAGES, LABELS), repeats=0)
+    shown = capsys.readouterr().out
+    assert re.findall(r"\w+, \d of \d", shown) == ["plain, 1 of 1", "byot, 1 of 2"]
     assert both.reports["plain"][0]["final"].loss == pytest.approx(
         found["plain base"].loss
     )

@@ -1,5 +1,6 @@
 """`Resume`: exact after a kill, with any data; damaged files; full disks; Ctrl-C."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -178,9 +179,17 @@ def test_a_finished_training_is_restored_and_trains_on_with_more_epochs(
     assert_equal(state(model), expected)
 
 
+@pytest.fixture
+def interrupts():
+    """Python's handler of Ctrl-C, which a process in the background is without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("function", ["train_function", "test_function"])
 def test_ctrl_c_leaves_a_usable_model_and_the_last_checkpoint(
-    fresh, tmp_path, function
+    fresh, interrupts, tmp_path, function
 ):
     model = fresh(5)
     arguments = {"validation_data": (X, Y), "batch_size": 4, "verbose": 0}
@@ -195,12 +204,11 @@ def test_ctrl_c_leaves_a_usable_model_and_the_last_checkpoint(
         return result
 
     setattr(model, function, interrupted)
-    handler = signal.getsignal(signal.SIGINT)
     resume = ksd.callbacks.Resume(tmp_path, save_freq=2)
     with pytest.raises(KeyboardInterrupt):
         model.fit(X, Y, epochs=EPOCHS, callbacks=[resume], **arguments)
     setattr(model, function, inner)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(signal.SIGINT) is interrupts
     assert len(calls) == 3
     assert np.isfinite(model.predict(X, verbose=0)).all()
     for value in state(model):
@@ -394,20 +402,43 @@ def test_none_left_is_an_error_not_a_new_beginning(checkpoints, messages):
         checkpoints.newest(accept)
 
 
-@pytest.mark.once
-def test_a_full_disk_leaves_those_before(checkpoints):
-    """A real failing write: the operating system ends the file after 64 KiB."""
-    contents = {p.name: p.read_bytes() for p in checkpoints.directory.iterdir()}
-    large = Checkpoint(3, 0, [np.zeros(100_000)], {})
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """A real failing write: the operating system ends a file after so many bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            checkpoints.write(large)
+            yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert contents == {p.name: p.read_bytes() for p in checkpoints.directory.iterdir()}
+
+
+@pytest.mark.once
+def test_a_full_disk_leaves_those_before(checkpoints):
+    before = contents(checkpoints.directory)
+    with full_disk(1 << 16):
+        checkpoints.write(Checkpoint(3, 0, [np.zeros(100_000)], {}))
+    assert contents(checkpoints.directory) == before
     assert checkpoints.newest(accept).epoch == 2
+
+
+def test_a_full_disk_ends_fit_which_goes_on_when_there_is_room(fresh, tmp_path):
+    model = fresh(5)
+    fit(model, "PyDataset", None)
+    expected = state(model)
+    model = fresh(5)
+    fit(model, "PyDataset", ksd.callbacks.Resume(tmp_path), epochs=1)
+    before = contents(tmp_path)
+    with full_disk(1 << 10):
+        fit(model, "PyDataset", ksd.callbacks.Resume(tmp_path), epochs=2)
+    assert contents(tmp_path) == before
+    fit(model, "PyDataset", ksd.callbacks.Resume(tmp_path))
+    assert_equal(state(model), expected)
 
 
 @pytest.mark.once

@@ -29,7 +29,7 @@ def notebook(build):
     cells = [build.nbformat.v4.new_markdown_cell("# Title")]
     for text, tags in (
         ("12 layers", []),
-        ("exit_1 right 90.0%  costs 20.0%\nafter  3.1 s", ["measured"]),
+        ("exit_1 right 90.0%  costs 20.0%\nafter  3.1 s, 1.2 MB", ["measured"]),
     ):
         output = build.nbformat.v4.new_output("stream", text=text)
         picture = build.nbformat.v4.new_output(
@@ -66,6 +66,7 @@ def test_a_notebook_is_its_script_executed(build, name):
         (1, "12 layers", "12  layers", {}, True),
         (1, "12 layers", "13 layers", {}, True),
         (2, "3.1 s", "250.75 s", {}, False),
+        (2, "1.2 MB", "980 kB", {}, False),
         (2, "90.0%", "82.5%", {}, False),
         (2, "90.0%", "74.5%", {}, True),
         (2, "90.0%", "9.5%", {"EPOCHS": 1}, False),
@@ -96,6 +97,18 @@ def test_pictures_are_counted_and_cells_compared(build, notebook):
     assert "cell 0 is not the script's" in build.differences(notebook, fresh)[0]
     fresh.cells.append(build.nbformat.v4.new_markdown_cell("more"))
     assert build.differences(notebook, fresh) == ["3 cells, but the script has 4"]
+
+
+@pytest.mark.once
+def test_a_table_is_compared_by_its_cells(build, notebook):
+    notebooks = []
+    for page in ("<td>exit_1</td>", "<b>exit_1</b>", "<td>exit_2</td>"):
+        data = {"text/html": page, "text/plain": "Report"}
+        notebooks.append(copy.deepcopy(notebook))
+        outputs = notebooks[-1].cells[1].outputs
+        outputs.append(build.nbformat.v4.new_output("display_data", data))
+    assert build.differences(notebooks[0], notebooks[1]) == []
+    assert "exit_2" in build.differences(notebooks[0], notebooks[2])[0]
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ import pytest
 import keras_selfdistill as ksd
 from keras_selfdistill import analysis, visualization
 from keras_selfdistill.anatomy import anatomy
-from keras_selfdistill.visualization import reliability, style
+from keras_selfdistill.visualization import style
 
 from .conftest import ROOT, small_base
 
@@ -209,7 +209,7 @@ def test_history_names_what_it_holds():
         visualization.plot_history({"accuracy": [0.5]}, "acuracy")
 
 
-def test_reliability_against_the_definition():
+def test_a_reliability_diagram_against_the_definition():
     found, labels = outputs(1)
     probabilities = found["exit_1"]
     error = 0.0
@@ -219,13 +219,12 @@ def test_reliability_against_the_definition():
         if inside.any():
             right = (probabilities.argmax(axis=1) == labels)[inside].mean()
             error += inside.mean() * abs(right - confidence[inside].mean())
-    binned = reliability.reliability(probabilities, labels)
-    assert binned.expected_calibration_error == pytest.approx(error)
-    assert binned.share.sum() == pytest.approx(1)
+    (panel,) = visualization.plot_reliability(found, labels).axes
+    assert panel.get_title() == f"exit_1\nECE {100 * error:.1f} %"
     with pytest.raises(ValueError, match=r"needs probabilities.*softmax"):
-        reliability.reliability(np.log(probabilities), labels)
+        visualization.plot_reliability({"final": np.log(probabilities)}, labels)
     with pytest.raises(ValueError, match="one row of probabilities for each label"):
-        reliability.reliability(probabilities, labels[:-1])
+        visualization.plot_reliability(found, labels[:-1])
 
 
 @pytest.mark.parametrize("recipe", ["byot", "deep_supervision"])

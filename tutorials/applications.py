@@ -25,8 +25,6 @@ if importlib.util.find_spec("keras_selfdistill") is None:  # for example in Cola
     subprocess.run([*install, "keras-selfdistill[demo]"], check=True)
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # or "jax", or "torch"
 
-import pathlib
-
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
@@ -111,7 +109,7 @@ x = keras.layers.Resizing(64, 64)(inputs)
 x = keras.layers.Rescaling(1 / 127.5, offset=-1)(x)
 x = keras.layers.GlobalAveragePooling2D()(backbone(x))
 outputs = keras.layers.Dense(len(VEHICLES), activation="softmax")(x)
-base = keras.Model(inputs, outputs)
+base = keras.Model(inputs, outputs, name="vehicles")
 
 
 # %%
@@ -122,13 +120,13 @@ def fit(model, learning_rate):
         metrics=["accuracy"],
     )
     model.fit(x_train, y_train, batch_size=32, epochs=EPOCHS, verbose=0)
-    return model.evaluate(x_test, y_test, verbose=0, return_dict=True)
 
 
 # %% tags=["measured"]
 keras.utils.set_random_seed(0)
-logs = fit(base, RATE)
-print(f"the base, fine-tuned: {logs['accuracy']:.1%} of the test images")
+fit(base, RATE)
+_, accuracy = base.evaluate(x_test, y_test, verbose=0)
+print(f"the base, fine-tuned: {accuracy:.1%} of the test images")
 
 # %% [markdown]
 # ## 2. Grow exits on it
@@ -146,25 +144,23 @@ print(ksd.suggest_taps(base, exits=2))
 # %%
 before = base.predict(x_test, verbose=0)
 model = ksd.SelfDistiller(base, taps=2, recipe="byot", freeze="base")
-logs = fit(model, 1e-3)
+fit(model, 1e-3)
 after = model.final_model().predict(x_test, verbose=0)
 print("the base answers as before:", np.allclose(before, after, atol=1e-5))
+
+# %% [markdown]
+# This is what was built:
+
+# %%
+ksd.visualization.plot_model(model)
 
 # %% [markdown]
 # **Predict:** the exits' heads are new and small, and all that they can use is what
 # the base computes for its own purpose. How close do they come?
 
-
-# %%
-def show(model, logs):
-    logs["final_accuracy"] = logs["accuracy"]
-    for name, cost in ksd.profile(model).items():
-        accuracy = logs[f"{name}_accuracy"]
-        print(f"{name:9} right {accuracy:6.1%}  multiply-adds {cost.share:6.1%}")
-
-
 # %% tags=["measured"]
-show(model, logs)
+frozen = ksd.report(model, (x_test, y_test), repeats=0, verbose=0)
+frozen
 
 # %% [markdown]
 # ## 3. Let all of it learn together
@@ -174,13 +170,21 @@ show(model, logs)
 
 # %% tags=["measured"]
 model.base.trainable = True
-logs = fit(model, RATE)
-show(model, logs)
+fit(model, RATE)
+together = ksd.report(model, (x_test, y_test), verbose=0)
+together
 
 # %% [markdown]
-# Compare the two tables exit by exit. Layers below an early exit had never been asked
+# Side by side, exit by exit:
+
+# %% tags=["measured"]
+ksd.compare({"exits alone": frozen, "all together": together})
+
+# %% [markdown]
+# Layers below an early exit had never been asked
 # to help it: look there for a gain first. The final exit may gain or lose a little; how
-# much of it is chance, only further seeds can tell.
+# much of it is chance, only further seeds can tell. Where `ECE` has grown, the network
+# is surer than it is right: it has seen the training images too often.
 #
 # Does a shallow exit beat the end? So it may in a short run from random weights: the
 # deep layers have not learned to use what they get. Then exits are no remedy for the
@@ -189,23 +193,15 @@ show(model, logs)
 # ## 4. Take an exit out
 #
 # What you get is a functional Keras model: nested models are spread out, and what lies
-# behind the tap is gone, from the file as well.
-
-# %% tags=["measured"]
-for name in model.exit_names:
-    part = model.exit_model(name)
-    part.save("part.keras")
-    size = pathlib.Path("part.keras").stat().st_size
-    print(f"{name:7} {part.count_params():9,} parameters {size / 1e6:6.2f} MB")
-
-# %% [markdown]
+# behind the tap is gone, from the file as well: the columns `params` and `size` above
+# are of that model and its file.
+#
 # Multiply-adds are a promise; a clock is the proof. `pick_exit` measures every exit on
 # this machine with one image, and returns the deepest that is fast enough.
 
 # %% tags=["measured"]
 picked = ksd.pick_exit(model, max_latency_ms=1000, sample=x_test[:1])
-for row in picked.table:
-    print(f"{row.name:7} {row.milliseconds:7.2f} ms")
+print(picked)
 
 # %% [markdown]
 # Here all of them fit, in a second. Set the budget to what your job allows. (At one
@@ -215,7 +211,7 @@ for row in picked.table:
 # %%
 small = model.exit_model("exit_1")
 small.save("vehicles.keras")
-loaded = keras.saving.load_model("vehicles.keras")
+loaded = ksd.load_model("vehicles.keras")  # of your own files, Keras' loader will do
 answer = VEHICLES[loaded.predict(x_test[:1], verbose=0)[0].argmax()]
 print("a vehicle:", answer in VEHICLES)
 

@@ -56,7 +56,8 @@ METADATA = {
     },
     "language_info": {"name": "python"},
 }
-NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?")
+NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?(?: (?:[kMG]B?|B)\b)?")
+TAG = re.compile(r"<[^>]*>")
 SHARE = re.compile(r"([-+]?\d+(?:\.\d+)?)\s*%")
 
 
@@ -221,12 +222,16 @@ def _cells(notebook):
 
 def _text(cell) -> str:
     """Returns what a cell printed, as one sees it."""
-    parts = [
-        each.text if each.output_type == "stream" else each.data.get("text/plain", "")
-        for each in cell.outputs
-    ]
-    lines = "\n".join(parts).split("\n")
+    lines = "\n".join(map(_shown, cell.outputs)).split("\n")
     return "\n".join(line.rstrip().split("\r")[-1] for line in lines).strip()
+
+
+def _shown(output) -> str:
+    """Returns the text of one output; of a table in HTML, that of its cells."""
+    if output.output_type == "stream":
+        return output.text
+    page = output.data.get("text/html")
+    return TAG.sub(" ", page) if page else output.data.get("text/plain", "")
 
 
 def _words(text: str) -> str:

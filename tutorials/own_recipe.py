@@ -46,7 +46,8 @@ def build_base():
         x = keras.layers.BatchNormalization(momentum=0.9)(x)
         x = keras.layers.ReLU(name=f"stage{stage}_out")(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(x))
+    outputs = keras.layers.Dense(10, activation="softmax")(x)
+    return keras.Model(inputs, outputs, name="digits")
 
 
 # %% [markdown]
@@ -161,9 +162,7 @@ print("losses:", *[key for key in history if key.endswith("loss")])
 # There is no `hint_loss`, since no exit gives it a weight.
 
 # %% tags=["measured"]
-logs = model.evaluate(x_test, y_test, verbose=0, return_dict=True)
-for name in ("exit_1_accuracy", "exit_2_accuracy", "accuracy"):
-    print(f"{name:15} {logs[name]:.1%}")
+ksd.report(model, (x_test, y_test), repeats=0, verbose=0)
 
 # %% [markdown]
 # ## Check it by hand
@@ -187,6 +186,7 @@ def soft_target(teacher, student, temperature):
     return temperature**2 * (p * np.log(p / q)).sum(axis=-1).mean()
 
 
+logs = model.evaluate(x_test, y_test, verbose=0, return_dict=True)
 outputs = model.predict(x_test, verbose=0)
 by_hand = sum(
     recipe.weights(names)[name].soft_target
@@ -199,11 +199,12 @@ print("as the log says:", np.allclose(by_hand, logs["soft_target_loss"], rtol=1e
 # ## Save and load
 #
 # Both classes are found by their registered names. In another program, define or
-# import them before you load.
+# import them before you load. `ksd.load_model` makes nothing of a file but what is
+# registered or Keras' own.
 
 # %%
 model.save("own.keras")
-loaded = keras.saving.load_model("own.keras")
+loaded = ksd.load_model("own.keras")
 print(loaded.recipe)
 print(loaded.head)
 

@@ -87,7 +87,7 @@ class _Drawing:
         text = f"section {number + 1}\n{self._share(part.section)}"
         self._box(x, y, _BOX, text, style.BLUE)
         if number == 0:
-            shapes = [" × ".join(map(str, s)) for s in self.found.input_shapes]
+            shapes = self._input_shapes()
             self._arrow((x - 0.2, y + _HIGH / 2), (x, y + _HIGH / 2), style.INK)
             label = shapes[0] if len(shapes) == 1 else f"{len(shapes)} inputs"
             label = label.replace(" × ", "×\n")
@@ -154,10 +154,16 @@ class _Drawing:
     def _tap_x(self, number):
         return self._place(number)[0] + _TAP_AT
 
+    def _input_shapes(self):
+        return [" × ".join(map(str, shape)) for shape in self.found.input_shapes]
+
     def _words(self):
         total = self.found.multiply_adds
         size = "unknown" if total is None else _short(total)
-        title = f"{self.found.name}: {size} multiply-adds a sample"
+        sample = "a sample"
+        if self.found.sizes_are_open:
+            sample = f"for a sample of {' and '.join(self._input_shapes())}"
+        title = f"{self.found.name}: {size} multiply-adds {sample}"
         self._text(self.width / 2, self.height - 0.25, title, size=11, weight="bold")
         lines = ["percentages: multiply-adds, as a share of the base's"]
         if self.found.heads_read_on:

@@ -1,76 +1,20 @@
 """How far confidence can be believed."""
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from keras_selfdistill.confidence import BINS, binned
 from keras_selfdistill.visualization import style
-
-
-@dataclasses.dataclass(frozen=True)
-class Reliability:
-    """Answers, binned by their confidence.
-
-    Args:
-        edges: Borders of the bins, shape `(bins + 1,)`.
-        confidence: Mean confidence in each bin, NaN in an empty one.
-        accuracy: Share of right answers in each bin, NaN in an empty one.
-        share: Share of the samples in each bin.
-    """
-
-    edges: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    share: np.ndarray
-
-    @property
-    def expected_calibration_error(self) -> float:
-        """Mean distance of accuracy and confidence, weighted by the bins' shares."""
-        return float(np.nansum(self.share * np.abs(self.accuracy - self.confidence)))
-
-
-def reliability(probabilities: Any, labels: Any, bins: int = 15) -> Reliability:
-    """Bin answers by the largest probability, in bins of equal width.
-
-    Args:
-        probabilities: Shape `(samples, classes)`, rows that sum to 1.
-        labels: Classes, shape `(samples,)`.
-        bins: Number of bins.
-
-    Raises:
-        ValueError: Rows do not sum to 1, or the labels are not as many.
-
-    Example:
-        >>> found = reliability(np.array([[0.9, 0.1], [0.7, 0.3]]), [0, 1], bins=2)
-        >>> found.accuracy.tolist(), round(found.expected_calibration_error, 3)
-        ([nan, 0.5], 0.3)
-    """
-    probabilities = np.asarray(probabilities, "float64")
-    labels = np.asarray(labels).reshape(-1)
-    _check(probabilities, labels)
-    confidence = probabilities.max(axis=-1)
-    right = probabilities.argmax(axis=-1) == labels
-    edges = np.linspace(0, 1, bins + 1)
-    number = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, bins - 1)
-    count = np.bincount(number, minlength=bins)
-    # An empty bin has no mean.
-    some = np.where(count > 0, count, np.nan)
-    return Reliability(
-        edges,
-        np.bincount(number, confidence, bins) / some,
-        np.bincount(number, right, bins) / some,
-        count / len(labels),
-    )
 
 
 def plot_reliability(
     outputs: Mapping[str, Any],
     labels: Any,
     *,
-    bins: int = 15,
+    bins: int = BINS,
     ax: Sequence[Any] | None = None,
 ) -> Any:
     r"""Draw a reliability diagram of each exit: its accuracy where it is so confident.
@@ -100,7 +44,7 @@ def plot_reliability(
     """
     panels = _panels(len(outputs)) if ax is None else list(ax)
     for panel, (name, probabilities) in zip(panels, outputs.items(), strict=True):
-        _draw(panel, name, reliability(probabilities, labels, bins))
+        _draw(panel, name, _reliability(probabilities, labels, bins))
     return panels[0].figure
 
 
@@ -114,6 +58,14 @@ def _panels(count):
     figure.supxlabel("confidence", fontsize=10)
     figure.supylabel("accuracy", fontsize=10)
     return list(grid.flat[:count])
+
+
+def _reliability(probabilities, labels, bins):
+    probabilities = np.asarray(probabilities, "float64")
+    labels = np.asarray(labels).reshape(-1)
+    _check(probabilities, labels)
+    right = probabilities.argmax(axis=-1) == labels
+    return binned(probabilities.max(axis=-1), right, bins)
 
 
 def _draw(ax, name, found):
