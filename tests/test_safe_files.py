@@ -216,6 +216,17 @@ def test_cve_2025_9905_a_legacy_file_in_place_of_ours(good, mark, tmp_path):
     assert not mark.exists()
 
 
+def test_a_legacy_file_with_one_of_ours_at_its_end_is_not_read(good, tmp_path):
+    """Zip looks at the end of a file and HDF5 at its beginning."""
+    base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    legacy = tmp_path / "a.h5"
+    base.save(legacy)
+    legacy.write_bytes(legacy.read_bytes() + good["plain.keras"])
+    assert len(keras.saving.load_model(legacy).layers) == 1  # The legacy one.
+    with pytest.raises(ksd.RefusedFileError, match=r"'\.h5'"):
+        ksd.load_model(legacy)
+
+
 def test_cve_2025_9906_a_config_that_turns_safe_mode_off(good, mark, tmp_path):
     for payload in (
         function("keras.config", "enable_unsafe_deserialization"),
