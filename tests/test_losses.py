@@ -86,6 +86,26 @@ def test_functions_and_losses_follow_their_formulas(name):
         assert value == pytest.approx(expected.sum(), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", SOFT)
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("float16", "float32"),
+        ("bfloat16", "float32"),
+        # JAX has no float64 unless it is asked to.
+        *([("float64", "float64")] if keras.backend.backend() != "jax" else []),
+    ],
+)
+def test_logits_are_divided_in_float32_at_least(name, dtype, expected):
+    function, formula = SOFT[name]
+    pair = [keras.ops.convert_to_tensor(each, dtype) for each in (TEACHER, STUDENT)]
+    found = function(*pair, temperature=20.0)
+    assert keras.backend.standardize_dtype(found.dtype) == expected
+    rounded = [to_numpy(keras.ops.cast(each, "float32")) for each in pair]
+    values = formula(*rounded, 20.0)
+    np.testing.assert_allclose(to_numpy(found), values, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.once
 @pytest.mark.parametrize("name", [*SOFT, *OTHERS])
 def test_losses_come_back_from_their_configs(name):
