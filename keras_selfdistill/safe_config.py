@@ -5,6 +5,7 @@ what it knows to be dangerous. This is the other way round: what is not known to
 harmless is refused, before anything is made from it.
 """
 
+import functools
 import reprlib
 import sys
 from typing import Any
@@ -122,7 +123,7 @@ def _check_object(config, path, code):
         return None
     is_function = name == "function"
     named = config.get("config") if is_function else name
-    module, registered = config.get("module"), config.get("registered_name")
+    module = config.get("module")
     if not code and (named in _CODE or name in ("__lambda__", "__typespec__")):
         raise ValueError(
             f"The config holds code. Received: {name!r} at {_where(path)}. Expected: a "
@@ -131,13 +132,11 @@ def _check_object(config, path, code):
     if code and name == "__lambda__":
         return None
     _check_vocabulary(config, path)
-    known = [
-        keras.saving.get_registered_object(each)
-        for each in (named, registered)
-        if isinstance(each, str)
-    ]
-    if any(each is not None for each in known):
-        return next(each for each in known if each is not None)
+    # By the field that Keras goes by; the other would hide what it imports.
+    key = named if is_function else config.get("registered_name", name)
+    known = keras.saving.get_registered_object(key) if isinstance(key, str) else None
+    if known is not None:
+        return known
     found = _keras_symbol(module, named, is_function)
     if not (callable(found) if is_function else _is_block(found)):
         raise ValueError(
@@ -168,11 +167,19 @@ def _keras_symbol(module, name, is_function):
     if package != "keras":
         return None
     if parts[:1] == ["src"]:
+        _let_keras_load_optimizers()
         return getattr(sys.modules.get(module), name, None)
     found = keras
     for part in parts:
         found = getattr(found, part, None)
     return getattr(found, name, None)
+
+
+@functools.cache
+def _let_keras_load_optimizers():
+    """Make one, with which Keras loads those of PyTorch; files name them by module."""
+    if keras.backend.backend() == "torch":
+        keras.optimizers.SGD()
 
 
 def _is_block(thing):

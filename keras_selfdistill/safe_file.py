@@ -48,7 +48,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     weights than there are.
 
     Args:
-        path: Of the file.
+        path: Of the file; it ends in `.keras`.
 
     Raises:
         RefusedFileError: The file is damaged or holds anything else; the error says
@@ -60,6 +60,9 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     """
     path = pathlib.Path(path)
     with open(path, "rb") as file:
+        # By which Keras chooses how it reads a file that may be of two formats at once.
+        if path.suffix != ".keras":
+            raise RefusedFileError(path, f"its name ends in {path.suffix!r}.")
         try:
             _check_file(file)
             return keras.saving.load_model(path, safe_mode=True)

@@ -14,7 +14,6 @@ CORE = (
     "hypothesis",
     "jax",
     "keras",
-    "matplotlib",
     "numpy",
     "pytest",
     "pytest-xdist",

@@ -32,7 +32,7 @@ TESTS = {
     "taps": ["tests/test_named_taps.py", "tests/test_taps.py"],
     "calibration": ["tests/test_calibration.py"],
 }
-SECONDS = 300  # Of computing, after which a mutant counts as noticed: it hangs.
+SECONDS = 30  # Of computing, after which a mutant counts as noticed: it hangs.
 
 _COMPARED = {
     ast.Lt: [ast.LtE, ast.GtE],

@@ -12,6 +12,7 @@ from keras_selfdistill.calibration import (
     Outcomes,
     Points,
     Price,
+    _prices,
     evaluate,
     leave_at,
     pareto,
@@ -98,6 +99,34 @@ def test_of_equals_the_better_is_chosen():
 
 def test_a_score_that_equals_its_threshold_leaves():
     assert leave_at(np.array([[0.5, 0.9], [0.4, 0.9]]), [0.5, 0.9]).tolist() == [0, 1]
+
+
+def test_a_point_that_is_worse_at_the_same_cost_is_beaten():
+    points = Points(np.zeros((3, 1)), np.array([0.4, 0.9, 0.9]), np.array([1, 1, 2.0]))
+    assert (pareto(points).accuracy.tolist(), len(pareto(points))) == ([0.9], 1)
+
+
+def test_a_price_weighs_accuracy_against_cost():
+    accuracy, cost = np.array([0.5, 0.7, 0.75]), np.array([0.1, 0.2, 0.4])
+    chosen = [Price(price).best(accuracy, cost) for price in (3.0, 1.0, 0.1)]
+    assert chosen == [0, 1, 2]
+    front = Points(np.zeros((3, 1)), accuracy, cost)
+    np.testing.assert_allclose(_prices(front, 2), [2, 0.25])  # Its slopes.
+    np.testing.assert_allclose(_prices(front, 3), [2, (2 + 0.25) / 2, 0.25])
+    assert _prices(front[:1], 2).tolist() == [1, 1]
+    two = _prices(front[[0, 1]], 2)
+    np.testing.assert_allclose(two, [2, 2])
+
+
+def test_own_thresholds_are_better_than_shared_ones_along_the_front():
+    data = outcomes(samples=200, seed=3)
+    shared, own = pareto(shared_path(data)), per_exit_points(data)
+    gains = [
+        own.accuracy[own.cost <= cost + 1e-9].max() - accuracy
+        for accuracy, cost in zip(shared.accuracy, shared.cost, strict=True)
+    ]
+    assert max(gains) > 0.05
+    assert np.mean(np.array(gains) > 0) > 0.25
 
 
 def test_a_goal_that_no_point_reaches_leaves_the_whole_front():

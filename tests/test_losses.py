@@ -27,30 +27,30 @@ def sigmoid(logits):
 
 def divergence(teacher, student, t):
     p, q = softmax(teacher / t), softmax(student / t)
-    return t * t * (p * np.log(p / q)).sum(axis=1)
+    return t * t * (p * np.log(p / q)).sum(axis=-1)
 
 
 def crossentropy(teacher, student, t):
-    return -(softmax(teacher / t) * np.log(softmax(student / t))).sum(axis=1)
+    return -(softmax(teacher / t) * np.log(softmax(student / t))).sum(axis=-1)
 
 
 def binary(teacher, student, t):
     p, q = sigmoid(teacher / t), sigmoid(student / t)
     each = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-    return t * t * each.mean(axis=1)
+    return t * t * each.mean(axis=-1)
 
 
 def distance(teacher, student):
-    return np.mean((teacher - student) ** 2, axis=1)
+    return np.mean((teacher - student) ** 2, axis=-1)
 
 
 def hint(teacher, student):
     active = (teacher > 0) | (student > 0)
-    return (active * (teacher - student) ** 2).sum(axis=1)
+    return (active * (teacher - student) ** 2).sum(axis=-1)
 
 
 def norm(teacher, student):
-    return np.linalg.norm(teacher - student, axis=1)
+    return np.linalg.norm(teacher - student, axis=-1)
 
 
 SOFT = {
@@ -74,11 +74,36 @@ def test_functions_and_losses_follow_their_formulas(name):
         expected = formula(TEACHER, STUDENT, **arguments)
         found = function(TEACHER, STUDENT, **options)
         np.testing.assert_allclose(to_numpy(found), expected, rtol=1e-5)
+        # Two positions of each sample: one value for each.
+        pair = [np.stack([each, 0.5 - each], axis=1) for each in (TEACHER, STUDENT)]
+        found, values = function(*pair, **options), formula(*pair, **arguments)
+        assert values.shape == (3, 2)
+        np.testing.assert_allclose(to_numpy(found), values, rtol=1e-4)
         loss = make(**options)
         value = float(loss(TEACHER, STUDENT))
         assert value == pytest.approx(expected.mean(), rel=1e-5)
         value = float(make(**options, reduction="sum")(TEACHER, STUDENT))
         assert value == pytest.approx(expected.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", SOFT)
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("float16", "float32"),
+        ("bfloat16", "float32"),
+        # JAX has no float64 unless it is asked to.
+        *([("float64", "float64")] if keras.backend.backend() != "jax" else []),
+    ],
+)
+def test_logits_are_divided_in_float32_at_least(name, dtype, expected):
+    function, formula = SOFT[name]
+    pair = [keras.ops.convert_to_tensor(each, dtype) for each in (TEACHER, STUDENT)]
+    found = function(*pair, temperature=20.0)
+    assert keras.backend.standardize_dtype(found.dtype) == expected
+    rounded = [to_numpy(keras.ops.cast(each, "float32")) for each in pair]
+    values = formula(*rounded, 20.0)
+    np.testing.assert_allclose(to_numpy(found), values, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.once

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.once
 def flat():
     """A nested model in front; then branches, a layer called twice, and an end."""
     inner_input = keras.Input((4,), name="inner_input")
-    inner_output = layers.Dense(4, name="first")(inner_input)
+    inner_output = layers.Dense(4, name="z")(inner_input)
+    inner_output = layers.Dense(4, name="first")(inner_output)
     inner_output = layers.Dense(4, name="second")(inner_output)
     inner = keras.Model(inner_input, inner_output, name="inner")
     inputs = keras.Input((4,), name="x")
@@ -52,6 +53,7 @@ def test_taps_are_the_outputs_of_their_layers(flat, taps):
         (["shared"], r"called 2 times.*\['shared@1', 'shared@2'\]"),
         (["inner"], "at a layer inside it.*Expected, say, 'inner/second'"),
         (["second"], "Did you mean 'inner/second'"),
+        (["z"], "Did you mean 'inner/z'"),  # Too short to be like it.
         (["jioned"], "Did you mean 'joined'"),
         (["nothing_like_it"], r"'backbone/layer'\. All names"),
         (["feature"], "'feature' of model 'outer', which does not lead"),

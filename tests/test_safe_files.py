@@ -20,7 +20,7 @@ import pytest
 import keras_selfdistill as ksd
 from keras_selfdistill.safe_config import check_config
 
-from .conftest import run_python
+from .conftest import require_backend, run_python
 from .fuzz import corpus, mutations
 from .fuzz.__main__ import fuzz
 from .fuzz.harm import HARMS
@@ -162,6 +162,23 @@ def test_cve_2025_1550_any_module(good, mark, tmp_path, monkeypatch, kind):
     assert mark.exists()  # It was there to be imported.
 
 
+@pytest.mark.parametrize("kind", ["class", "function"])
+def test_a_registered_name_hides_no_module(good, mark, tmp_path, monkeypatch, kind):
+    """Keras looks a class up by one field and a function by another."""
+    (tmp_path / "keras_cv.py").write_text(f"open({str(mark)!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    known = "keras_selfdistill>BYOT"
+    payload = {
+        "class": {**symbol("keras_cv", known), "registered_name": None},
+        "function": {**function("keras_cv", "evil"), "registered_name": known},
+    }[kind]
+    assert_refused(good, payload, mark, tmp_path)
+    with pytest.raises(ValueError, match="not a KerasSaveable"):
+        keras.saving.deserialize_keras_object(payload)
+    del sys.modules["keras_cv"]
+    assert mark.exists()  # By Keras itself it is imported.
+
+
 @pytest.mark.parametrize("name", ["get_file", "plot_model", "save_img"])
 def test_cve_2025_8747_functions_of_keras_itself(good, mark, tmp_path, name):
     (tmp_path / "source").write_text("payload")
@@ -197,6 +214,17 @@ def test_cve_2025_9905_a_legacy_file_in_place_of_ours(good, mark, tmp_path):
         with pytest.raises(ksd.RefusedFileError):
             load(tmp_path / name)
     assert not mark.exists()
+
+
+def test_a_legacy_file_with_one_of_ours_at_its_end_is_not_read(good, tmp_path):
+    """Zip looks at the end of a file and HDF5 at its beginning."""
+    base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    legacy = tmp_path / "a.h5"
+    base.save(legacy)
+    legacy.write_bytes(legacy.read_bytes() + good["plain.keras"])
+    assert len(keras.saving.load_model(legacy).layers) == 1  # The legacy one.
+    with pytest.raises(ksd.RefusedFileError, match=r"'\.h5'"):
+        ksd.load_model(legacy)
 
 
 def test_cve_2025_9906_a_config_that_turns_safe_mode_off(good, mark, tmp_path):
@@ -447,6 +475,15 @@ def test_thousands_of_mutated_files(capsys):
     assert outcomes["finding"] == 0, capsys.readouterr().out
     assert outcomes["loaded"] > 50
     assert outcomes["refused"] > 1000
+
+
+@pytest.mark.long
+@pytest.mark.process
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_mutated_files_on_other_backends(backend):
+    """The good files are read first, by another process than wrote them."""
+    require_backend(backend)
+    run_python("-m", "tests.fuzz", "--mutations=200", backend=backend)
 
 
 @pytest.mark.process
