@@ -73,6 +73,11 @@ class PreActivation(layers.Layer):
         twin.__dict__["activation"] = keras.activations.linear
         return twin.call(inputs)
 
+    def compute_output_spec(self, inputs):
+        """Return the form of the layer's own output, which no activation changes."""
+        # Else by tracing `call`, of which JAX keeps something for every wrapper.
+        return self.layer.compute_output_spec(inputs)
+
     def get_config(self):
         """Return the arguments that make an equal layer."""
         layer = keras.saving.serialize_keras_object(self.layer)

@@ -38,8 +38,7 @@ def network():
     inputs = keras.Input((6,))
     x = layers.Dropout(0.1)(inner(Traced()(inputs)))
     x = layers.Dense(8, activation="relu")(x)
-    outputs = layers.Reshape((3,))(layers.Dense(3)(x))
-    return keras.Model(inputs, layers.Softmax()(outputs))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
 
 
 def wrap(base):

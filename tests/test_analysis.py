@@ -126,6 +126,7 @@ def test_gradients_of_a_linear_model_in_closed_form():
     )
 
 
+@pytest.mark.long
 def test_exits_add_to_the_gradients_before_them_alone(pair):
     before = {name: weights_of(model) for name, model in pair.items()}
     found = analysis.gradients_by_depth(pair, *make_batch(), batch_size=8)
@@ -139,6 +140,7 @@ def test_exits_add_to_the_gradients_before_them_alone(pair):
     assert np.all(np.abs(byot / plain - 1)[:depth] > 1e-3)
 
 
+@pytest.mark.long
 def test_gradients_are_refused_without_a_loss_or_like_layers(pair):
     small = keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten()])
     with pytest.raises(ValueError, match=r"not compiled, 'small'"):

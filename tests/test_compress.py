@@ -211,6 +211,7 @@ def check_results(folder, output, *, cut="exit_2"):
     return found
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_digits_from_nothing_and_from_the_wrapper(tmp_path):
     first = run(tmp_path / "first", "--epochs=2", "--fine_tune_epochs=1")

@@ -85,6 +85,7 @@ def check(result, replicas):
     assert result["way"] > 1e-3  # Every weight moved.
 
 
+@pytest.mark.long
 def test_mirrored_replicas_train_as_one_device(saved):
     require_backend("tensorflow")
     arguments = ("-m", "tests.distributed_probe", "mirrored", saved)

@@ -277,6 +277,7 @@ def test_steps_with_large_logits_are_finite(
     assert logs["soft_target_loss"] > 100
 
 
+@pytest.mark.long
 def test_a_batch_of_one_and_of_one_class_and_of_no_weight(base):
     x, y = make_batch()
     model = ksd.SelfDistiller(base, ["out_1", "out_2"], "byot")
@@ -328,6 +329,7 @@ def test_which_labels_exist(loss, labels, exist):
     assert bool(found) == exist
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("classes", [1000, 21841])
 def test_many_classes(classes):
     keras.utils.set_random_seed(0)

@@ -519,6 +519,17 @@ def test_killed_at_random_it_ends_as_if_never_killed(tmp_path, backend, variant,
     assert found["difference"] == 0.0
 
 
+@pytest.mark.long
+@pytest.mark.process
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_on_two_devices_it_ends_as_if_never_stopped(tmp_path, backend):
+    require_backend(backend)
+    result = run_python("-m", "tests.devices_resume_probe", tmp_path, backend=backend)
+    difference, skipped = map(float, result.stdout.split()[-2:])
+    assert difference == 0.0
+    assert skipped >= 1  # The loss scale was searched.
+
+
 _AUGMENTED_EPOCH = """
 import sys
 import keras, numpy as np

@@ -140,6 +140,7 @@ def test_digits_from_nothing(finished):
     assert not list(folder.glob("*unfinished*"))
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_finished_rounds_are_kept_and_others_follow(run, finished):
     folder, _ = finished
@@ -164,6 +165,7 @@ def test_rounds_of_other_flags_are_refused(run, finished):
     assert "external_weight=0.5 (was 1.0)" in result.stdout + result.stderr
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_the_second_round_learns_from_the_first(run, finished, tmp_path):
     """Without weight the teacher changes nothing: round 2 would come out otherwise."""

@@ -60,15 +60,19 @@ def test_the_binary_divergence_of_large_logits():
     ("activation", "units", "task", "expected"),
     [
         ("softmax", 4, None, "multiclass"),
-        (None, 4, None, "multiclass"),
+        pytest.param(*(None, 4, None, "multiclass"), marks=pytest.mark.long),
         ("sigmoid", 4, None, "multilabel"),
-        (None, 4, "multilabel", "multilabel"),
+        pytest.param(*(None, 4, "multilabel", "multilabel"), marks=pytest.mark.long),
         ("sigmoid", 1, None, "binary"),
-        (None, 1, "binary", "binary"),
+        pytest.param(*(None, 1, "binary", "binary"), marks=pytest.mark.long),
         (None, 1, None, "regression"),
-        (None, 3, "regression", "regression"),
-        ("softplus", 2, "regression", "regression"),
-        ("sigmoid", 2, "regression", "regression"),
+        pytest.param(*(None, 3, "regression", "regression"), marks=pytest.mark.long),
+        pytest.param(
+            *("softplus", 2, "regression", "regression"), marks=pytest.mark.long
+        ),
+        pytest.param(
+            *("sigmoid", 2, "regression", "regression"), marks=pytest.mark.long
+        ),
     ],
 )
 def test_the_end_says_what_the_base_answers(

@@ -278,6 +278,7 @@ def test_which_parameters_learn(batch, recipe):
     assert adapters == ({"exit_1_adapter"} if recipe == "attention_byot" else set())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", ["attention_byot", "teskd"])
 def test_training_goes_on_after_loading(batch, recipe, tmp_path):
     model = compiled(recipe)

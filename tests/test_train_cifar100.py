@@ -109,6 +109,7 @@ def saved_variables(folder):
     return variables
 
 
+@pytest.mark.long
 def test_a_killed_training_ends_like_one_that_was_not(runs):
     whole, killed, output = runs
     assert "Restored epoch 1 of 3." in output
@@ -122,6 +123,7 @@ def test_a_killed_training_ends_like_one_that_was_not(runs):
         np.testing.assert_array_equal(value, theirs[name], err_msg=name)
 
 
+@pytest.mark.long
 def test_results_name_every_exit_and_how_they_came_about(runs):
     _, folder, output = runs
     found = results(folder)
@@ -139,6 +141,7 @@ def test_results_name_every_exit_and_how_they_came_about(runs):
     assert found["seconds"] == pytest.approx(sum(seconds))
 
 
+@pytest.mark.long
 def test_accuracies_equal_a_count_over_predictions(runs, data_dir):
     folder = runs[0]
     model = keras.saving.load_model(folder / "checkpoint.keras")
@@ -163,6 +166,7 @@ def set_flags(flags, **values):
         flags[name].value = value
 
 
+@pytest.mark.long
 def test_a_finished_training_is_only_evaluated_again(runs, flags, capsys):
     folder = runs[0]
     kept = [
@@ -179,6 +183,7 @@ def test_a_finished_training_is_only_evaluated_again(runs, flags, capsys):
     ]
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_other_flags_is_refused(runs, flags):
     set_flags(flags, **{**TINY, "epochs": 5}, output_dir=str(runs[0]), seed=1)
     with pytest.raises(
