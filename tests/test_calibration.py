@@ -198,6 +198,20 @@ def test_thresholds_of_each_exit_are_best_one_by_one(seed):
             assert best == 0
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_search_ends_where_no_threshold_alone_improves(seed):
+    costs = np.array([0.2, 0.35, 0.5, 0.75, 1.05])
+    data = outcomes(samples=80, exits=5, seed=seed, costs=costs)
+    goal = Goal(max_cost=0.6)
+    front = per_exit_points(data, goal, starts=1)  # One ascent; it needs some rounds.
+    best = goal.best(front.accuracy, front.cost)
+    own = front.thresholds[best]
+    for i, threshold in itertools.product(range(4), candidates(data.scores)):
+        accuracy, cost = evaluate(data, [*own[:i], threshold, *own[i + 1 :]])
+        pairs = np.array([[front.accuracy[best], accuracy], [front.cost[best], cost]])
+        assert goal.best(*pairs) == 0
+
+
 def test_thresholds_of_each_exit_are_often_the_best_of_all():
     exact = 0
     for seed in range(20):
