@@ -22,7 +22,7 @@ class HeldUpdates(keras.StatelessScope):
         state_mapping: Pairs of variable and value to use in the scope.
 
     Example:
-        >>> count = keras.Variable(1)
+        >>> count = keras.Variable(1, trainable=False)
         >>> with HeldUpdates() as held:
         ...     inside = int(ops.convert_to_numpy(count.assign_add(1)))
         >>> inside, int(ops.convert_to_numpy(count.value)), len(held.updates)

@@ -209,7 +209,6 @@ GRAPHS = {  # Read once; no backend changes them.
     "flat tap": wrap("head='linear'", flat, taps=["flat"], head="bottleneck"),
     "name collision": wrap("Rename", collides, taps=["exit_1_reduce"]),
     "unknown size": wrap("input_shape", unsized, taps=["conv"], head="bottleneck"),
-    "unknown size by number": wrap("input_shape", unsized),
     "teacher of no kind": wrap("teacher", error=TypeError, teacher="resnet"),
     "teacher of other classes": wrap("teacher", teacher=small_base(classes=7)),
     "freeze what": wrap("freeze", freeze="all"),

@@ -185,7 +185,7 @@ def test_training_on_nothing_but_nan_stops():
     with pytest.raises(FloatingPointError, match=r"no loss of epoch 1 \(3 b"):
         model.fit(batches("input"), steps_per_epoch=3, epochs=9, **how)
     assert_equal_states(state(model), before)  # Usable, on JAX too.
-    with pytest.raises(FloatingPointError, match="none of the last 100 steps"):
+    with pytest.raises(FloatingPointError, match=r"none of the last 1\d\d steps"):
         model.fit(batches("input"), steps_per_epoch=10**6, **how)
 
 

@@ -19,7 +19,10 @@ class Longest(layers.Layer):
         self.places = self.add_weight(shape=(20, input_shape[-1]))
 
     def call(self, x):
-        return x + self.places[: ops.shape(x)[1]]
+        return x + self.places[: x.shape[1]]
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
 
 
 def transformer(length=None, longest=False):
@@ -101,3 +104,18 @@ def test_exits_are_placed_reported_drawn_and_left_early():
     assert outcome.flops_ratio <= 0.9
     words = [t.get_text() for t in ksd.visualization.plot_model(model).axes[0].texts]
     assert any("multiply-adds for a sample of 2 and 256" in each for each in words)
+
+
+def test_images_of_any_size_train_and_are_cut_off():
+    inputs = keras.Input((None, None, 3))
+    x = layers.Conv2D(4, 3, padding="same", activation="relu", name="first")(inputs)
+    x = layers.Conv2D(4, 3, strides=2, activation="relu", name="second")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    base = keras.Model(inputs, layers.Dense(CLASSES, activation="softmax")(x))
+    model = ksd.SelfDistiller(base, 1, "byot")
+    assert (model.taps, type(model.head).__name__) == (["first"], "Linear")
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    for size in (8, 11):
+        images = np.ones((4, size, size, 3), "float32")
+        model.train_on_batch(images, np.arange(4) % CLASSES)
+        assert model.exit_model("exit_1").predict(images, verbose=0).shape == (4, 3)
