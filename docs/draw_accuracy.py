@@ -31,11 +31,11 @@ def accuracies(method: str) -> dict[str, float]:
 def points() -> dict[str, tuple[float, float]]:
     """Return the share of the base's multiply-adds and the accuracy, by name."""
     base = ksd.networks.resnet18(width_multiplier=0.375)
-    recipe = ksd.recipes.BYOT()
+    recipe = ksd.recipes.AttentionBYOT()
     costs = ksd.profile(ksd.SelfDistiller(base, 3, recipe, head=recipe.head))
-    byot = accuracies("byot")
+    found = accuracies("attention_byot")
     return {
-        **{name: (cost.share, byot[name] / 100) for name, cost in costs.items()},
+        **{name: (cost.share, found[name] / 100) for name, cost in costs.items()},
         "trained plainly": (1.0, accuracies("plain")["final"] / 100),
     }
 
