@@ -157,7 +157,10 @@ def train(settings: flags.FlagValues) -> None:
     callbacks: list[Any] = [checkpoint]
     if engine.is_chief:
         print(f"{engine.replicas} replicas, {epochs} epochs done", flush=True)
-        callbacks.append(keras.callbacks.CSVLogger(folder / "history.csv", append=True))
+        history = folder / "history.csv"
+        run_folder.trim_history(history, epochs)
+        # Before the checkpoint: a row too many is dropped, one too few is lost.
+        callbacks.insert(0, keras.callbacks.CSVLogger(history, append=True))
     engine.fit(
         model,
         dataclasses.replace(batches, first_epoch=epochs),

@@ -37,6 +37,13 @@ def begin(
     return folder
 
 
+def trim_history(path: pathlib.Path, finished_epochs: int) -> None:
+    """Drops the rows of epochs that ended after the checkpoint was saved."""
+    lines = path.read_bytes().splitlines(keepends=True) if finished_epochs else []
+    # The first line names the columns.
+    write(path, b"".join(lines[: 1 + finished_epochs]))
+
+
 def own_settings(flag: str, *, without: Sequence[str] = ()) -> dict[str, Any]:
     """Returns what decides a script's result: its flags, as parsed, and the backend.
 

