@@ -66,6 +66,7 @@ setup(
             "pytest>=8.3",
             "pytest-xdist>=3.6.1",
             "ruff>=0.9",
+            "scipy>=1.13",
             "tensorboard>=2.18",
         ],
     },

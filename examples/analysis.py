@@ -24,43 +24,39 @@ One training of each kind is an illustration: its differences may be those of tw
 A network trained for a few epochs is not the papers' either.
 """
 
-import logging as python_logging
 import pathlib
 from collections.abc import Sequence
 
 import analysis_page
+import image_flags
 import image_sets
 import keras
 import numpy as np
 import run_folder
+import surroundings
 from absl import app, flags, logging
 
 import keras_selfdistill as ksd
 
 FLAGS = flags.FLAGS
 
+# Flags that say nothing of networks from files.
+OF_TRAINING = [
+    "model",
+    "width_multiplier",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "recipe",
+    "taps",
+]
+
 
 def define_flags() -> None:
     """Defines the command line."""
-    flags.DEFINE_enum("data", "cifar100", image_sets.NAMES, "Images to learn.")
-    flags.DEFINE_string(
-        "data_dir", "~/tensorflow_datasets", "Folder with CIFAR-100, if it is learned."
-    )
-    flags.DEFINE_integer(
-        "train_examples",
-        None,
-        "Training images; of CIFAR-100 a multiple of 100. Default: all.",
-        lower_bound=1,
-    )
-    flags.DEFINE_enum(
-        "model",
-        "resnet18",
-        sorted(ksd.networks.NETWORKS),
-        "Network for --data=cifar100; digits have the quickstart's.",
-    )
-    flags.DEFINE_float(
-        "width_multiplier", 1.0, "Factor on that network's layer widths.", 0.0
-    )
+    image_flags.define("cifar100")
+    image_flags.define_network(sorted(ksd.networks.NETWORKS))
     flags.DEFINE_string("plain_model", None, "File of a plain network: no training.")
     flags.DEFINE_string("distilled_model", None, "File of a wrapper: no training.")
     flags.DEFINE_integer("epochs", 30, "Passes over the training images.", 1)
@@ -84,22 +80,15 @@ def define_flags() -> None:
     flags.DEFINE_string("output_dir", "runs/analysis", "Folder of this run's files.")
 
 
-def build_base() -> keras.Model:
-    """Returns the untrained network."""
-    if FLAGS.data == "digits":
-        import quickstart
-
-        return quickstart.build_base()
-    builder = ksd.networks.NETWORKS[FLAGS.model]
-    return builder(width_multiplier=FLAGS.width_multiplier)
-
-
 def train(
     images: image_sets.Images, train_sample: analysis_page.Sample
 ) -> analysis_page.Trained:
     """Trains both networks from the same initial weights."""
     keras.utils.set_random_seed(FLAGS.seed)
-    plain, base = build_base(), build_base()
+    plain, base = (
+        image_sets.build_base(FLAGS.data, FLAGS.model, FLAGS.width_multiplier)
+        for _ in range(2)
+    )
     base.set_weights(plain.get_weights())
     model = ksd.SelfDistiller(base, FLAGS.taps, FLAGS.recipe)
     steps = FLAGS.epochs * -(-len(images.train[0]) // FLAGS.batch_size)
@@ -162,8 +151,14 @@ def main(argv: Sequence[str]) -> None:
             "Received one of --plain_model and --distilled_model; expected both or "
             "neither."
         )
-    # TensorFlow warns of several models' functions as if one was traced again.
-    python_logging.getLogger("tensorflow").setLevel("ERROR")
+    try:
+        noise = [float(scale) for scale in FLAGS.noise]
+    except ValueError:
+        raise app.UsageError(
+            f"Received --noise={','.join(FLAGS.noise)}; expected numbers, separated by "
+            "commas."
+        ) from None
+    surroundings.quiet_tensorflow()
     folder = pathlib.Path(FLAGS.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     images = image_sets.load(
@@ -176,12 +171,16 @@ def main(argv: Sequence[str]) -> None:
         trained.distilled.save(folder / "distilled.keras")
     else:
         trained = load()
-    hidden = ("data_dir", "output_dir", "plain_model", "distilled_model")
+    hidden = ["data_dir", "output_dir"]
+    if FLAGS.plain_model is None:
+        hidden += ["plain_model", "distilled_model"]
+    else:
+        hidden += OF_TRAINING
     text = analysis_page.render(
         trained,
         train_sample,
         test,
-        noise=[float(value) for value in FLAGS.noise],
+        noise=noise,
         repeats=FLAGS.noise_repeats,
         seed=FLAGS.seed,
         settings=run_folder.own_settings("noise_repeats", without=hidden),

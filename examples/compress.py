@@ -31,7 +31,6 @@ Everything is done to copies: the wrapper stays as it is. Leaves in `--output_di
 """
 
 import gzip
-import logging as python_logging
 import math
 import pathlib
 import time
@@ -39,6 +38,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import image_flags
 import image_sets
 import keras
 import numpy as np
@@ -61,21 +61,7 @@ def define_flags() -> None:
         "Saved SelfDistiller, e.g. the checkpoint.keras of train_cifar100.py or the "
         "selfdistilled.keras of quickstart.py. Default: one trained here on digits.",
     )
-    flags.DEFINE_enum(
-        "data", "digits", image_sets.NAMES, "Images that the wrapper knows."
-    )
-    flags.DEFINE_string(
-        "data_dir",
-        "~/tensorflow_datasets",
-        "Folder with CIFAR-100, as of train_cifar100.py.",
-    )
-    flags.DEFINE_integer(
-        "train_examples",
-        None,
-        "Training images for fine-tuning, the first ones; of CIFAR-100 a multiple of "
-        "100. Default: all.",
-        lower_bound=1,
-    )
+    image_flags.define()
     flags.DEFINE_string("exit", "exit_2", "Exit to compress.")
     flags.DEFINE_float(
         "sparsity",
@@ -406,8 +392,7 @@ def main(argv: list[str]) -> None:
             f"Received --data={FLAGS.data} without --wrapper; expected a trained one. "
             "Train it with examples/train_cifar100.py, or take --data=digits."
         )
-    # TensorFlow warns of several models' functions as if one was traced again.
-    python_logging.getLogger("tensorflow").setLevel("ERROR")
+    surroundings.quiet_tensorflow()
     folder = pathlib.Path(FLAGS.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     images = image_sets.load(

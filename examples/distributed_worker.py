@@ -11,7 +11,6 @@ import engines
 import image_sets
 import keras
 import numpy as np
-import quickstart
 import run_folder
 from absl import app, flags
 
@@ -103,18 +102,10 @@ class Checkpoint(keras.callbacks.Callback):
 
 def build_model(settings: flags.FlagValues, steps_per_epoch: int) -> ksd.SelfDistiller:
     """Returns an untrained, compiled wrapper."""
-    if settings.data == "digits":
-        base = quickstart.build_base()
-    else:
-        base = ksd.networks.NETWORKS[settings.model]()
+    base = image_sets.build_base(settings.data, settings.model)
     model = ksd.SelfDistiller(base, settings.taps, settings.recipe)
     steps = settings.epochs * steps_per_epoch
-    schedule = keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
-    model.compile(
-        keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-    )
+    image_sets.prepare(model, settings.learning_rate, steps, weight_decay=0.0)
     return model
 
 
@@ -137,7 +128,10 @@ def train(settings: flags.FlagValues) -> None:
     keras.utils.set_random_seed(settings.seed)
     engine = make_engine(settings)
     images = image_sets.load(
-        settings.data, settings.data_dir, train_examples=settings.train_examples
+        settings.data,
+        settings.data_dir,
+        train_examples=settings.train_examples,
+        seed=settings.seed,
     )
     batches = Batches(images, settings.batch_size, settings.seed)
     if settings.batch_size % engine.replicas or not batches.steps_per_epoch:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from absl import app
 
-NAMES = ("digits", "cifar100")
+import keras_selfdistill as ksd
 
 
 class Images(NamedTuple):
@@ -53,6 +53,29 @@ def load(
             "for --data=digits."
         )
     return Images(name, (images[:train_examples], labels[:train_examples]), test)
+
+
+def build_base(data: str, model: str, width_multiplier: float = 1.0) -> keras.Model:
+    """Returns the untrained network for a data set.
+
+    Args:
+        data: `"digits"`, which have the quickstart's network, or `"cifar100"`.
+        model: Name of a network of `keras_selfdistill.networks`, for CIFAR-100.
+        width_multiplier: Factor on its layer widths.
+
+    Raises:
+        UsageError: There is no such network.
+    """
+    if data == "digits":
+        import quickstart
+
+        return quickstart.build_base()
+    networks = ksd.networks.NETWORKS
+    if model not in networks:
+        raise app.UsageError(
+            f"Received --model={model}; expected one of {', '.join(networks)}."
+        )
+    return networks[model](width_multiplier=width_multiplier)
 
 
 def prepare(

@@ -30,11 +30,11 @@ Leaves in `--output_dir`: `round_<i>.keras`, the final model of each round;
 finished rounds and goes on with the next, also with more `--rounds`.
 """
 
-import logging as python_logging
 import math
 import pathlib
 from typing import Any
 
+import image_flags
 import image_sets
 import keras
 import numpy as np
@@ -52,31 +52,8 @@ CHANGEABLE = ("data_dir", "output_dir", "rounds")
 
 def define_flags() -> None:
     """Defines the command line."""
-    flags.DEFINE_enum("data", "digits", image_sets.NAMES, "Images to learn.")
-    flags.DEFINE_string(
-        "data_dir",
-        "~/tensorflow_datasets",
-        "Folder with CIFAR-100, as of train_cifar100.py.",
-    )
-    flags.DEFINE_integer(
-        "train_examples",
-        None,
-        "Training images, the first ones; of CIFAR-100 a multiple of 100. Default: "
-        "all.",
-        lower_bound=1,
-    )
-    flags.DEFINE_enum(
-        "model",
-        "resnet18",
-        sorted(ksd.networks.NETWORKS),
-        "Network for --data=cifar100; digits have the quickstart's.",
-    )
-    flags.DEFINE_float(
-        "width_multiplier",
-        1.0,
-        "Factor on that network's layer widths.",
-        lower_bound=0.0,
-    )
+    image_flags.define()
+    image_flags.define_network(sorted(ksd.networks.NETWORKS))
     flags.DEFINE_integer("rounds", 4, "Rounds in all.", lower_bound=1)
     flags.DEFINE_integer(
         "epochs", 30, "Passes over the training images per round.", lower_bound=1
@@ -148,22 +125,13 @@ def standard_error(accuracy: float, count: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / count)
 
 
-def build_base() -> keras.Model:
-    """Returns the untrained network of every round."""
-    if FLAGS.data == "digits":
-        import quickstart
-
-        return quickstart.build_base()
-    builder = ksd.networks.NETWORKS[FLAGS.model]
-    return builder(width_multiplier=FLAGS.width_multiplier)
-
-
 def build_wrapper(teacher: keras.Model | None, steps: int) -> ksd.SelfDistiller:
     """Returns an untrained, compiled wrapper, taught from outside if there is one."""
     recipe = ksd.recipes.RECIPES[FLAGS.recipe](
         temperature=FLAGS.temperature, external_weight=FLAGS.external_weight
     )
-    wrapper = ksd.SelfDistiller(build_base(), FLAGS.taps, recipe, teacher=teacher)
+    base = image_sets.build_base(FLAGS.data, FLAGS.model, FLAGS.width_multiplier)
+    wrapper = ksd.SelfDistiller(base, FLAGS.taps, recipe, teacher=teacher)
     image_sets.prepare(wrapper, FLAGS.learning_rate, steps, FLAGS.weight_decay)
     return wrapper
 
@@ -298,8 +266,7 @@ def main(argv: list[str]) -> None:
     """Trains the rounds, or goes on, and prints what came out."""
     if len(argv) > 1:
         raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
-    # TensorFlow warns of several models' functions as if one was traced again.
-    python_logging.getLogger("tensorflow").setLevel("ERROR")
+    surroundings.quiet_tensorflow()
     folder = run_folder.begin(FLAGS.output_dir, settings(), kept="round_1.keras")
     images = image_sets.load(
         FLAGS.data, FLAGS.data_dir, train_examples=FLAGS.train_examples, seed=FLAGS.seed

@@ -32,6 +32,7 @@ that counts. To have the same on TensorFlow, set `synchronized` of all
 import os
 import sys
 
+import image_flags
 import local_workers
 from absl import app, flags
 
@@ -77,19 +78,7 @@ def define_flags() -> None:
         "first one writes a checkpoint meanwhile.",
         lower_bound=1,
     )
-    flags.DEFINE_enum("data", "digits", ["digits", "cifar100"], "Images to learn.")
-    flags.DEFINE_string(
-        "data_dir",
-        "~/tensorflow_datasets",
-        "Folder with CIFAR-100, as of train_cifar100.py.",
-    )
-    flags.DEFINE_integer(
-        "train_examples",
-        None,
-        "Training images, the first ones; of CIFAR-100 a multiple of 100. Default: "
-        "all.",
-        lower_bound=1,
-    )
+    image_flags.define()
     flags.DEFINE_string(
         "model",
         "resnet18",

@@ -120,7 +120,7 @@ def _costs(graph: ExitGraph, shapes: Shapes):
 
 def _teachers(model):
     """Return the names of the exits that each exit learns from."""
-    recipe, names = model.recipe, model.exit_names
+    recipe, names = model.recipe.at(0), model.exit_names
     return {
         name: tuple(recipe.teachers_of(name, names))
         if is_used(weights.soft_target) or is_used(weights.hint)

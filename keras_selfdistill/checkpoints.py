@@ -17,7 +17,7 @@ import ml_dtypes  # noqa: F401 (gives NumPy the names of types like bfloat16)
 import numpy as np
 from absl import logging
 
-from keras_selfdistill.safe_file import check_members
+from keras_selfdistill.safe_file import check_fields, check_members
 
 _FORMAT = b"keras_selfdistill checkpoint 1 SHA-256 "
 _DIGEST_LENGTH = 64  # In hexadecimal digits.
@@ -174,9 +174,7 @@ def _content(file, start):
     file.seek(start)
     with np.load(file, allow_pickle=False) as stored:
         document = json.loads(stored["about"].tobytes())
-        for field, fits in _SCHEMA.items():
-            if document.keys() != _SCHEMA.keys() or not fits(document[field]):
-                raise ValueError(f"{field!r} is wrong")
+        check_fields(document, _SCHEMA)
         names = document.pop("arrays")
         if len(names) != len(numbers):
             raise ValueError(f"{len(numbers)} arrays, expected {len(names)}")

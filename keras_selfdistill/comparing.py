@@ -21,7 +21,14 @@ _TESTED = ("accuracy", "absolute_error", "loss", "calibration_error")
 
 
 def compare(
-    runs: Mapping[str, Any], data: Any = None, *, verbose: int = 1, **options: Any
+    runs: Mapping[str, Any],
+    data: Any = None,
+    *,
+    task: str | None = None,
+    batch_size: int = 32,
+    latency_batch_size: int = 1,
+    repeats: int = 20,
+    verbose: int = 1,
 ) -> Comparison:
     """Put runs side by side, with differences to the first.
 
@@ -35,8 +42,11 @@ def compare(
             one for each seed.
         data: As for `report`, but readable several times; not needed where all runs
             are reports.
+        task: As for `report`, like what follows.
+        batch_size: Samples at once.
+        latency_batch_size: Samples in each timed call.
+        repeats: Timed calls.
         verbose: 0 for silence, else progress bars.
-        **options: As for `report`.
 
     Raises:
         TypeError: `runs` is no mapping.
@@ -62,23 +72,30 @@ def compare(
             f"Every run needs a model or a report. Received: runs={dict(runs)!r:.200}."
         )
     _check_data(data, sum(not isinstance(each, Report) for each in given))
+    options: dict[str, Any] = {
+        "task": task,
+        "batch_size": batch_size,
+        "latency_batch_size": latency_batch_size,
+        "repeats": repeats,
+        "verbose": verbose,
+    }
     reports = {
-        name: tuple(_reports(name, found, data, verbose, options))
+        name: tuple(_reports(name, found, data, options))
         for name, found in seeds.items()
     }
     _check_reports(reports)
     return Comparison(reports, tuple(_lines(reports)))
 
 
-def _reports(name, found, data, verbose, options):
+def _reports(name, found, data, options):
     """Yield the report of each seed, under its name where there is a progress bar."""
     for number, each in enumerate(found, start=1):
         if isinstance(each, Report):
             yield each
             continue
-        if verbose:
+        if options["verbose"]:
             print(f"{name}, {number} of {len(found)}")
-        yield report(each, data, verbose=verbose, **options)
+        yield report(each, data, **options)
 
 
 def _check_data(data, models):
@@ -126,7 +143,7 @@ def _lines(reports):
             numbers = {
                 number: _summary(number, rows, others)
                 for number in _NUMBERS
-                if getattr(rows[0], number) is not None
+                if all(getattr(row, number) is not None for row in rows)
             }
             yield Line(exit_name, run, len(found), against, numbers)
 

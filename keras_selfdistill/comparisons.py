@@ -4,6 +4,7 @@ import dataclasses
 import textwrap
 from typing import Any
 
+from keras_selfdistill.paired import least_p
 from keras_selfdistill.report_view import WIDTH, csv_of
 from keras_selfdistill.reports import Report
 from keras_selfdistill.table import Table
@@ -70,7 +71,7 @@ class Comparison:
 
     def render(self) -> str:
         """Return the table for a terminal, at most 100 columns wide."""
-        return f"{self._title()}\n\n{self._table().text()}"
+        return f"{textwrap.fill(self._title(), WIDTH)}\n\n{self._table().text()}"
 
     def to_markdown(self) -> str:
         """Return the table in Markdown."""
@@ -145,7 +146,7 @@ def _cells(line, main):
 
     return {
         "exit": line.exit,
-        "run": textwrap.shorten(line.run, 24, placeholder="…"),
+        "run": line.run if len(line.run) <= 24 else f"{line.run[:23]}…",
         "seeds": str(line.seeds),
         main.replace("_", " "): f"{scale * summary.mean:.{digits}f}{spread}{unit}",
         "difference": "" if difference is None else f"{scale * difference:+.{digits}f}",
@@ -174,8 +175,8 @@ def _notes(comparison):
     if tested:
         pairs = max(tested)
         found.append(
-            f"p: exact sign-flip test over {pairs} pairs of seeds (two-sided), which "
-            f"cannot go below {2 / 2**pairs:.2g}"
+            f"p: sign-flip test over {pairs} pairs of seeds (two-sided), which cannot "
+            f"go below {least_p(pairs):.2g}"
             + (": too few pairs to show a difference at 5 %." if pairs < 6 else ".")
         )
     found.append("ECE: expected calibration error. share: of the base's multiply-adds.")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
+from absl import logging
 from keras import layers
 
 from keras_selfdistill.classifier import PreActivation
@@ -198,11 +199,13 @@ def _count(node, tensors, outputs):
     """
     operation = _behind_shells(node.operation)
     inputs = [tensors[id(tensor)] for tensor in node.input_tensors]
-    if node.is_input or _is_free(operation):
+    if node.is_input:
         return Count(), outputs
     if _has_rule(operation):
         counted = _rule(operation, inputs, outputs)
         return (counted if isinstance(counted, Count) else Count(counted)), outputs
+    if _is_free(operation):
+        return Count(), outputs
     args, kwargs = node.arguments.fill_in(tensors)
     if is_primitive(operation):
         known = count_operation(operation, args, kwargs, outputs[0])
@@ -221,19 +224,26 @@ def _behind_shells(operation):
     return operation
 
 
-def _has_rule(operation):
-    return _rule.dispatch(type(operation)) is not _rule.dispatch(object)
-
-
-def _is_leaf(operation):
-    return _is_free(operation) or _has_rule(operation)
-
-
 def _layers(operation):
     """Return a layer and all that it holds."""
     if not isinstance(operation, keras.Layer):
         return []
     return list(operation._flatten_layers())
+
+
+def _has_rule(operation):
+    own: Any = type(operation)
+    if _rule.dispatch(own) is _rule.dispatch(object):
+        return False
+    of_keras = [each for each in own.__mro__ if each.__module__.startswith("keras.")]
+    if not any(each in _rule.registry for each in of_keras):
+        return True  # A user's layer, registered.
+    # A user's subclass of Keras' layer may compute something else: it is opened.
+    return own in _rule.registry or own.call is of_keras[0].call
+
+
+def _is_leaf(operation):
+    return _is_free(operation) or _has_rule(operation)
 
 
 def _is_free(operation):
@@ -259,7 +269,9 @@ def _count_inside(operation, function, args, kwargs, outputs=()):
         nodes, found = calls_inside(
             function, args, kwargs, list(fresh.values()), through
         )
-    except Exception:  # A user's call may raise anything on tensors without values.
+    # A user's call may raise anything on tensors without values.
+    except Exception as error:
+        logging.info("The work of %s is not known: %r", operation.name, error)
         return Count(unknown=(operation.name,)), outputs
     counts = multiply_adds(nodes)
     # The names of Keras' own operations are new at each call: their kind stays.

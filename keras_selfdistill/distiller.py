@@ -285,8 +285,8 @@ class SelfDistiller(keras.Model):
         if loss_weights is not None:
             raise ValueError(
                 "The recipe weighs the exits' losses. Received: "
-                f"loss_weights={loss_weights!r}. Set the weights in the recipe, e.g. "
-                "recipe=recipes.BYOT(alpha=0.3)."
+                f"loss_weights={loss_weights!r}. Expected: none. Set the weights in "
+                "the recipe, e.g. recipe=recipes.BYOT(alpha=0.3)."
             )
         objective = Objective(
             self._recipe,
@@ -363,9 +363,13 @@ class SelfDistiller(keras.Model):
                 label_loss=self._objective.label_loss,
             )
         stop = StopWithoutProgress()
+        # First, so that no other one saves or reports such an epoch.
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(stop)
-        else:  # First, so that no other one saves or reports such an epoch.
+            others = callbacks.callbacks
+            others[:] = [c for c in others if not isinstance(c, StopWithoutProgress)]
+            stop.set_model(self)
+            others.insert(0, stop)
+        else:
             callbacks = [stop, *(keras.tree.flatten(callbacks) if callbacks else [])]
         return super().fit(
             x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import pathlib
-import reprlib
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import keras
 from keras_selfdistill.safe_config import check_config
 from keras_selfdistill.safe_file import (
     RefusedFileError,
+    check_fields,
     check_members,
     load_model,
     read_json,
@@ -161,12 +161,10 @@ _SCHEMA: dict[str, Callable[[Any], bool]] = {
 
 
 def _check(document, path):
-    if not isinstance(document, dict) or document.keys() != _SCHEMA.keys():
-        raise RefusedFileError(path, f"{_SETTINGS} does not hold {list(_SCHEMA)}")
-    for key, check in _SCHEMA.items():
-        if not check(document[key]):
-            received = reprlib.repr(document[key])
-            raise RefusedFileError(path, f"{key!r} in {_SETTINGS} is {received}")
+    try:
+        check_fields(document, _SCHEMA)
+    except ValueError as error:
+        raise RefusedFileError(path, f"in {_SETTINGS}, {error}") from error
     check_config(document["criterion"]["config"])
 
 

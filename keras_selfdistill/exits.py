@@ -242,6 +242,6 @@ def _check_names(base, names):
     if taken:
         raise ValueError(
             f"Layers of the base have names that the exits use. Received: "
-            f"{sorted(taken)} in model {base.name!r}. Rename them; to wrap a model "
-            "that has exits already, wrap its final_model()."
+            f"{sorted(taken)} in model {base.name!r}. Expected: other names. Rename "
+            "them; to wrap a model that has exits already, wrap its final_model()."
         )

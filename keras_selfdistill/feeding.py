@@ -172,3 +172,34 @@ def class_numbers(batches: Sequence[np.ndarray | None], classes: int) -> np.ndar
             f"{labels.max()}. Expected: whole numbers from 0 to {classes - 1}."
         )
     return labels
+
+
+def right_answers(outputs: Any, labels: Any) -> np.ndarray:
+    """Return which samples a classifier gets right, shape `(samples,)`.
+
+    Args:
+        outputs: Logits or probabilities, shape `(samples, classes)`.
+        labels: Class numbers or one-hot rows, as `class_numbers` takes them.
+
+    Raises:
+        ValueError: The shapes do not fit, or there are labels that are no classes.
+
+    Example:
+        >>> right_answers(np.eye(3), [0, 1, 0]).tolist()
+        [True, True, False]
+    """
+    labels = np.asarray(labels)
+    if getattr(outputs, "ndim", None) != 2 or outputs.shape[1] < 2:
+        raise ValueError(
+            "A classifier with one output is needed. Received: outputs of shape "
+            f"{keras.tree.map_structure(np.shape, outputs)}. Expected: shape (samples, "
+            "classes), of two classes or more. Of a wrapper, pass final_model(), "
+            "exit_model(name) or ensemble_model()."
+        )
+    if len(outputs) != len(labels):
+        raise ValueError(
+            "Each sample needs a label. Received: outputs of shape "
+            f"{tuple(outputs.shape)} and labels of shape {labels.shape}. Expected: the "
+            "same first axis."
+        )
+    return np.argmax(outputs, axis=-1) == class_numbers([labels], outputs.shape[1])

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+from absl import logging
 
 
 def check_functional(base):
@@ -120,7 +121,10 @@ def calls_inside(function, args, kwargs, inputs, through):
 
 @contextlib.contextmanager
 def _run_through(layers):
-    """Let layers run on symbolic tensors, where they would only say their shapes."""
+    """Let layers run on symbolic tensors, where they would only say their shapes.
+
+    Python looks for `__call__` in the class alone, so they get another one meanwhile.
+    """
     classes: dict[int, Any] = {id(layer): type(layer) for layer in layers}
     try:
         for layer in layers:
@@ -140,8 +144,10 @@ def _transparent(layer_class):
         if any(isinstance(value, keras.KerasTensor) for value in values):
             try:
                 return self.call(*args, **kwargs)
-            except Exception:  # Whatever it asks of tensors that have no values.
-                pass
+            # It may ask anything of tensors that have no values. Keras then calls it in
+            # its own way, and raises what is wrong there, too.
+            except Exception as error:
+                logging.debug("%s stays one call: %r", self.name, error)
         return layer_class.__call__(self, *args, **kwargs)
 
     return type(layer_class.__name__, (layer_class,), {"__call__": call})

@@ -15,10 +15,14 @@ class InterruptsWait:
     place would leave a model without weights; on the other backends, half a step.
     A second interrupt does not wait.
 
+    Only a call that was announced keeps them out: an error may leave the function in a
+    model whose later calls nobody waits for.
+
     Example:
         >>> before = signal.signal(signal.SIGINT, signal.default_int_handler)
         >>> interrupts = InterruptsWait()
         >>> step = interrupts.around(lambda: signal.raise_signal(signal.SIGINT))
+        >>> interrupts.keep_out_of_next()
         >>> step()
         >>> try:
         ...     interrupts.let_in()
@@ -30,16 +34,22 @@ class InterruptsWait:
 
     def __init__(self) -> None:
         self._waiting = False
+        self._announced = False
+
+    def keep_out_of_next(self) -> None:
+        """Announce a call, which an interrupt shall not break."""
+        self._announced = True
 
     def around(self, function: Callable) -> Callable:
-        """Return a function that an interrupt does not break."""
+        """Return a function that an interrupt does not break where it is announced."""
 
         @functools.wraps(function)
         def undisturbed(*arguments: Any) -> Any:
+            announced, self._announced = self._announced, False
             handler = signal.getsignal(signal.SIGINT)
             in_main_thread = threading.current_thread() is threading.main_thread()
             # Python allows handlers there alone; what is not callable does not raise.
-            if not in_main_thread or not callable(handler):
+            if not announced or not in_main_thread or not callable(handler):
                 return function(*arguments)
 
             def wait(number, frame):

@@ -34,7 +34,7 @@ def as_loss(identifier: Any) -> keras.losses.Loss:
             "loss='sparse_categorical_crossentropy'. The recipe weighs the exits."
         )
     if isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce"):
-        return _FunctionLoss(crossentropy, name=identifier)
+        return _FunctionLoss(crossentropy, name=identifier.lower())
     try:
         loss = keras.losses.get(identifier)
     except ValueError as error:
@@ -83,6 +83,13 @@ def kind_of(loss: keras.losses.Loss) -> str:
     return loss.name
 
 
+def reads_numbers(loss: keras.losses.Loss, labels: Any, outputs: Any) -> bool:
+    """Tell whether a loss takes the labels for class numbers, not for rows."""
+    kind = kind_of(loss)
+    either = kind in ("crossentropy", "ce")
+    return kind == NAMES or (either and is_sparse(labels, outputs))
+
+
 def all_exist(labels: Any, outputs: Any, loss: keras.losses.Loss) -> Any:
     """Return whether all labels are classes that the outputs have, as a scalar.
 
@@ -94,9 +101,7 @@ def all_exist(labels: Any, outputs: Any, loss: keras.losses.Loss) -> Any:
         >>> bool(all_exist(np.array([0, 3]), np.zeros((2, 3)), loss))
         False
     """
-    kind = kind_of(loss)
-    either = kind in ("crossentropy", "ce")
-    if kind != NAMES and not (either and is_sparse(labels, outputs)):
+    if not reads_numbers(loss, labels, outputs):
         return True
     exists = ops.logical_and(labels >= 0, labels < outputs.shape[-1])
     ignored = getattr(loss, "ignore_class", None)

@@ -36,6 +36,14 @@ class HeldUpdates(keras.StatelessScope):
         super().__init__(state_mapping=list(state_mapping), collect_losses=True)
         self._assigned: dict[int, Any] = {}
 
+    @classmethod
+    def keeping(cls, variables: Iterable[Any]) -> "HeldUpdates":
+        """Return a scope whose losses reach the variables themselves.
+
+        Inside a scope, Keras regularises the values that the scope maps weights to.
+        """
+        return cls((v, v.value) for v in variables if v.regularizer is not None)
+
     def add_update(self, update: tuple[Any, Any]) -> None:
         """Keep what is assigned; called by Keras."""
         variable, _ = update

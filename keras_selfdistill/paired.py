@@ -10,6 +10,16 @@ _DRAWS = 2**_EXACT
 _ROUNDING = 1e-9
 
 
+def least_p(pairs: int) -> float:
+    """Return what `sign_flip_p` gives where all differences have one sign.
+
+    Example:
+        >>> least_p(3), round(least_p(20), 7)
+        (0.25, 1.53e-05)
+    """
+    return 2 / 2**pairs if pairs <= _EXACT else 1 / (_DRAWS + 1)
+
+
 def sign_flip_p(differences: Sequence[float]) -> float:
     """Return how often chance alone would give differences with so large a mean.
 

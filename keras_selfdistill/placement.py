@@ -12,7 +12,12 @@ from keras_selfdistill.blocks import BlockEnd, block_ends
 from keras_selfdistill.classifier import Classifier, find_classifier
 from keras_selfdistill.counting import Count, multiply_adds
 from keras_selfdistill.flat import FlatModel, flatten, original
-from keras_selfdistill.graph import check_functional, model_nodes, producer
+from keras_selfdistill.graph import (
+    check_functional,
+    model_nodes,
+    producer,
+    unrecorded,
+)
 from keras_selfdistill.opened import holds_layers
 from keras_selfdistill.sizes import nominal_shapes
 
@@ -105,9 +110,11 @@ def suggest_taps(model: Any, exits: int | str = _DEFAULT_EXITS) -> SuggestedTaps
     """
     check_functional(model)
     flat = flatten_to_place(model)
+    with unrecorded(flat.model):
+        classifier = find_classifier(flat.model)
     return SuggestedTaps(
         Tap(end.name, tuple(end.tensor.shape), end.share)
-        for end in placed_taps(flat, find_classifier(flat.model), exits)
+        for end in placed_taps(flat, classifier, exits)
     )
 
 

@@ -36,7 +36,8 @@ def random_state() -> dict[str, Any]:
     # Where PyTorch is loaded: its data loaders draw from it on any backend.
     if torch := sys.modules.get("torch"):
         state["torch"] = torch.get_rng_state().tolist()
-        if torch.cuda.is_available():
+        # Beside another backend, asking would start every GPU.
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
             devices = torch.cuda.get_rng_state_all()
             state["cuda"] = [device.tolist() for device in devices]
     # For keras.random without a seed. Not asked for, or the question would make it.

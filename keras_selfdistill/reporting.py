@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
+from absl import logging
 
 from keras_selfdistill.feeding import Feeder
 from keras_selfdistill.latency import WARM_UP, median_milliseconds
@@ -13,7 +16,7 @@ from keras_selfdistill.measures import BatchAnswers, Sums, as_answers
 from keras_selfdistill.profiling import profile_at
 from keras_selfdistill.reports import PLAIN, Report, Row
 from keras_selfdistill.sizes import shapes_of
-from keras_selfdistill.subject import Subject, size_on_disk, subject_of
+from keras_selfdistill.subject import Network, Subject, subject_of
 
 
 def report(
@@ -117,7 +120,7 @@ def _fitting(base, subject):
 
 def _read(subjects, data, batch_size, verbose):
     """Return (sums by row, first batch, number of samples)."""
-    networks = {key: subject.network() for key, subject in subjects.items()}
+    networks = {key: Network(subject) for key, subject in subjects.items()}
     task = subjects[""].task
     sums: dict[str, Sums] = {}
     sample, samples = None, 0
@@ -206,8 +209,20 @@ def _cost(subject: Subject, costs, name, of_base):
         "multiply_adds": cost.multiply_adds,
         "share": cost.multiply_adds / of_base if of_base else math.nan,
         "unknown": cost.unknown,
-        "bytes": size_on_disk(subject.models[name]),
+        "bytes": _size_on_disk(subject.models[name]),
     }
+
+
+def _size_on_disk(model):
+    """Return the bytes of a model's `.keras` file; `None` if Keras cannot save it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.keras")
+        try:
+            model.save(path)
+        except (NotImplementedError, TypeError) as error:  # Of a layer's own making.
+            logging.warning("%s has no size on disk: %s", model.name, error)
+            return None
+        return os.path.getsize(path)
 
 
 class _Silence:

@@ -109,7 +109,7 @@ class Report:
         rows = [{**row, "unknown": list(row["unknown"])} for row in found["rows"]]
         return {**found, "rows": rows}
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, *, ax: Any = None) -> Any:
         """Draw accuracy (of a regression, the mean error) against multiply-adds.
 
         Args:

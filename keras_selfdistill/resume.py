@@ -163,6 +163,7 @@ class Resume(keras.callbacks.Callback):
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
         """Let a batch that is done go by; save, if the epoch before is to be."""
+        self._interrupts.keep_out_of_next()
         if self._skipping is not None and self._skipping.is_over(batch):
             self._skipping = None
         if self._skipping is not None:
@@ -202,16 +203,22 @@ class Resume(keras.callbacks.Callback):
         """Keep interrupts out of the steps of validation, too."""
         self._delay_interrupts("test_function")
 
+    def on_test_batch_begin(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        """Keep interrupts out of the step that begins."""
+        self._interrupts.keep_out_of_next()
+
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Let an interrupt in that came in the step."""
         self._interrupts.let_in()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave the model as it was."""
-        self._save_end()
         self.model._initial_epoch = None
         for name, function in self._undisturbed.items():
             setattr(self.model, name, function)
+        self._save_end()
 
     def _delay_interrupts(self, name):
         function = getattr(self.model, name)
@@ -293,8 +300,16 @@ class _Skipping:
 
     def _restore_metrics(self):
         variables = self._model.metrics_variables
-        count = len(state_variables(self._model))
-        assign(variables, self._checkpoint.arrays[count:])
+        saved = self._checkpoint.arrays[len(state_variables(self._model)) :]
+        shapes = [tuple(variable.shape) for variable in variables]
+        if shapes != [array.shape for array in saved]:
+            raise ValueError(
+                "The checkpoint was saved inside of an epoch, with other metrics. "
+                f"Received: {len(variables)} variables of metrics. Expected: "
+                f"{len(saved)}, of the shapes in the checkpoint. Compile as before, or "
+                "begin anew in another directory."
+            )
+        assign(variables, saved)
         self._logs = self._model.get_metrics_result()
 
 

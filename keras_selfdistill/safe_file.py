@@ -10,8 +10,10 @@ import json
 import math
 import os
 import pathlib
+import reprlib
 import stat
 import zipfile
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import h5py
@@ -112,6 +114,26 @@ def read_json(archive: zipfile.ZipFile, name: str) -> Any:
         return json.loads(archive.read(name))
     except RecursionError as error:
         raise ValueError(f"{name} is nested too deeply.") from error
+
+
+def check_fields(document: Any, schema: Mapping[str, Callable[[Any], bool]]) -> None:
+    """Refuse a document that is no mapping of exactly the fields of a schema.
+
+    Args:
+        document: Of a file.
+        schema: Tells of each field whether its value fits.
+
+    Raises:
+        ValueError: Fields are missing or unknown, or a value does not fit.
+
+    Example:
+        >>> check_fields({"epoch": 1}, {"epoch": lambda value: value >= 0})
+    """
+    if not isinstance(document, dict) or document.keys() != schema.keys():
+        raise ValueError(f"the fields are not {list(schema)}")
+    for field, fits in schema.items():
+        if not fits(document[field]):
+            raise ValueError(f"{field!r} is {reprlib.repr(document[field])}")
 
 
 def _is_inside(name, folder):

@@ -1,5 +1,6 @@
 """Sizes that a model leaves open, such as the length of a text."""
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ def given_shapes(model: Any, input_shape: Any) -> Shapes:
     def take(tensor, shape):
         if not _fits(tensor, shape):
             raise ValueError
-        shapes[id(tensor)] = tuple(shape)
+        shapes[id(tensor)] = tuple(map(int, shape))
 
     try:
         keras.tree.map_structure_up_to(structure, take, structure, input_shape)
@@ -115,6 +116,8 @@ def _filled(tensors, size=_NOMINAL[0]):
 def _fits(tensor, shape):
     expected = tensor.shape[1:]
     return len(shape) == len(expected) and all(
-        isinstance(given, int) and given > 0 and known in (None, given)
+        isinstance(given, numbers.Integral)
+        and int(given) > 0
+        and known in (None, given)
         for given, known in zip(shape, expected, strict=True)
     )

@@ -1,8 +1,6 @@
 """What a report looks at: a wrapper or a plain model, as one network of its answers."""
 
 import dataclasses
-import os
-import tempfile
 from typing import Any
 
 import keras
@@ -11,7 +9,8 @@ import numpy as np
 from keras_selfdistill.classifier import find_classifier
 from keras_selfdistill.compiled import CompiledModel, to_numpy
 from keras_selfdistill.distiller import SelfDistiller
-from keras_selfdistill.graph import check_functional, producer
+from keras_selfdistill.flat import flatten
+from keras_selfdistill.graph import check_functional, producer, unrecorded
 from keras_selfdistill.task import Task
 
 ENSEMBLE = "ensemble"
@@ -35,10 +34,6 @@ class Subject:
     task: Task
     logits: dict[str, Any]
     models: dict[str, keras.Model]
-
-    def network(self) -> "Network":
-        """Return the call that computes the logits of all exits at once."""
-        return Network(self)
 
 
 class Network:
@@ -106,7 +101,9 @@ def subject_of(model: Any, task: str | None = None) -> Subject:
 
 
 def _plain(model, task):
-    end = find_classifier(model, task)
+    flat = flatten(model).model  # As for a wrapper: the end may be in a model within.
+    with unrecorded(flat):
+        end = find_classifier(flat, task)
     logits = end.output if end.task.name == "regression" else end.logits
     stripped = keras.Model(model.inputs, model.outputs[0], name=model.name)
     return Subject(model, model, end.task, {"final": logits}, {"final": stripped})
@@ -121,17 +118,3 @@ def _check_masks(model):
             f"{model.name!r}, which answers at each position and masks some of them. "
             "Use `evaluate`, which leaves masked positions out."
         )
-
-
-def size_on_disk(model: keras.Model) -> int | None:
-    """Return the bytes of a model's `.keras` file.
-
-    `None` if Keras cannot save it, as a layer in it has no `get_config`.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "model.keras")
-        try:
-            model.save(path)
-        except NotImplementedError:
-            return None
-        return os.path.getsize(path)

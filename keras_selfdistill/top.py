@@ -57,8 +57,8 @@ def with_classifier(backbone: Any, classes: int) -> keras.Model:
     if isinstance(last, layers.Softmax) or activation is keras.activations.softmax:
         raise ValueError(
             f"The model classifies already. Received: classes={classes} and model "
-            f"{backbone.name!r}, which ends in softmax. Leave out `classes`, or build "
-            "the model with include_top=False."
+            f"{backbone.name!r}, which ends in softmax. Expected: no `classes`, or a "
+            "model built with include_top=False."
         )
     pooling = {
         3: layers.GlobalAveragePooling1D,

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_selfdistill.labels import NAMES, ROWS, is_sparse, kind_of
+from keras_selfdistill.labels import NAMES, ROWS, is_sparse, kind_of, reads_numbers
 from keras_selfdistill.task import Task
 
 _CHUNK = 1 << 20  # Values looked at together: a copy of all would take memory.
@@ -89,7 +89,7 @@ def _check_numbers(name, array):
             f"dtype {array.dtype}. Convert it, e.g. {name}.astype('float32'), or put "
             "words through keras.layers.StringLookup first."
         )
-    if not np.issubdtype(array.dtype, np.floating):
+    if array.dtype.kind in "biu":
         return
     flat = array.reshape(-1)
     for start in range(0, flat.size, _CHUNK):
@@ -141,7 +141,7 @@ def _check_labels(labels, output, loss):
             f"Labels do not fit the loss. Received: y of shape {labels.shape} with "
             f"loss {kind!r}. Expected: shape {shape}, or loss={other!r}."
         )
-    if kind != NAMES:
+    if not reads_numbers(loss, labels, output):
         return
     ignored = getattr(loss, "ignore_class", None)
     classes = output.shape[-1]

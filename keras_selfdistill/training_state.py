@@ -7,6 +7,7 @@ import keras
 
 from keras_selfdistill.checkpoints import Checkpoint
 from keras_selfdistill.random_state import is_random_state
+from keras_selfdistill.safe_file import check_fields
 
 
 def state_variables(model: keras.Model) -> list[keras.Variable]:
@@ -47,10 +48,10 @@ def check_content(checkpoint: Checkpoint) -> None:
     Raises:
         ValueError: A field is missing, unknown, or of another form.
     """
-    for field, fits in _SCHEMA.items():
-        about = checkpoint.about
-        if about.keys() != _SCHEMA.keys() or not fits(about[field]):
-            raise ValueError(f"it is no checkpoint of Resume: {field!r} is wrong")
+    try:
+        check_fields(checkpoint.about, _SCHEMA)
+    except ValueError as error:
+        raise ValueError(f"it is no checkpoint of Resume: {error}") from error
 
 
 _SCHEMA: dict[str, Callable[[Any], bool]] = {

@@ -31,6 +31,18 @@ def require_backend(name):
         miss(f"backend {name} is not installed")
 
 
+@pytest.fixture(scope="session")
+def tfds_folder():
+    """Return the TensorFlow Datasets folder that holds CIFAR-100."""
+    default = ROOT.parent / "shared" / "tfds"
+    folder = pathlib.Path(os.environ.get("CIFAR100_DIR", default)).expanduser()
+    if not (folder / "cifar100").is_dir():
+        miss(f"no TensorFlow Datasets folder with CIFAR-100 in CIFAR100_DIR={folder}")
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        miss("tensorflow_datasets is not installed")
+    return folder
+
+
 def run_python(*arguments, backend=None, check=True, **environment):
     """Run Python in a process of its own and return what it printed."""
     result = subprocess.run(

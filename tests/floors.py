@@ -11,7 +11,6 @@ import re
 CORE = (
     "absl-py",
     "h5py",
-    "hypothesis",
     "jax",
     "keras",
     "numpy",

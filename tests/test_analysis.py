@@ -126,6 +126,37 @@ def test_gradients_of_a_linear_model_in_closed_form():
     )
 
 
+def test_gradients_hold_what_layers_add_to_the_loss():
+    def magnitude(factor):
+        keras.utils.set_random_seed(0)
+        regularizer = keras.regularizers.L2(factor)
+        model = keras.Sequential(
+            [keras.Input((3,)), layers.Dense(2, activity_regularizer=regularizer)]
+        )
+        model.compile("sgd", "mse")
+        x, y = np.ones((4, 3)), np.zeros((4, 2))
+        (found,) = analysis.gradients_by_depth({"a": model}, x, y).magnitude["a"]
+        return found
+
+    # Mean squares of two outputs are 0.5 of their sum of squares: as L2 adds 10 of it.
+    assert magnitude(10.0) == pytest.approx((1 + 2 * 10) * magnitude(0.0), rel=1e-4)
+
+
+@pytest.mark.once
+def test_gradients_need_samples_and_weights():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="Received: 0 samples, and 1 layers of 'a'"):
+        analysis.gradients_by_depth({"a": model}, np.ones((0, 3)), np.ones((0, 2)))
+    model.trainable = False
+    with pytest.raises(ValueError, match="Received: 4 samples, and 0 layers of 'a'"):
+        analysis.gradients_by_depth({"a": model}, np.ones((4, 3)), np.ones((4, 2)))
+    logs = {f"section_{i}_gradient": [1.0] for i in (1, 2, 3)}
+    first, last = dict(list(logs.items())[:2]), dict(list(logs.items())[1:])
+    with pytest.raises(ValueError, match="section by section"):
+        analysis.logged_gradients({"a": first, "b": last})
+
+
 @pytest.mark.long
 def test_exits_add_to_the_gradients_before_them_alone(pair):
     before = {name: weights_of(model) for name, model in pair.items()}
@@ -180,7 +211,6 @@ def test_scatter_by_its_definition(clouds):
 
 @pytest.mark.once
 def test_the_probe_is_ridge_regression(clouds):
-    pytest.importorskip("sklearn")
     from sklearn.linear_model import Ridge
     from sklearn.preprocessing import StandardScaler
 
@@ -230,3 +260,18 @@ def test_answers_by_counting():
         assert found.accuracy[i] == pytest.approx(len(one) / 50)
     assert found.any_right == pytest.approx(len(set().union(*sets.values())) / 50)
     assert found.all_right == pytest.approx(len(set.intersection(*sets.values())) / 50)
+
+
+@pytest.mark.once
+def test_labels_are_numbers_or_rows_of_two_classes_or_more():
+    outputs = {"final": np.eye(3)[[0, 1, 2, 1]]}
+    labels = np.array([0, 1, 1, 1])
+    found = analysis.compare_answers(outputs, np.eye(3)[labels])
+    assert found.accuracy.tolist() == [0.75]
+    with pytest.raises(ValueError, match="two classes or more"):
+        analysis.compare_answers({"final": np.full((4, 1), 0.6)}, labels)
+    with pytest.raises(ValueError, match="needs a label"):
+        analysis.compare_answers(outputs, labels[:2])
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1, "sigmoid")])
+    with pytest.raises(ValueError, match="two classes or more"):
+        analysis.flat_minima({"plain": model}, np.ones((4, 2)), labels, scales=[0.0])

@@ -3,8 +3,6 @@
 import html.parser
 import itertools
 import json
-import os
-import pathlib
 import re
 import shutil
 import subprocess
@@ -55,13 +53,10 @@ def browse(url, *options, folder):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tfds_folder, tmp_path_factory):
     """The files of a short run on CIFAR-100."""
-    data = pathlib.Path(os.environ.get("CIFAR100_DIR", ROOT.parent / "shared/tfds"))
-    if not data.is_dir():
-        miss(f"CIFAR-100 is not at {data}: set CIFAR100_DIR")
     folder = tmp_path_factory.mktemp("analysis")
-    run(folder, data, "--epochs=2")
+    run(folder, tfds_folder, "--epochs=2")
     return folder
 
 
@@ -162,10 +157,9 @@ def test_the_tables_hold_what_was_found(folder):
     assert {"keras", "machine", "backend"} <= set(settings)
 
 
-def test_the_networks_may_come_from_files(folder, tmp_path):
-    data = os.environ.get("CIFAR100_DIR", ROOT.parent / "shared/tfds")
+def test_the_networks_may_come_from_files(folder, tfds_folder, tmp_path):
     files = [f"--{kind}_model={folder / kind}.keras" for kind in ("plain", "distilled")]
-    run(tmp_path, data, *files)
+    run(tmp_path, tfds_folder, *files)
     assert [path.name for path in tmp_path.iterdir()] == ["analysis.html"]
     pages = [Tables(), Tables()]
     for page, place in zip(pages, (folder, tmp_path), strict=True):
@@ -173,6 +167,13 @@ def test_the_networks_may_come_from_files(folder, tmp_path):
     trained, loaded = (page.tables for page in pages)
     # But for the gradients before training and the flags.
     assert trained[:2] + trained[4:-1] == loaded[:2] + loaded[3:-1]
+    told, known = (
+        dict(itertools.islice(row, 2) for row in tables[-1])
+        for tables in (trained, loaded)
+    )
+    assert told["epochs"] == "2"
+    assert not {"epochs", "width_multiplier"} & known.keys()
+    assert known["plain_model"].endswith("plain.keras")
     result = run_python(
         ROOT / "examples" / "analysis.py", files[0], check=False, backend="tensorflow"
     )

@@ -1,6 +1,7 @@
 """Bad input raises before training, says what to do, and leaves the base whole."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -266,6 +267,12 @@ DATA = {  # Read by each backend's own trainer.
     "NaN weights": fit("weight.*nan", lambda x, y, w: (x, y, with_nan(w))),
     "negative labels": fit("-1 among y", lambda x, y, w: (x, y - 1, w)),
     "labels too large": fit("4 among y.*0 to 3", lambda x, y, w: (x, y + 1, w)),
+    "labels too large for either loss": fit(
+        "4 among y.*0 to 3", lambda x, y, w: (x, y + 1, w), loss="CrossEntropy"
+    ),
+    "NaN in bfloat16": fit(
+        "nan at", lambda x, y, w: (with_nan(x).astype("bfloat16"), y, w)
+    ),
     "labels between classes": fit("0.5 among y", lambda x, y, w: (x, y + 0.5, w)),
     "NaN labels": fit("nan at", lambda x, y, w: (x, with_nan(y), w)),
     "text for labels": fit("dtype", lambda x, y, w: (x, y.astype(str), w), TypeError),
@@ -297,6 +304,7 @@ def test_bad_input(case):
     with pytest.raises(case.error, match=case.words) as caught:
         case.act(base)
     assert "eceived" in str(caught.value)
+    assert re.search("xpect|must", str(caught.value))
     if usable:
         for actual, expected in zip(base.get_weights(), before, strict=True):
             np.testing.assert_array_equal(actual, expected)

@@ -4,8 +4,6 @@ import collections
 import importlib.util
 import io
 import itertools
-import os
-import pathlib
 import sys
 import types
 
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import ROOT, miss
+from .conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
 import cifar100
@@ -63,17 +61,6 @@ def write_fake(folder, train_per_class=6, test_per_class=1, seed=0):
 def fake(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cifar100")
     return folder, *write_fake(folder)
-
-
-@pytest.fixture(scope="module")
-def tfds_folder():
-    default = ROOT.parent / "shared" / "tfds"
-    folder = pathlib.Path(os.environ.get("CIFAR100_DIR", default)).expanduser()
-    if not (folder / "cifar100").is_dir():
-        miss(f"no TensorFlow Datasets folder with CIFAR-100 in CIFAR100_DIR={folder}")
-    if importlib.util.find_spec("tensorflow_datasets") is None:
-        miss("tensorflow_datasets is not installed")
-    return folder
 
 
 def identities(split):

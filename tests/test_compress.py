@@ -12,7 +12,6 @@ import pytest
 import keras_selfdistill as ksd
 
 from .conftest import ROOT, make_batch, run_python, small_base, to_numpy
-from .test_cifar100 import tfds_folder  # noqa: F401
 
 SCRIPT = ROOT / "examples" / "compress.py"
 sys.path.insert(0, str(SCRIPT.parent))
@@ -244,7 +243,7 @@ def test_cifar100_needs_a_wrapper(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.real_data
-def test_an_exit_on_cifar100(tfds_folder, tmp_path):  # noqa: F811
+def test_an_exit_on_cifar100(tfds_folder, tmp_path):
     images = image_sets.load("cifar100", tfds_folder, train_examples=200)
     assert [len(labels) for _, labels in (images.train, images.test)] == [200, 10_000]
     images = images._replace(test=tuple(each[:100] for each in images.test))

@@ -177,6 +177,17 @@ class Stack(layers.Layer):
         return shape
 
 
+class Again(layers.Dense):
+    """Keras' layer, and one more product."""
+
+    def build(self, shape):
+        super().build(shape)
+        self.again = self.add_weight(shape=(self.units, self.units))
+
+    def call(self, x, training=None):
+        return ops.matmul(super().call(x), self.again)
+
+
 class Fourier(layers.Layer):
     """Products that shapes do not tell."""
 
@@ -263,6 +274,18 @@ def test_rows_that_a_layer_moves_into_the_batch():
             return ops.reshape(x, (-1, 2))
 
     assert model_multiply_adds(chain((4, 3), Split(), layers.Dense(5))) == Count(60)
+
+
+@pytest.mark.once
+def test_a_registered_count_goes_before_all_others():
+    model = chain(SEQUENCE, layers.LayerNormalization(), Again(2))
+    # Twice, of which the rule of `Dense` would know one.
+    assert model_multiply_adds(model) == Count(5 * 8 * 2 + 5 * 2 * 2)
+    try:
+        ksd.register_multiply_adds(layers.LayerNormalization)(lambda *_: 999)
+        assert model_multiply_adds(model) == Count(999 + 5 * 8 * 2 + 5 * 2 * 2)
+    finally:
+        ksd.register_multiply_adds(layers.LayerNormalization)(lambda *_: 0)
 
 
 @pytest.mark.once

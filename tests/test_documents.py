@@ -1,9 +1,11 @@
 """What the documents show can be run."""
 
+import ast
 import contextlib
 import importlib.util
 import inspect
 import io
+import json
 import re
 import shlex
 import zlib
@@ -85,11 +87,13 @@ def test_the_readme_example(batch, tmp_path, monkeypatch):
 
 def test_ci_runs_the_commands_of_the_readme():
     commands = "\n".join(code_blocks("README.md", "bash")).splitlines()
-    assert 'python -m pip install -e ".[test]" && python -m pytest' in commands
-    assert (
-        'python -m pip install -e ".[demo]" && python examples/quickstart.py'
-        in commands
-    )
+    script = (ROOT / ".ci" / "run").read_text().replace("\\", "")
+    for command in (
+        'python -m pip install -e ".[test]" && python -m pytest',
+        'python -m pip install -e ".[demo]" && python examples/quickstart.py',
+    ):
+        assert command in commands
+        assert f"'{command}' README.md" in script
 
 
 @pytest.mark.filterwarnings("ignore")  # Exporters warn of their own workings.
@@ -137,11 +141,20 @@ def test_scripts_and_flags_exist(name):
             check_command(shlex.split(command))
 
 
+def source_of_flags(script):
+    """Return the source of a script and of the flags that it shares with others."""
+    source = script.read_text()
+    shared = (ROOT / "examples" / "image_flags.py").read_text()
+    functions = re.findall(r"def (\w+)\((.*?)(?=\n\n\n|\Z)", shared, re.DOTALL)
+    bodies = [body for name, body in functions if f"image_flags.{name}(" in source]
+    return "".join([source, *bodies])
+
+
 def check_command(words):
     """Look whether the file, flags or extras that a command names are there."""
     program, first, *others = [*words, ""]
     if program == "python" and first.endswith(".py"):
-        source = (ROOT / first).read_text()
+        source = source_of_flags(ROOT / first)
         for flag in re.findall(r"(?:^| )--(\w+)", " ".join(others)):
             assert re.search(rf'DEFINE_\w+\(\s*"{flag}"', source), f"{first} --{flag}"
     elif program in ("bash", "."):
@@ -168,10 +181,44 @@ def test_the_picture_shows_the_results(monkeypatch):
     table = (ROOT / "benchmarks" / "results" / "cpu.md").read_text()
     for number in re.findall(r"\d\d\.\d\d ± \d\.\d\d", readme):
         assert number in table
-    for name, (share, accuracy) in points.items():
-        assert f"{100 * accuracy:.1f} %" in readme
-        if name.startswith("exit_"):
-            assert f"at {100 * share:.0f} %" in readme
+    described = re.search(r"!\[Accuracy over multiply-adds: (.*?)\]", readme)[1]
+    final, plain, ensemble = (
+        f"{100 * points.pop(name)[1]:.1f} %"
+        for name in ("final", "trained plainly", "ensemble")
+    )
+    exits = [
+        f"{100 * right:.1f} % at {100 * cost:.0f} %" for cost, right in points.values()
+    ]
+    assert described == (
+        f"{', '.join(exits)}; {final} at the end, where plain training gives {plain}; "
+        f"ensemble {ensemble}"
+    )
+
+
+def test_the_house_is_as_it_is_drawn():
+    """Every module is in the list, below those that it imports."""
+    drawn = (ROOT / "CONTRIBUTING.md").read_text()
+    drawn = drawn[drawn.index("keras_selfdistill/\n") : drawn.index("\nexamples/")]
+    rooms = [each.strip("/") for each in re.findall(r"^  (\w+(?:/|\b))", drawn, re.M)]
+    house = ROOT / "keras_selfdistill"
+    there = {path.stem for path in house.glob("[!_]*") if path.name != "py.typed"}
+    assert set(rooms) - {"_keras_version"} == there
+    for number, room in enumerate(rooms):
+        paths = [*house.glob(f"{room}.py"), *house.glob(f"{room}/**/*.py")]
+        for tree in (ast.parse(path.read_text()) for path in paths):
+            for name in imported(tree) & set(rooms) - {room}:
+                assert rooms.index(name) < number, f"{room} imports {name}"
+
+
+def imported(tree):
+    """Return the modules of the package that a module imports, in functions too."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    package = "keras_selfdistill"
+    inside = {
+        node.module.split(".")[1] for node in found if f"{package}." in node.module
+    }
+    whole = [node.names for node in found if node.module == package]
+    return inside | {alias.name for names in whole for alias in names}
 
 
 def public_names():
@@ -224,3 +271,14 @@ def test_the_site_is_whole_and_loads_nothing_from_other_hosts(tmp_path):
     for path in [*tmp_path.rglob("*.html"), *tmp_path.rglob("*.css")]:
         found = loads.search(path.read_text(encoding="utf-8"))
         assert found is None, (path.name, found)
+
+
+@pytest.mark.long
+def test_survivors_are_changes_that_the_command_makes():
+    from . import mutants
+
+    survivors = json.loads(mutants.SURVIVORS.read_text())
+    assert list(survivors) == list(mutants.TESTS)
+    for module, reasons in survivors.items():
+        source = (ROOT / "keras_selfdistill" / f"{module}.py").read_text()
+        assert set(reasons) <= {name for name, _ in mutants.mutants_of(source)}

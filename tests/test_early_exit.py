@@ -600,13 +600,13 @@ def test_changed_and_truncated_files_are_refused(saved, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("thresholds", ["sometimes"], "'thresholds' in early_exit.json"),
-        ("version", 2, "'version' in early_exit.json"),
+        ("thresholds", ["sometimes"], "in early_exit.json, 'thresholds' is"),
+        ("version", 2, "in early_exit.json, 'version' is"),
         ("criterion", {"registered_name": "os>system", "config": None}, "not known"),
-        ("criterion", "margin", "'criterion' in early_exit.json"),
-        ("calibration", {"accuracy": 1.0}, "'calibration' in early_exit.json"),
+        ("criterion", "margin", "in early_exit.json, 'criterion' is"),
+        ("calibration", {"accuracy": 1.0}, "in early_exit.json, 'calibration' is"),
         ("scores_from", "somewhere", "scores_from='somewhere'"),
-        ("extra", 1, "does not hold"),
+        ("extra", 1, "the fields are not"),
     ],
 )
 def test_data_in_a_file_is_checked(saved, tmp_path, monkeypatch, key, value, message):

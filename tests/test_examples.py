@@ -9,6 +9,7 @@ import pytest
 import keras_selfdistill as ksd
 
 from .conftest import ROOT, run_python
+from .test_documents import source_of_flags
 
 pytestmark = pytest.mark.process
 
@@ -51,7 +52,7 @@ def test_help_explains_every_flag(script):
     result = run_python(ROOT / "examples" / f"{script}.py", "--help", check=False)
     text = result.stdout + result.stderr
     assert "--output_dir" in text
-    source = (ROOT / "examples" / f"{script}.py").read_text()
+    source = source_of_flags(ROOT / "examples" / f"{script}.py")
     names = [part.split('"')[1] for part in source.split("flags.DEFINE_")[1:]]
     assert len(names) >= 6
     for name in names:

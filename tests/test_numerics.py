@@ -175,6 +175,20 @@ def test_the_loss_scale_is_searched_and_bad_data_leave_it(mixed_precision):
     assert {"kernel", "moving_mean", "iteration"} <= set(changed(state(model), before))
 
 
+def test_a_list_of_callbacks_of_the_users_own_serves_every_fit():
+    model, x, y = two_layers(), np.ones((8, 3), "float32"), np.arange(8) % 2
+    callbacks = keras.callbacks.CallbackList(
+        [keras.callbacks.TerminateOnNaN()], add_history=True, model=model
+    )
+    for _ in range(2):
+        assert "loss" in model.fit(x, y, callbacks=callbacks, verbose=0).history
+        kinds = [type(callback).__name__ for callback in callbacks.callbacks]
+        assert kinds == ["StopWithoutProgress", "TerminateOnNaN", "History"]
+    model.get_layer("a").kernel.assign(np.full((3, 4), np.nan))
+    with pytest.raises(FloatingPointError):
+        model.fit(x, y, callbacks=callbacks, verbose=0)
+
+
 def test_training_on_nothing_but_nan_stops():
     model = fragile()
     before = state(model)
@@ -423,3 +437,19 @@ def test_two_replicas_skip_a_step_together():
     require_backend("tensorflow")
     result = run_python("-m", "tests.nonfinite_probe", backend="tensorflow")
     assert "as it should be" in result.stdout
+
+
+def test_gradients_of_an_embedding_are_summed_over_a_word_first():
+    words = keras.Input((2,), dtype="int32")
+    x = layers.Embedding(3, 2, name="words")(words)
+    x = layers.Subtract(name="difference")([x[:, 0], x[:, 1]])
+    base = keras.Model(words, layers.Dense(2, "softmax")(layers.Dense(4)(x)))
+    model = ksd.SelfDistiller(base, ["difference"], "deep_supervision", head="linear")
+    model.compile("sgd", LOSS, log_gradients=True)
+    x, y = np.array([[0, 1], [1, 2], [2, 2]]), np.array([0, 1, 1])
+    found = ksd.analysis.gradients_by_depth({"model": model}, x, y)
+    assert found.places[0] == "words"
+    logs = model.train_on_batch(x, y, return_dict=True)
+    assert logs["section_1_gradient"] == pytest.approx(
+        found.magnitude["model"][0], rel=1e-5
+    )

@@ -1,7 +1,5 @@
 """A small ResNet learns CIFAR-100: the loss falls and every exit beats chance."""
 
-import os
-import pathlib
 import sys
 
 import keras
@@ -9,20 +7,17 @@ import pytest
 
 import keras_selfdistill as ksd
 
-from .conftest import ROOT, miss
+from .conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
 
 
 @pytest.mark.long
 @pytest.mark.real_data
-def test_two_epochs_on_5000_images():
+def test_two_epochs_on_5000_images(tfds_folder):
     import cifar100
 
-    folder = pathlib.Path(os.environ.get("CIFAR100_DIR", ROOT.parent / "shared/tfds"))
-    if not folder.is_dir():
-        miss(f"CIFAR-100 is not at {folder}: set CIFAR100_DIR")
-    data = cifar100.load(folder, train_examples=5000)
+    data = cifar100.load(tfds_folder, train_examples=5000)
     assert data.train.images.shape == (5000, 32, 32, 3)
     keras.utils.set_random_seed(0)
     base = ksd.networks.resnet18(width_multiplier=0.25)

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from scipy import stats
 
 import keras_selfdistill as ksd
 from keras_selfdistill.measures import BatchAnswers, Sums, as_answers
@@ -378,7 +379,6 @@ def test_other_forms(found):
 @pytest.mark.once
 @pytest.mark.parametrize("count", [2, 3, 5, 6, 10])
 def test_the_paired_test_is_scipys_permutation_test(count):
-    stats = pytest.importorskip("scipy.stats")
     differences = np.random.default_rng(count).normal(0.3, 1, count)
     expected = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=np.inf
@@ -468,3 +468,42 @@ def test_models_are_compared(model, plain, found, capsys):
 def test_comparisons_that_are_refused(runs, data, message):
     with pytest.raises((TypeError, ValueError), match=message):
         ksd.compare(runs, data, verbose=0)
+
+
+@pytest.mark.once
+def test_runs_keep_their_names_and_what_all_their_seeds_know():
+    slow, fast = row("final", milliseconds=2.0), row("final")
+    names = [f"resnet50_self_distilled_{kind}_alpha" for kind in ("byot", "teskd", "x")]
+    runs = {name: [report_of(slow), report_of(fast)] for name in [*names, "fourth_run"]}
+    found = ksd.compare(runs)
+    assert "milliseconds" not in found.lines[0].numbers
+    text = found.render()
+    assert max(map(len, text.splitlines())) <= 100
+    assert "resnet50_self_distilled…" in text
+
+
+def test_a_plain_base_that_ends_in_a_model_within():
+    backbone = keras.Sequential([keras.Input((3,)), layers.Dense(4)], name="backbone")
+    end = keras.Sequential([keras.Input((4,)), layers.Dense(3, "softmax")], name="end")
+    plain = keras.Sequential([keras.Input((3,)), backbone, end])
+    every = [*plain._flatten_layers()]
+    x, y = RANDOM.normal(size=(8, 3)).astype("float32"), np.arange(8) % 3
+    counts = set()
+    for _ in range(3):
+        found = ksd.report(plain, (x, y), repeats=0, verbose=0)
+        counts.add(tuple(len(layer._outbound_nodes) for layer in every))
+    right = plain.predict(x, verbose=0).argmax(axis=-1) == y
+    assert found["final"].accuracy == right.mean()
+    assert len(counts) == 1  # Nothing is left in the user's layers.
+
+
+@pytest.mark.once
+def test_a_model_that_keras_cannot_save_has_no_size():
+    class Swish:
+        def __call__(self, x):
+            return x * keras.ops.sigmoid(x)
+
+    hidden = layers.Dense(4, activation=Swish())
+    plain = keras.Sequential([keras.Input((3,)), hidden, layers.Dense(3, "softmax")])
+    x, y = RANDOM.normal(size=(8, 3)).astype("float32"), np.arange(8) % 3
+    assert ksd.report(plain, (x, y), repeats=0, verbose=0)["final"].bytes is None

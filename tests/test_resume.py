@@ -17,7 +17,7 @@ import keras_selfdistill as ksd
 from keras_selfdistill.checkpoints import Checkpoint, Checkpoints, read
 
 from .conftest import require_backend, run_python, to_numpy
-from .test_cifar100 import cifar100, tfds_folder  # noqa: F401
+from .test_cifar100 import cifar100
 
 BACKENDS = ("tensorflow", "jax", "torch")
 X = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
@@ -222,6 +222,41 @@ def test_ctrl_c_leaves_a_usable_model_and_the_last_checkpoint(
     assert history.epoch == [0, 1, 2]
 
 
+def test_a_training_that_failed_keeps_no_later_interrupt(fresh, interrupts, tmp_path):
+    model = fresh(5)
+    arguments = {"batch_size": 4, "verbose": 0}
+    model.fit(X, Y, **arguments)
+    inner, stops = model.train_function, []
+
+    def interrupted(*step):
+        if stops:
+            stops.clear()  # A second one would not wait.
+            signal.raise_signal(signal.SIGINT)
+        return inner(*step)
+
+    model.train_function = interrupted
+    callbacks = [ksd.callbacks.Resume(tmp_path), Stop(0, 1)]
+    with pytest.raises(StoppedError):
+        model.fit(X, Y, callbacks=callbacks, **arguments)
+    stops.append(1)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, **arguments)
+    model.train_function = inner
+
+
+def test_a_checkpoint_inside_of_an_epoch_is_of_the_same_metrics(tmp_path):
+    model = build()
+    callbacks = [ksd.callbacks.Resume(tmp_path, save_freq=2), Stop(0, 3)]
+    with pytest.raises(StoppedError):
+        model.fit(X, Y, batch_size=4, verbose=0, callbacks=callbacks)
+    model = build()
+    model.compile("adam", loss="mse", metrics=["mae", "mse"])
+    with pytest.raises(ValueError, match=r"with other metrics.*Compile as before"):
+        model.fit(
+            X, Y, batch_size=4, verbose=0, callbacks=[ksd.callbacks.Resume(tmp_path)]
+        )
+
+
 @pytest.fixture
 def checkpoints(tmp_path):
     """Three checkpoints of which two are kept, of every kind of numbers."""
@@ -368,11 +403,11 @@ def test_a_forged_one_with_a_digest_of_its_own_is_refused(checkpoints, messages,
 
 
 FOREIGN = {
-    "'backend' is wrong": lambda about, parts: about["about"].pop("backend"),
-    "'random_at_epoch_begin' is wrong": lambda about, parts: about["about"][
+    "the fields are not": lambda about, parts: about["about"].pop("backend"),
+    "'random_at_epoch_begin' is {": lambda about, parts: about["about"][
         "random_at_epoch_begin"
     ].update(python=[3, [0], None]),
-    "'random_now' is wrong": lambda about, parts: about["about"].update(
+    "'random_now' is {": lambda about, parts: about["about"].update(
         random_now={"numpy": ["MT19937", [], 0, 0, 0.0]}
     ),
     "its arrays are not": lambda about, parts: parts.update({"0": np.zeros((9, 2))}),
@@ -584,7 +619,7 @@ print(np.mean(np.any(one != other, axis=(1, 2, 3))))
 @pytest.mark.real_data
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_seed_decides_an_augmented_epoch_of_cifar100(
-    tfds_folder,  # noqa: F811
+    tfds_folder,
     tmp_path,
     backend,
 ):

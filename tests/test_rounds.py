@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from .conftest import ROOT, run_python
-from .test_cifar100 import tfds_folder  # noqa: F401
 
 SCRIPT = ROOT / "examples" / "rounds.py"
 sys.path.insert(0, str(SCRIPT.parent))
@@ -185,7 +184,7 @@ def test_the_second_round_learns_from_the_first(run, finished, tmp_path):
 @pytest.mark.long
 @pytest.mark.real_data
 @pytest.mark.process
-def test_cifar100_in_one_round(run, tfds_folder, tmp_path):  # noqa: F811
+def test_cifar100_in_one_round(run, tfds_folder, tmp_path):
     result = run(
         tmp_path,
         "--data=cifar100",

@@ -19,7 +19,7 @@ import keras_selfdistill as ksd
 
 from .conftest import ROOT, small_base
 from .interruption import killed_replacing, run_script, run_whole_and_killed
-from .test_cifar100 import tfds_folder, write_fake  # noqa: F401
+from .test_cifar100 import write_fake
 
 SCRIPT = ROOT / "examples" / "train_cifar100.py"
 sys.path.insert(0, str(SCRIPT.parent))
@@ -331,7 +331,7 @@ def test_impossible_models_are_refused(flags, model, message):
 
 @pytest.mark.long
 @pytest.mark.real_data
-def test_real_images_train(flags, tfds_folder, tmp_path):  # noqa: F811
+def test_real_images_train(flags, tfds_folder, tmp_path):
     set_flags(flags, **{**TINY, "epochs": 1, "recipe": "plain", "batch_size": 200})
     set_flags(flags, data_dir=str(tfds_folder), output_dir=str(tmp_path))
     train_cifar100.main(["train"])

@@ -12,6 +12,7 @@ import shutil
 import types
 
 import keras
+import matplotlib
 import numpy as np
 import pytest
 
@@ -22,7 +23,6 @@ from keras_selfdistill.visualization import style
 
 from .conftest import ROOT, small_base
 
-matplotlib = pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.once
 
 PICTURES = ROOT / "tests" / "pictures"
@@ -223,8 +223,16 @@ def test_a_reliability_diagram_against_the_definition():
     assert panel.get_title() == f"exit_1\nECE {100 * error:.1f} %"
     with pytest.raises(ValueError, match=r"needs probabilities.*softmax"):
         visualization.plot_reliability({"final": np.log(probabilities)}, labels)
-    with pytest.raises(ValueError, match="one row of probabilities for each label"):
+    with pytest.raises(ValueError, match=r"needs a label.*\(400, 6\).*\(399,\)"):
         visualization.plot_reliability(found, labels[:-1])
+    (same,) = visualization.plot_reliability(found, np.eye(6)[labels]).axes
+    assert same.get_title() == panel.get_title()
+
+
+def test_who_teaches_is_drawn_of_a_recipe_with_a_schedule():
+    alpha = keras.optimizers.schedules.PolynomialDecay(0.3, 10, 0.0)
+    found = anatomy(wrapper(recipe=ksd.recipes.BYOT(alpha=alpha)))
+    assert [part.teachers for part in found.parts] == [("final",)] * 2 + [()]
 
 
 @pytest.mark.parametrize("recipe", ["byot", "deep_supervision"])

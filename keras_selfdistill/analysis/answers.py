@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_selfdistill.feeding import right_answers
 from keras_selfdistill.visualization import style
 
 
@@ -68,7 +69,10 @@ def compare_answers(outputs: Mapping[str, Any], labels: Any) -> Answers:
 
     Args:
         outputs: Shape `(samples, classes)` of each exit, such as `model.predict(x)`.
-        labels: Classes, shape `(samples,)`.
+        labels: Class numbers, shape `(samples,)`, or one-hot rows.
+
+    Raises:
+        ValueError: The shapes do not fit, or there are labels that are no classes.
 
     Example:
         >>> outputs = {"exit_1": np.eye(2)[[0, 0, 1]], "final": np.eye(2)[[0, 1, 1]]}
@@ -76,9 +80,8 @@ def compare_answers(outputs: Mapping[str, Any], labels: Any) -> Answers:
         >>> found.accuracy.round(2).tolist(), found.alone.round(2).tolist()
         ([0.33, 0.67], [0.0, 0.33])
     """
-    labels = np.asarray(labels).reshape(-1)
     right = np.stack(
-        [np.asarray(each).argmax(axis=-1) == labels for each in outputs.values()]
+        [right_answers(np.asarray(each), labels) for each in outputs.values()]
     )
     only = right & (right.sum(axis=0) == 1)
     numbers = right.astype("float64")
@@ -86,7 +89,7 @@ def compare_answers(outputs: Mapping[str, Any], labels: Any) -> Answers:
         names=tuple(outputs),
         accuracy=right.mean(axis=1),
         alone=only.mean(axis=1),
-        ahead=numbers @ (1 - numbers).T / len(labels),
+        ahead=numbers @ (1 - numbers).T / right.shape[1],
         any_right=float(right.any(axis=0).mean()),
         all_right=float(right.all(axis=0).mean()),
     )

@@ -15,6 +15,7 @@ from keras_selfdistill.distiller import SelfDistiller
 from keras_selfdistill.flat import flatten, original
 from keras_selfdistill.graph import model_nodes
 from keras_selfdistill.log_names import parse_log_names
+from keras_selfdistill.nonfinite import HeldUpdates
 from keras_selfdistill.visualization import style
 
 
@@ -91,6 +92,12 @@ def logged_gradients(histories: Mapping[str, Any]) -> Gradients:
                 f"The history {name!r} holds no gradients. Received: keys "
                 f"{list(logs)}. Expected: section_1_gradient and so on."
             )
+    if len({tuple(each) for each in means.values()}) > 1:
+        raise ValueError(
+            "Histories can be compared section by section if they have the same ones. "
+            f"Received: { {name: list(each) for name, each in means.items()} }. "
+            "Expected: the same base and taps, with weights to train in each section."
+        )
     return _joined(means)
 
 
@@ -110,7 +117,8 @@ def gradients_by_depth(
         batch_size: Samples in a batch; the last batch may be smaller.
 
     Raises:
-        ValueError: A model is not compiled, or of another number of layers.
+        ValueError: A model is not compiled, or of another number of layers, or has no
+            layer that trains; or there are no samples.
 
     Example:
         >>> layer = keras.layers.Dense(2, name="a")
@@ -136,6 +144,12 @@ def _of_model(model, x, y, batch_size, name):
     layers = _layers(model)
     variables = [v for layer in layers.values() for v in layer.trainable_variables]
     samples = len(keras.tree.flatten(x)[0])
+    if not samples or not layers:
+        raise ValueError(
+            f"Gradients need samples and weights that train. Received: {samples} "
+            f"samples, and {len(layers)} layers of {name!r} that train a kernel. "
+            "Expected: at least one of each."
+        )
     sums = np.zeros(len(variables))
     starts = range(0, samples, batch_size)
     for start in starts:
@@ -179,7 +193,7 @@ def _gradients(model, batch, variables):
         mapping |= {
             id(v): (v, value) for v, value in zip(variables, values, strict=True)
         }
-        with keras.StatelessScope(state_mapping=list(mapping.values())):
+        with HeldUpdates(mapping.values()):
             wraps = isinstance(model, SelfDistiller)
             outputs = None if wraps else model(x, training=True)
             return model.compute_loss(x, y, outputs, training=True)

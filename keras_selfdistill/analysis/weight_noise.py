@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_selfdistill.feeding import right_answers
 from keras_selfdistill.visualization import style
 
 
@@ -91,7 +92,7 @@ def flat_minima(
     Args:
         models: Classifiers with one output, by name: `final_model()` of wrappers.
         x: Inputs, as `predict` takes them.
-        y: Classes, shape `(samples,)`.
+        y: Class numbers, shape `(samples,)`, or one-hot rows.
         scales: Standard deviations of the noise.
         relative: Whether they count in root mean squares of each weight tensor.
         repeats: Draws of noise for each scale.
@@ -99,7 +100,8 @@ def flat_minima(
         batch_size: Samples at once.
 
     Raises:
-        ValueError: A model answers with no class for each sample.
+        ValueError: A model answers with no class for each sample, or there are labels
+            that are no classes.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
@@ -107,7 +109,6 @@ def flat_minima(
         >>> found.accuracy["plain"].shape
         (2, 3)
     """
-    labels = np.asarray(y).reshape(-1)
     accuracy = {}
     for name, model in models.items():
         rows = []
@@ -116,7 +117,7 @@ def flat_minima(
             noises = [
                 weight_noise(model, scale, relative=relative, seed=d) for d in draws
             ]
-            rows.append([_accuracy(model, x, labels, n, batch_size) for n in noises])
+            rows.append([_accuracy(model, x, y, n, batch_size) for n in noises])
         accuracy[name] = np.array(rows)
     return FlatMinima(np.asarray(scales, "float64"), accuracy, relative)
 
@@ -124,14 +125,7 @@ def flat_minima(
 def _accuracy(model, x, labels, noise, batch_size):
     with noise:
         outputs = model.predict(x, batch_size=batch_size, verbose=0)
-    if getattr(outputs, "ndim", None) != 2 or len(outputs) != len(labels):
-        raise ValueError(
-            "A classifier with one output is needed. Received: outputs "
-            f"{keras.tree.map_structure(np.shape, outputs)} for {len(labels)} labels. "
-            "Expected: shape (samples, classes). Of a wrapper, pass final_model(), "
-            "exit_model(name) or ensemble_model()."
-        )
-    return float(np.mean(outputs.argmax(axis=-1) == labels))
+    return float(np.mean(right_answers(outputs, labels)))
 
 
 @contextlib.contextmanager

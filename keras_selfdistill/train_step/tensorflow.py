@@ -12,15 +12,13 @@ def train_step(self, data):
     variables = self.trainable_variables
     _check_scope(variables)
     with tf.GradientTape() as tape:
-        # Inside a scope Keras regularises the values that the scope maps weights to.
-        regularized = [(v, v.value) for v in variables if v.regularizer is not None]
-        with HeldUpdates(regularized) as held:
+        with HeldUpdates.keeping(variables) as held:
             step = self._run_exits(x, y, sample_weight, training=True)
         loss = self.optimizer.scale_loss(step.loss)
     gradients = tape.gradient(loss, variables)
     verdict = _judge(step, held, gradients)
     # First, because applying gradients may change the factor on the loss.
-    magnitudes = self._gradient_magnitudes(_sum_of_replicas(self, gradients))
+    magnitudes = self._gradient_magnitudes(_dense_sum(self, gradients))
     held.assign(verdict.finite)
     if variables:
         _apply(self.optimizer, gradients, variables, verdict)
@@ -54,7 +52,10 @@ def _apply(optimizer, gradients, variables, verdict):
     scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     if _replicas() > 1 and scaled:
         # Keras asks one replica alone whether gradients are finite: tell it of others.
-        first = next(i for i, g in enumerate(gradients) if g is not None)
+        # Not an embedding's, which would no longer hold a few rows alone.
+        given = [i for i, g in enumerate(gradients) if g is not None]
+        sparse = [isinstance(gradients[i], tf.IndexedSlices) for i in given]
+        first = given[sparse.index(False) if False in sparse else 0]
         told = tf.where(verdict.gradients, gradients[first], float("nan"))
         gradients = [*gradients[:first], told, *gradients[first + 1 :]]
 
@@ -79,13 +80,16 @@ def _apply(optimizer, gradients, variables, verdict):
     )
 
 
-def _sum_of_replicas(self, gradients):
-    if _replicas() == 1 or not self._sections:
+def _dense_sum(self, gradients):
+    """Return gradients whose magnitudes are to be logged, over all replicas."""
+    if not self._sections:
         return gradients
-    found = [gradient for gradient in gradients if gradient is not None]
-    context = tf.distribute.get_replica_context()
-    summed = iter(context.all_reduce("SUM", found))
-    return [None if gradient is None else next(summed) for gradient in gradients]
+    # An embedding's holds a row for each word of the batch, some of them twice.
+    found = [tf.convert_to_tensor(g) for g in gradients if g is not None]
+    if _replicas() > 1:
+        found = tf.distribute.get_replica_context().all_reduce("SUM", found)
+    dense = iter(found)
+    return [None if gradient is None else next(dense) for gradient in gradients]
 
 
 def _check_scope(variables):

@@ -10,9 +10,7 @@ def train_step(self, data):
     """Update the weights with one batch and return the logs."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     variables = self.trainable_variables
-    # Inside a scope Keras regularises the values that the scope maps weights to.
-    regularized = [(v, v.value) for v in variables if v.regularizer is not None]
-    with HeldUpdates(regularized) as held:
+    with HeldUpdates.keeping(variables) as held:
         step = self._run_exits(x, y, sample_weight, training=True)
     # Not self.zero_grad(): Keras registers parameters by path, so that of two layers of
     # one name, in the base and in an external teacher, it knows one alone.

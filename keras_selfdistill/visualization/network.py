@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_selfdistill.anatomy import Anatomy, Part, anatomy
+from keras_selfdistill.table import compact
 from keras_selfdistill.visualization import style
 
 # Inches, so that type keeps its proportion to boxes; heights from a row's bottom.
@@ -33,7 +34,8 @@ def plot_model(model: Any, *, ax: Any = None) -> Any:
 
     Raises:
         ImportError: Matplotlib is not installed.
-        ValueError: The base was built without a fixed input shape.
+        ValueError: The base leaves sizes open, and cannot be computed for any of those
+            that are tried.
 
     Example:
         >>> import keras_selfdistill as ksd
@@ -159,7 +161,7 @@ class _Drawing:
 
     def _words(self):
         total = self.found.multiply_adds
-        size = "unknown" if total is None else _short(total)
+        size = "unknown" if total is None else compact(total)
         sample = "a sample"
         if self.found.sizes_are_open:
             sample = f"for a sample of {' and '.join(self._input_shapes())}"
@@ -208,19 +210,6 @@ class _Drawing:
             "mutation_scale": 11,
         }
         self.ax.annotate("", end, start, arrowprops=arrow, zorder=2)
-
-
-def _short(count: int) -> str:
-    """Return a count with three digits or so.
-
-    Example:
-        >>> _short(37_123_456), _short(812)
-        ('37.1 M', '812')
-    """
-    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if count >= size:
-            return f"{count / size:.3g}{letter}"
-    return str(count)
 
 
 def _wrapped(name: str) -> str:

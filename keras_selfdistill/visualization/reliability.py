@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_selfdistill.confidence import BINS, binned
+from keras_selfdistill.feeding import right_answers
 from keras_selfdistill.visualization import style
 
 
@@ -62,9 +63,8 @@ def _panels(count):
 
 def _reliability(probabilities, labels, bins):
     probabilities = np.asarray(probabilities, "float64")
-    labels = np.asarray(labels).reshape(-1)
-    _check(probabilities, labels)
-    right = probabilities.argmax(axis=-1) == labels
+    right = right_answers(probabilities, labels)
+    _check(probabilities)
     return binned(probabilities.max(axis=-1), right, bins)
 
 
@@ -88,13 +88,7 @@ def _draw(ax, name, found):
     style.tidy(ax)
 
 
-def _check(probabilities, labels):
-    if probabilities.ndim != 2 or len(probabilities) != len(labels) or not len(labels):
-        raise ValueError(
-            "Reliability needs one row of probabilities for each label. Received: "
-            f"probabilities of shape {probabilities.shape}, {len(labels)} labels. "
-            "Expected: shapes (samples, classes) and (samples,)."
-        )
+def _check(probabilities):
     off = np.abs(probabilities.sum(axis=-1) - 1).max()
     if off > 1e-2 or probabilities.min() < 0:
         raise ValueError(

@@ -1,0 +1,53 @@
+"""Flags of programs that learn digits or CIFAR-100.
+
+Without Keras, which would choose its backend before `train_distributed.py` does.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+DATA_SETS = ("digits", "cifar100")
+
+flags.disclaim_key_flags()  # They are the program's own.
+
+
+def define(default: str = "digits") -> None:
+    """Defines `--data`, `--data_dir` and `--train_examples`, as `image_sets.load` does.
+
+    Args:
+        default: One of `DATA_SETS`.
+    """
+    flags.DEFINE_enum("data", default, DATA_SETS, "Images to learn.")
+    flags.DEFINE_string(
+        "data_dir",
+        "~/tensorflow_datasets",
+        "Folder with CIFAR-100, as of train_cifar100.py.",
+    )
+    flags.DEFINE_integer(
+        "train_examples",
+        None,
+        "Training images, the first ones; of CIFAR-100 a multiple of 100. Default: "
+        "all.",
+        lower_bound=1,
+    )
+
+
+def define_network(names: Sequence[str]) -> None:
+    """Defines `--model` and `--width_multiplier`, as `image_sets.build_base` does.
+
+    Args:
+        names: Of the networks for CIFAR-100.
+    """
+    flags.DEFINE_enum(
+        "model",
+        "resnet18",
+        names,
+        "Network for --data=cifar100; digits have the quickstart's.",
+    )
+    flags.DEFINE_float(
+        "width_multiplier",
+        1.0,
+        "Factor on that network's layer widths.",
+        lower_bound=0.0,
+    )
