@@ -13,10 +13,10 @@ from keras_selfdistill import (
     visualization,
 )
 from keras_selfdistill.comparing import compare
-from keras_selfdistill.counting import register_multiply_adds
 from keras_selfdistill.distiller import SelfDistiller
 from keras_selfdistill.early_exit import EarlyExit
 from keras_selfdistill.latency import pick_exit
+from keras_selfdistill.layer_rules import register_multiply_adds
 from keras_selfdistill.placement import suggest_taps
 from keras_selfdistill.profiling import profile
 from keras_selfdistill.reporting import report

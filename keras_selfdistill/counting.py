@@ -2,13 +2,12 @@
 
 Counted are products that are summed: dense layers, convolutions of every kind, matrix
 products, attention. Activations, normalisation, pooling, lookups and sums count as
-zero, as is usual in the field. A layer without a rule here is opened: its `call` runs
+zero, as is usual in the field. A layer without a rule is opened: its `call` runs
 on symbolic tensors, and what it calls is counted, down to Keras' own operations.
 """
 
-import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -18,33 +17,11 @@ from keras import layers
 from keras_selfdistill.classifier import PreActivation
 from keras_selfdistill.flat import original, takes_training
 from keras_selfdistill.graph import calls_inside, model_nodes
+from keras_selfdistill.layer_rules import has_rule, is_free, rule
 from keras_selfdistill.operation_rules import count_operation, is_primitive, size
 
-Rule = Callable[[Any, Sequence[Any], Sequence[Any]], int]
 # Of one sample of each input, without the batch, by the id of its symbolic tensor.
 Shapes = Mapping[int, tuple[int, ...]]
-
-# Packages of Keras whose layers multiply by no kernel, but for those named below.
-_FREE = tuple(
-    f"keras.src.layers.{package}."
-    for package in (
-        "activations",
-        "merging",
-        "normalization",
-        "pooling",
-        "preprocessing",
-        "regularization",
-        "reshaping",
-    )
-)
-_NOT_FREE = (
-    layers.Dot,
-    layers.MelSpectrogram,
-    layers.Pipeline,
-    layers.SpectralNormalization,
-    layers.STFTSpectrogram,
-)
-_FREE_LAYERS = (layers.InputLayer, layers.Embedding, layers.Masking, layers.Identity)
 
 
 class Count(NamedTuple):
@@ -69,36 +46,6 @@ class Count(NamedTuple):
         counts = list(counts)
         names = [name for count in counts for name in count.unknown]
         return cls(sum(count.multiply_adds for count in counts), tuple(names))
-
-
-def register_multiply_adds(
-    layer_class: type[keras.Operation],
-) -> Callable[[Rule], Rule]:
-    """Teach `profile` what a layer costs that it cannot open.
-
-    Args:
-        layer_class: Class of layers or operations, with its subclasses.
-
-    Returns:
-        A decorator of a function of (layer, inputs, outputs), the symbolic tensors of
-        one call for one sample, that returns the multiply-adds.
-
-    Example:
-        >>> class Fourier(keras.layers.Layer):
-        ...     def call(self, x):
-        ...         return keras.ops.fft2((x, keras.ops.zeros_like(x)))[0]
-        >>> fourier = Fourier(name="fourier")
-        >>> model = keras.Sequential([keras.Input((8, 8)), fourier])
-        >>> model_multiply_adds(model)
-        Count(multiply_adds=0, unknown=('fourier/fft2',))
-        >>> @register_multiply_adds(Fourier)
-        ... def count_fourier(layer, inputs, outputs):
-        ...     size = 8 * 8
-        ...     return 4 * size * 6  # log2(size)
-        >>> model_multiply_adds(model)
-        Count(multiply_adds=1536, unknown=())
-    """
-    return _rule.register(layer_class)
 
 
 def model_multiply_adds(model: Any, shapes: Shapes | None = None) -> Count:
@@ -201,10 +148,10 @@ def _count(node, tensors, outputs):
     inputs = [tensors[id(tensor)] for tensor in node.input_tensors]
     if node.is_input:
         return Count(), outputs
-    if _has_rule(operation):
-        counted = _rule(operation, inputs, outputs)
+    if has_rule(operation):
+        counted = rule(operation, inputs, outputs)
         return (counted if isinstance(counted, Count) else Count(counted)), outputs
-    if _is_free(operation):
+    if is_free(operation):
         return Count(), outputs
     args, kwargs = node.arguments.fill_in(tensors)
     if is_primitive(operation):
@@ -219,7 +166,7 @@ def _count(node, tensors, outputs):
 
 def _behind_shells(operation):
     operation = original(operation)
-    if isinstance(operation, PreActivation) and _has_rule(operation.layer):
+    if isinstance(operation, PreActivation) and has_rule(operation.layer):
         return operation.layer
     return operation
 
@@ -231,27 +178,8 @@ def _layers(operation):
     return list(operation._flatten_layers())
 
 
-def _has_rule(operation):
-    own: Any = type(operation)
-    if _rule.dispatch(own) is _rule.dispatch(object):
-        return False
-    of_keras = [each for each in own.__mro__ if each.__module__.startswith("keras.")]
-    if not any(each in _rule.registry for each in of_keras):
-        return True  # A user's layer, registered.
-    # A user's subclass of Keras' layer may compute something else: it is opened.
-    return own in _rule.registry or own.call is of_keras[0].call
-
-
 def _is_leaf(operation):
-    return _is_free(operation) or _has_rule(operation)
-
-
-def _is_free(operation):
-    if isinstance(operation, _NOT_FREE):
-        return False
-    # Subclasses may do more: those of users are opened.
-    own = type(operation).__module__.startswith(_FREE)
-    return own or type(operation) in _FREE_LAYERS
+    return is_free(operation) or has_rule(operation)
 
 
 def _count_inside(operation, function, args, kwargs, outputs=()):
@@ -294,17 +222,7 @@ def _count_inside(operation, function, args, kwargs, outputs=()):
     return Count(Count.total(counts.values()).multiply_adds, tuple(unknown)), outputs
 
 
-@functools.singledispatch
-def _rule(operation, inputs, outputs):
-    raise TypeError(operation)  # Not called: the mark of classes without a rule.
-
-
-@_rule.register(layers.Dense)
-def _count_dense(layer, inputs, outputs):
-    return size(outputs[0], layer.name) * inputs[0].shape[-1]
-
-
-@_rule.register(layers.RNN)
+@rule.register(layers.RNN)
 def _count_recurrent(layer, inputs, outputs):
     sequence = inputs[0]
     rows, steps, *rest = sequence.shape
@@ -318,51 +236,9 @@ def _count_recurrent(layer, inputs, outputs):
     return Count(steps * count.multiply_adds, count.unknown)
 
 
-@_rule.register(layers.AdditiveAttention)
-def _count_additive_attention(layer, inputs, outputs):
-    query, value = inputs[:2]
-    key = inputs[2] if len(inputs) > 2 else value
-    keys = size(key, layer.name) * query.shape[1]  # Weighted and summed to scores.
-    return keys + size(value, layer.name) * query.shape[1]
-
-
-@_rule.register(layers.TimeDistributed)
+@rule.register(layers.TimeDistributed)
 def _count_each_step(layer, inputs, outputs):
     size(inputs[0], layer.name)
     rows, steps, *rest = inputs[0].shape
     each = keras.KerasTensor((rows * steps, *rest), inputs[0].dtype)
     return _count_inside(layer, layer.layer, (each,), {})[0]
-
-
-# Keras has no public base class for these: they are named one by one.
-def _count_convolution(layer, inputs, outputs):
-    channels = _channels(inputs[0], layer) // layer.groups
-    return size(outputs[0], layer.name) * math.prod(layer.kernel_size) * channels
-
-
-def _count_transposed(layer, inputs, outputs):
-    return size(inputs[0], layer.name) * math.prod(layer.kernel_size) * layer.filters
-
-
-def _count_depthwise(layer, inputs, outputs):
-    return size(outputs[0], layer.name) * math.prod(layer.kernel_size)
-
-
-def _count_separable(layer, inputs, outputs):
-    positions = size(outputs[0], layer.name) // layer.filters
-    channels = _channels(inputs[0], layer) * layer.depth_multiplier
-    return positions * channels * (math.prod(layer.kernel_size) + layer.filters)
-
-
-for _layer in (layers.Conv1D, layers.Conv2D, layers.Conv3D):
-    _rule.register(_layer, _count_convolution)
-for _layer in (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose):
-    _rule.register(_layer, _count_transposed)
-for _layer in (layers.DepthwiseConv1D, layers.DepthwiseConv2D):
-    _rule.register(_layer, _count_depthwise)
-for _layer in (layers.SeparableConv1D, layers.SeparableConv2D):
-    _rule.register(_layer, _count_separable)
-
-
-def _channels(tensor, layer):
-    return tensor.shape[-1 if layer.data_format == "channels_last" else 1]

@@ -14,7 +14,6 @@ from keras_selfdistill import heads, recipes
 from keras_selfdistill import train_step as backend_step
 from keras_selfdistill.config import PACKAGE, did_you_mean, for_any_backend
 from keras_selfdistill.exits import attach_exits
-from keras_selfdistill.graph import producer
 from keras_selfdistill.logs import Logs
 from keras_selfdistill.nonfinite import StopWithoutProgress, Verdict
 from keras_selfdistill.objective import Objective
@@ -143,11 +142,7 @@ class SelfDistiller(keras.Model):
         self._head = graph.head
         self._given = types.SimpleNamespace(teacher=teacher, pair_losses=pairs)
         # Tracked: what training alone reads, which is no part of the outputs' graph.
-        self._adapters = [
-            producer(each.hint).operation
-            for each in graph.exits.values()
-            if each.hint is not each.feature
-        ]
+        self._adapters = graph.adapters()
         self._teacher = None
         if teacher is not None:
             self._teacher = teacher_network(teacher, model, graph.task)
@@ -377,7 +372,7 @@ class SelfDistiller(keras.Model):
 
     def evaluate(self, *args, **kwargs):
         """Evaluate, with the arguments of `keras.Model.evaluate`."""
-        with self._logs.of_evaluation() if self.compiled else contextlib.nullcontext():
+        with self._evaluating():
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args, **kwargs):
@@ -391,8 +386,12 @@ class SelfDistiller(keras.Model):
 
     def test_on_batch(self, *args, **kwargs):
         """Evaluate a batch, with the arguments of `keras.Model.test_on_batch`."""
-        with self._logs.of_evaluation() if self.compiled else contextlib.nullcontext():
+        with self._evaluating():
             return super().test_on_batch(*args, **kwargs)
+
+    def _evaluating(self):
+        # Uncompiled, Keras raises.
+        return self._logs.of_evaluation() if self.compiled else contextlib.nullcontext()
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True

@@ -18,6 +18,7 @@ from keras_selfdistill.graph import (
     check_functional,
     dtype_policy,
     input_structure,
+    producer,
     unrecorded,
 )
 from keras_selfdistill.head import Head, Target, resize_positions
@@ -79,6 +80,14 @@ class ExitGraph:
     def inputs(self) -> Any:
         """The base's inputs, in the structure in which the base takes them."""
         return input_structure(self.base)
+
+    def adapters(self) -> list[keras.Layer]:
+        """Return the layers that fit features to the teacher's, for the hint alone."""
+        return [
+            producer(each.hint).operation
+            for each in self.exits.values()
+            if each.hint is not each.feature
+        ]
 
     def model(self, output: Any, name: str) -> keras.Model:
         """Return a functional model of what one symbolic output needs, and no more."""

@@ -42,7 +42,8 @@ class HeldUpdates(keras.StatelessScope):
 
         Inside a scope, Keras regularises the values that the scope maps weights to.
         """
-        return cls((v, v.value) for v in variables if v.regularizer is not None)
+        # A list: torch.compile does not get past a generator.
+        return cls([(v, v.value) for v in variables if v.regularizer is not None])
 
     def add_update(self, update: tuple[Any, Any]) -> None:
         """Keep what is assigned; called by Keras."""

@@ -9,7 +9,7 @@ import pytest
 from keras import layers, ops
 
 import keras_selfdistill as ksd
-from keras_selfdistill import counting
+from keras_selfdistill import layer_rules
 from keras_selfdistill.counting import Count, model_multiply_adds
 
 from .conftest import require_backend, run_python, small_base
@@ -302,9 +302,9 @@ def test_every_layer_of_keras_has_a_rule_is_free_or_is_opened():
         for name, kind in vars(layers).items()
         if inspect.isclass(kind)
         and issubclass(kind, layers.Layer)
-        and not kind.__module__.startswith(counting._FREE)
-        and kind not in counting._FREE_LAYERS
-        and counting._rule.dispatch(kind) is counting._rule.dispatch(object)
+        and not kind.__module__.startswith(layer_rules._FREE)
+        and kind not in layer_rules._FREE_LAYERS
+        and layer_rules.rule.dispatch(kind) is layer_rules.rule.dispatch(object)
     }
     assert opened == {
         *("Attention", "Bidirectional", "EinsumDense", "GroupQueryAttention"),
@@ -317,8 +317,8 @@ def test_every_layer_of_keras_has_a_rule_is_free_or_is_opened():
         kind
         for kind in vars(layers).values()
         if inspect.isclass(kind)
-        and kind.__module__.startswith(counting._FREE)
-        and not issubclass(kind, counting._NOT_FREE)
+        and kind.__module__.startswith(layer_rules._FREE)
+        and not issubclass(kind, layer_rules._NOT_FREE)
     ]
     assert len(free) > 60
     for kind in free:  # None of them multiplies matrices, but augmentation in training.
