@@ -85,14 +85,17 @@ def _made_by(cells, select):
         if settings[0]["model"] == PRESETS[settings[0]["preset"]].model
         else (f" --model={settings[0]['model']}")
     )
-    methods = [name for name in METHODS if name in {s["method"] for s in settings}]
-    seeds = sorted({s["seed"] for s in settings})
-    backends = sorted({s["backend"] for s in settings})
+    runs = collections.defaultdict(list)  # Methods that have the same seeds.
+    for method in METHODS:
+        own = [s for s in settings if s["method"] == method and not s["variant"]]
+        for backend in sorted({s["backend"] for s in own}):
+            seeds = sorted(s["seed"] for s in own if s["backend"] == backend)
+            runs[backend, tuple(seeds)].append(method)
     lines = [
         f"`KERAS_BACKEND={backend} python benchmarks/accuracy.py --preset="
         f"{settings[0]['preset']}{model}{' --select' if select else ''} "
         f"--methods={','.join(methods)} --seeds={','.join(map(str, seeds))}`"
-        for backend in backends
+        for (backend, seeds), methods in runs.items()
     ]
     variants = {s["variant"]: s["fields"] for s in settings if s["variant"]}
     lines += [
