@@ -33,7 +33,6 @@ import image_sets
 import keras
 import numpy as np
 import run_folder
-import surroundings
 from absl import app, flags, logging
 
 import keras_selfdistill as ksd
@@ -158,7 +157,7 @@ def main(argv: Sequence[str]) -> None:
             f"Received --noise={','.join(FLAGS.noise)}; expected numbers, separated by "
             "commas."
         ) from None
-    surroundings.quiet_tensorflow()
+    image_sets.quiet_tensorflow()
     folder = pathlib.Path(FLAGS.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     images = image_sets.load(

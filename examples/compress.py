@@ -392,7 +392,7 @@ def main(argv: list[str]) -> None:
             f"Received --data={FLAGS.data} without --wrapper; expected a trained one. "
             "Train it with examples/train_cifar100.py, or take --data=digits."
         )
-    surroundings.quiet_tensorflow()
+    image_sets.quiet_tensorflow()
     folder = pathlib.Path(FLAGS.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     images = image_sets.load(

@@ -1,5 +1,6 @@
 """Digits or CIFAR-100, by name: images, training on them, accuracy on them."""
 
+import logging
 from typing import NamedTuple
 
 import keras
@@ -76,6 +77,11 @@ def build_base(data: str, model: str, width_multiplier: float = 1.0) -> keras.Mo
             f"Received --model={model}; expected one of {', '.join(networks)}."
         )
     return networks[model](width_multiplier=width_multiplier)
+
+
+def quiet_tensorflow() -> None:
+    """Silences warnings that several models' functions were one, traced again."""
+    logging.getLogger("tensorflow").setLevel("ERROR")
 
 
 def prepare(

@@ -266,7 +266,7 @@ def main(argv: list[str]) -> None:
     """Trains the rounds, or goes on, and prints what came out."""
     if len(argv) > 1:
         raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
-    surroundings.quiet_tensorflow()
+    image_sets.quiet_tensorflow()
     folder = run_folder.begin(FLAGS.output_dir, settings(), kept="round_1.keras")
     images = image_sets.load(
         FLAGS.data, FLAGS.data_dir, train_examples=FLAGS.train_examples, seed=FLAGS.seed

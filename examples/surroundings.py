@@ -1,7 +1,6 @@
 """What results depend on besides code and flags: versions and the machine."""
 
 import importlib
-import logging
 import os
 import pathlib
 import platform
@@ -18,11 +17,6 @@ def versions() -> dict[str, str]:
         "keras": keras.version(),
         backend: importlib.import_module(backend).__version__,
     }
-
-
-def quiet_tensorflow() -> None:
-    """Silences warnings that several models' functions were one, traced again."""
-    logging.getLogger("tensorflow").setLevel("ERROR")
 
 
 def machine() -> str:

@@ -41,7 +41,9 @@ def register_multiply_adds(
     """Teach `profile` what a layer costs that it cannot open.
 
     Args:
-        layer_class: Class of layers or operations, with its subclasses.
+        layer_class: Class of layers or operations, with its subclasses. Not with those
+            of a layer of Keras that have a `call` of their own: they are opened, or
+            registered themselves.
 
     Returns:
         A decorator of a function of (layer, inputs, outputs), the symbolic tensors of

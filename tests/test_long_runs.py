@@ -81,8 +81,8 @@ def test_many_wrappers_of_one_base_take_no_more_memory(backend):
     require_backend(backend)
     resident, in_use, objects, _ = slopes("cycles", 200, backend)
     assert in_use < 1  # MB for 100 wrappers.
-    if backend != "jax":  # XLA's compiler moves it up and down by 10 MB each time.
-        assert resident < 1
+    # XLA's compiler moves it up and down by 10 MB each time.
+    assert resident < (30 if backend == "jax" else 1)
     assert objects < 100
 
 
