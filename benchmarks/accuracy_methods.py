@@ -178,7 +178,6 @@ def build_taught(cell, optimizer, teacher):
 
 RECIPES: dict[str, Callable[..., ksd.recipes.Recipe]] = {
     "byot_ensemble_teacher": functools.partial(ksd.recipes.BYOT, teacher="ensemble"),
-    "byot_separable": ksd.recipes.BYOT,
     "deep_supervision_separable": ksd.recipes.DeepSupervision,
 }
 
@@ -242,8 +241,8 @@ METHODS: dict[str, Method] = {
     "attention_byot": Method(build=build_wrapped),
     "teskd": Method(build=build_wrapped, published="79.15 (plain 74.41)"),
     "byot_ensemble_teacher": Method(build=build_wrapped),
-    # The heads of the journal version, without its attention.
-    "byot_separable": Method(build=build_wrapped, head="separable"),
+    "separable_byot": Method(build=build_wrapped),
+    # What the heads of `separable_byot` give without a teacher.
     "deep_supervision_separable": Method(build=build_wrapped, head="separable"),
     "kd": Method(
         build=build_taught, fields={"alpha": 0.9, "temperature": 4.0}, taught=True

@@ -85,22 +85,19 @@ def _made_by(cells, select):
         if settings[0]["model"] == PRESETS[settings[0]["preset"]].model
         else (f" --model={settings[0]['model']}")
     )
-    runs = collections.defaultdict(list)  # Methods that have the same seeds.
-    for method in METHODS:
-        own = [s for s in settings if s["method"] == method and not s["variant"]]
-        for backend in sorted({s["backend"] for s in own}):
-            seeds = sorted(s["seed"] for s in own if s["backend"] == backend)
-            runs[backend, tuple(seeds)].append(method)
+    seeds = collections.defaultdict(list)
+    for s in settings:
+        fields = json.dumps(s["fields"]) if s["variant"] else ""
+        seeds[s["backend"], s["variant"], fields, s["method"]].append(s["seed"])
+    commands = collections.defaultdict(list)  # Methods that one command trains.
+    for row in sorted(seeds, key=lambda row: (row[:3], list(METHODS).index(row[3]))):
+        commands[*row[:3], tuple(sorted(seeds[row]))].append(row[3])
     lines = [
         f"`KERAS_BACKEND={backend} python benchmarks/accuracy.py --preset="
         f"{settings[0]['preset']}{model}{' --select' if select else ''} "
-        f"--methods={','.join(methods)} --seeds={','.join(map(str, seeds))}`"
-        for (backend, seeds), methods in runs.items()
-    ]
-    variants = {s["variant"]: s["fields"] for s in settings if s["variant"]}
-    lines += [
-        f"`--variant={name} --recipe_fields='{json.dumps(fields)}'`"
-        for name, fields in sorted(variants.items())
+        f"--methods={','.join(methods)} --seeds={','.join(map(str, its_seeds))}"
+        + (f" --variant={variant} --recipe_fields='{fields}'`" if variant else "`")
+        for (backend, variant, fields, its_seeds), methods in commands.items()
     ]
     for key in ("versions", "machine"):
         for text in sorted({json.dumps(cell[key]) for cell in cells}):

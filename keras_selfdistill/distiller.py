@@ -59,8 +59,8 @@ class SelfDistiller(keras.Model):
             `"auto"` chooses their number, too. `suggest_taps` shows the choice.
             A layer of a nested model is named `"backbone/stage/layer"`, the second
             call of a layer that is called several times `"layer@2"`.
-        recipe: `"byot"`, `"attention_byot"`, `"teskd"`, `"deep_supervision"`, or a
-            `Recipe`.
+        recipe: `"byot"`, `"separable_byot"`, `"attention_byot"`, `"teskd"`,
+            `"deep_supervision"`, or a `Recipe`.
         head: `"bottleneck"`, `"separable"`, `"attention"`, `"top_down"`, `"linear"`,
             or a `Head`; by default the recipe's own, narrowed where its exits would add
             more than 15 % to the base's multiply-adds (see `heads.Bottleneck`).

@@ -219,8 +219,47 @@ def test_the_table_holds_mean_and_deviation(tmp_path):
     assert rows["byot.strong"][4:8] == ["70.00", "–", "1", "2.00"]
     assert "--preset=smoke --methods=plain --seeds=0,1,2`" in text
     assert "--preset=smoke --methods=byot --seeds=0,1`" in text
-    assert "--variant=strong --recipe_fields='{\"alpha\": 0.5}'" in text
+    constants = "--variant=strong --recipe_fields='{\"alpha\": 0.5}'"
+    assert f"--preset=smoke --methods=byot --seeds=0 {constants}`" in text
     assert "cpu a processor, cores 2" in text
+
+
+RESULTS = SCRIPT.parent / "results"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.rglob("*-seed*.json")), ids=lambda path: path.stem
+)
+def test_the_command_keeps_the_committed_results(path):
+    """Each is what the benchmark would train now, under the name it would give."""
+    settings = json.loads(path.read_text())["settings"]
+    constants = accuracy_methods.METHODS[settings["method"]].fields
+    made = accuracy_methods.Cell(
+        preset=accuracy_methods.PRESETS[settings["preset"]],
+        method=settings["method"],
+        seed=settings["seed"],
+        fields={**constants, **settings["fields"]},
+        variant=settings["variant"],
+    )
+    select = settings["evaluated_on"] == "hold-out"
+    assert ("selection" in path.parts) == select
+    grid = accuracy.Grid(
+        preset_name=path.parent.name,
+        data=None,
+        results=path.parent,
+        work=path.parent,
+        select=select,
+        deadline=math.inf,
+    )
+    assert grid.result_path(made) == path
+    now = {**grid.settings(made), "backend": settings["backend"]}
+    accuracy_training.refuse_other_settings(path, settings, now)
+
+
+@pytest.mark.parametrize("name", ["cpu", "selection/cpu"])
+def test_the_committed_table_shows_the_committed_results(name):
+    text = accuracy_table.table(RESULTS / name, select=name.startswith("selection"))
+    assert (RESULTS / f"{name}.md").read_text() == text
 
 
 @pytest.mark.long

@@ -16,6 +16,7 @@ BACKENDS = ("tensorflow", "jax", "torch")
 RECIPES = {
     "byot": ksd.recipes.BYOT(alpha=0.3, hint_weight=0.01),
     "deep_supervision": ksd.recipes.DeepSupervision(),
+    "separable_byot": ksd.recipes.SeparableBYOT(hint_weight=0.01),
     "attention_byot": ksd.recipes.AttentionBYOT(),
     "teskd": ksd.recipes.TESKD(hint_weight=0.01),
     "taught": ksd.recipes.BYOT(

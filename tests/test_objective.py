@@ -106,6 +106,12 @@ RECIPES = {
         recipes.BYOT(alpha=0.25, final_label_weight=0.75, hint_weight=0.0),
         lambda *a, **k: byot(*a, alpha=0.25, temperature=3, beta=0.0, final=0.75, **k),
     ),
+    "separable_byot": (
+        recipes.get("separable_byot"),
+        lambda *a, **k: byot(
+            *a, alpha=0.3, temperature=3.0, beta=128 * 1e-6, final=1.0, **k
+        ),
+    ),
     "attention_byot": (
         recipes.get("attention_byot"),
         lambda *a, **k: attention_byot(

@@ -262,7 +262,9 @@ def test_a_wrong_teacher_is_refused(base, batch, teacher, error, message):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("recipe", ["byot", "attention_byot", "teskd"])
+@pytest.mark.parametrize(
+    "recipe", ["byot", "separable_byot", "attention_byot", "teskd"]
+)
 def test_which_parameters_learn(batch, recipe):
     """Every weight moves but those that statistics or the labels cannot reach."""
     model = compiled(recipe)
