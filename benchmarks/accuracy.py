@@ -226,6 +226,12 @@ def cells(preset: Preset) -> list[Cell]:
             f"Received --methods={','.join(unknown)}; expected some of "
             f"{', '.join(METHODS)}."
         )
+    taught = [method for method in FLAGS.methods if METHODS[method].taught]
+    if taught and preset.model not in TEACHERS:
+        raise app.UsageError(
+            f"Received --methods={','.join(taught)} with {preset.model}, which has no "
+            f"network of twice its depth; expected one of {', '.join(TEACHERS)}."
+        )
     return [
         Cell(
             preset=preset,

@@ -110,7 +110,6 @@ class Method:
             methods that change images or labels.
         head: Of the exits, where it is not the recipe's own.
         taught: Whether a deeper network is trained first and handed to `build`.
-        published: Published accuracies of ResNet-18, in per cent.
     """
 
     build: Callable[..., keras.Model]
@@ -118,7 +117,6 @@ class Method:
     prepare: Callable[[Cell], Callable[..., Batch]] | None = None
     head: str | None = None
     taught: bool = False
-    published: str = "–"
 
 
 def network(preset: Preset, model: str | None = None, **options: Any) -> keras.Model:
@@ -223,7 +221,7 @@ def prepare_cutmix(cell: Cell) -> Callable[..., Batch]:
 
 
 METHODS: dict[str, Method] = {
-    "plain": Method(build=build_plain, published="77.09"),
+    "plain": Method(build=build_plain),
     "label_smoothing": Method(
         build=build_smoothed, fields={"smoothing": 0.1}, prepare=prepare_one_hot
     ),
@@ -234,12 +232,9 @@ METHODS: dict[str, Method] = {
         prepare=prepare_cutmix,
     ),
     "deep_supervision": Method(build=build_wrapped),
-    "byot": Method(
-        build=build_wrapped,
-        published="67.85 / 74.57 / 78.23 / 78.64, ensemble 79.67 (plain 77.09)",
-    ),
+    "byot": Method(build=build_wrapped),
     "attention_byot": Method(build=build_wrapped),
-    "teskd": Method(build=build_wrapped, published="79.15 (plain 74.41)"),
+    "teskd": Method(build=build_wrapped),
     "byot_ensemble_teacher": Method(build=build_wrapped),
     "separable_byot": Method(build=build_wrapped),
     # What the heads of `separable_byot` give without a teacher.

@@ -7,6 +7,7 @@ import statistics
 
 from absl import app
 from accuracy_methods import METHODS, PRESETS
+from published import published
 
 
 def summarize(values: list[float]) -> str:
@@ -28,7 +29,7 @@ def table(folder: pathlib.Path, select: bool) -> str:
         rows[cell["settings"]["method"], cell["settings"]["variant"]].append(cell)
     methods = list(METHODS)
     order = sorted(rows, key=lambda row: (methods.index(row[0]), row[1]))
-    taps = cells[0]["settings"]["taps"]
+    taps, model = (cells[0]["settings"][name] for name in ("taps", "model"))
     exits = [f"exit_{i + 1}" for i in range(taps)]
     columns = [*exits, "final", "ensemble"]
     key = "validation_accuracy" if select else "test_accuracy"
@@ -37,7 +38,7 @@ def table(folder: pathlib.Path, select: bool) -> str:
         *(name.replace("_", " ") for name in columns),
         "seeds",
         "training time ÷ plain's",
-        "published, ResNet-18",
+        f"published, {model}",
     ]
     lines = [heads, ["---"] * len(heads)]
     for row in order:
@@ -48,8 +49,7 @@ def table(folder: pathlib.Path, select: bool) -> str:
             line.append(summarize(values) if values else "–")
         line.append(str(len(found)))
         line.append(_time_ratio(rows[row], rows.get(("plain", ""))))
-        published = METHODS[row[0]].published
-        lines.append([*line, published if not row[1] else "–"])
+        lines.append([*line, "–" if row[1] else published(row[0], model)])
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{_caption(cells, select)}\n\n{text}\n\n{_made_by(cells, select)}\n"
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from absl import app
 
+import keras_selfdistill as ksd
+
 from .conftest import ROOT
 from .interruption import killed_replacing, run_script, run_whole_and_killed
 from .test_cifar100 import write_fake
@@ -21,6 +23,7 @@ import accuracy_methods  # noqa: E402
 import accuracy_table  # noqa: E402
 import accuracy_training  # noqa: E402
 import cifar100  # noqa: E402
+import published  # noqa: E402
 
 pytestmark = pytest.mark.once
 SMOKE = accuracy_methods.PRESETS["smoke"]
@@ -222,6 +225,25 @@ def test_the_table_holds_mean_and_deviation(tmp_path):
     constants = "--variant=strong --recipe_fields='{\"alpha\": 0.5}'"
     assert f"--preset=smoke --methods=byot --seeds=0 {constants}`" in text
     assert "cpu a processor, cores 2" in text
+
+
+def test_published_rows_stand_beside_their_networks():
+    assert published.published("plain", "resnet50") == "77.68"
+    row = "68.23 / 74.21 / 75.23 / 80.56, ensemble 81.04 (plain 77.68)"
+    assert published.published("byot", "resnet50") == row
+    assert published.published("teskd", "resnet18") == "79.15 (plain 74.41)"
+    assert published.published("teskd", "resnet50") == "–"
+    assert published.published("byot", "resnet34") == "–"
+    for rows in published.PUBLISHED.values():
+        assert rows.keys() <= ksd.networks.NETWORKS.keys()
+
+
+@pytest.mark.process
+def test_ordinary_distillation_needs_a_deeper_network(data_dir, tmp_path):
+    done = run(data_dir, tmp_path, "--methods=plain,kd", "--model=vgg19_bn")
+    assert done.returncode
+    assert "Received --methods=kd with vgg19_bn" in done.stdout + done.stderr
+    assert files(tmp_path) == set()  # Refused before the first cell.
 
 
 RESULTS = SCRIPT.parent / "results"
