@@ -32,6 +32,7 @@ from accuracy_methods import (
     build_plain,
     build_wrapped,
     cifar100,
+    named_preset,
     recipe,
 )
 from accuracy_table import table
@@ -49,7 +50,7 @@ from accuracy_training import (
     train,
 )
 from run_folder import write, write_json
-from surroundings import accelerators, cpu_cores, cpu_model, versions
+from surroundings import origin
 
 import keras_selfdistill as ksd
 
@@ -161,18 +162,6 @@ def times(stages: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
     return {**content, "epochs": stages}
 
 
-def origin() -> dict[str, Any]:
-    """Returns the versions and the machine."""
-    return {
-        "versions": versions(),
-        "machine": {
-            "cpu": cpu_model(),
-            "cores": cpu_cores(),
-            "accelerators": accelerators(),
-        },
-    }
-
-
 def write_table(results: pathlib.Path, select: bool) -> str:
     """Writes the table of a folder of results beside it, and returns it."""
     text = table(results, select)
@@ -250,14 +239,10 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
     deadline = time.monotonic() + (FLAGS.time_limit_s or float("inf"))
-    preset = PRESETS[FLAGS.preset]
-    changes = {"model": FLAGS.model, "checkpoint_every": FLAGS.checkpoint_every}
-    preset = dataclasses.replace(
-        preset, **{name: value for name, value in changes.items() if value}
-    )
-    place = pathlib.Path("selection" if FLAGS.select else "")
-    same = preset.model == PRESETS[FLAGS.preset].model
-    place /= FLAGS.preset if same else f"{FLAGS.preset}-{preset.model}"
+    name, preset = named_preset(FLAGS.preset, FLAGS.model)
+    if FLAGS.checkpoint_every:
+        preset = dataclasses.replace(preset, checkpoint_every=FLAGS.checkpoint_every)
+    place = pathlib.Path("selection" if FLAGS.select else "", name)
     results = pathlib.Path(FLAGS.results_dir).expanduser() / place
     if not FLAGS.table:
         todo = cells(preset)

@@ -74,6 +74,14 @@ PRESETS = {
 }
 
 
+def named_preset(name: str, model: str | None = None) -> tuple[str, Preset]:
+    """Returns a preset, maybe with another network, and the name of its results."""
+    preset = PRESETS[name]
+    if model in (None, preset.model):
+        return name, preset
+    return f"{name}-{model}", dataclasses.replace(preset, model=model)
+
+
 SPARSE = "sparse_categorical_crossentropy"
 TEACHERS = {"resnet18": "resnet34", "resnet50": "resnet101"}  # twice the depth
 

@@ -9,6 +9,8 @@ from absl import app
 from accuracy_methods import METHODS, PRESETS
 from published import published
 
+TIMED_BY = "benchmarks/accuracy_time.py"
+
 
 def summarize(values: list[float]) -> str:
     """Returns mean ± standard deviation of a sample, in per cent."""
@@ -24,6 +26,8 @@ def table(folder: pathlib.Path, select: bool) -> str:
     cells = [json.loads(path.read_text()) for path in finished]
     if not cells:
         raise app.UsageError(f"{folder} holds no results; expected at least one.")
+    path = folder.with_name(f"{folder.name}_time.json")
+    timed = json.loads(path.read_text()) if path.exists() else None
     rows = collections.defaultdict(list)
     for cell in cells:
         rows[cell["settings"]["method"], cell["settings"]["variant"]].append(cell)
@@ -48,43 +52,41 @@ def table(folder: pathlib.Path, select: bool) -> str:
             values = [accuracy[name] for accuracy in found if name in accuracy]
             line.append(summarize(values) if values else "–")
         line.append(str(len(found)))
-        line.append(_time_ratio(rows[row], rows.get(("plain", ""))))
+        known = timed["time_over_plain"] if timed and not row[1] else {}
+        line.append(f"{known[row[0]]['median']:.2f}" if row[0] in known else "–")
         lines.append([*line, "–" if row[1] else published(row[0], model)])
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{_caption(cells, select)}\n\n{text}\n\n{_made_by(cells, select)}\n"
+    ends = _caption(cells, timed, select), _made_by(cells, timed, select)
+    return f"{ends[0]}\n\n{text}\n\n{ends[1]}\n"
 
 
-def _time_ratio(cells, plain):
-    if not plain:
-        return "–"
-    # The processor's time does not count what else ran; an accelerator's has no such.
-    clock = "seconds" if cells[0]["machine"]["accelerators"] else "cpu_seconds"
-    means = [statistics.mean(cell[clock] for cell in row) for row in (cells, plain)]
-    return f"{means[0] / means[1]:.2f}"
-
-
-def _caption(cells, select):
+def _caption(cells, timed, select):
     kind = "held-out training images" if select else "test images"
     settings = cells[0]["settings"]
     images = settings["train_examples"] or ("45,000" if select else "50,000")
-    return (
+    caption = (
         f"Accuracy on CIFAR-100's {kind} in per cent, mean ± standard deviation of a "
         f"sample over seeds: {settings['model']}, width multiplier "
         f"{settings['width_multiplier']}, {images} training images, "
         f"{settings['epochs']} epochs. A network is evaluated once, after its last "
-        "epoch. Training time: of the processor, or, on an accelerator, by the clock; "
-        "that of kd holds its teacher's training. Published: full width, "
-        "all images, 200 epochs, PyTorch."
+        "epoch. Published: full width, all images, 200 epochs, PyTorch."
     )
+    if timed:
+        clock = "clock" if timed["machine"]["accelerators"] else "processor"
+        caption += (
+            f" Training time: of a step, by the {clock}, median of "
+            f"{timed['settings']['rounds']} interleaved rounds; that of kd holds its "
+            "teacher's training."
+        )
+    return caption
 
 
-def _made_by(cells, select):
+def _made_by(cells, timed, select):
     settings = [cell["settings"] for cell in cells]
-    model = (
-        ""
-        if settings[0]["model"] == PRESETS[settings[0]["preset"]].model
-        else (f" --model={settings[0]['model']}")
-    )
+    preset, model = (settings[0][name] for name in ("preset", "model"))
+    shared = f" --preset={preset}"
+    if model != PRESETS[preset].model:
+        shared += f" --model={model}"
     seeds = collections.defaultdict(list)
     for s in settings:
         fields = json.dumps(s["fields"]) if s["variant"] else ""
@@ -93,14 +95,18 @@ def _made_by(cells, select):
     for row in sorted(seeds, key=lambda row: (row[:3], list(METHODS).index(row[3]))):
         commands[*row[:3], tuple(sorted(seeds[row]))].append(row[3])
     lines = [
-        f"`KERAS_BACKEND={backend} python benchmarks/accuracy.py --preset="
-        f"{settings[0]['preset']}{model}{' --select' if select else ''} "
+        f"`KERAS_BACKEND={backend} python benchmarks/accuracy.py{shared}"
+        f"{' --select' if select else ''} "
         f"--methods={','.join(methods)} --seeds={','.join(map(str, its_seeds))}"
         + (f" --variant={variant} --recipe_fields='{fields}'`" if variant else "`")
         for (backend, variant, fields, its_seeds), methods in commands.items()
     ]
+    if timed:
+        backend = timed["settings"]["backend"]
+        lines.append(f"`KERAS_BACKEND={backend} python {TIMED_BY}{shared}`")
+    sources = [*cells, timed] if timed else cells
     for key in ("versions", "machine"):
-        for text in sorted({json.dumps(cell[key]) for cell in cells}):
+        for text in sorted({json.dumps(each[key]) for each in sources}):
             values = json.loads(text)
             shown = (f"{name} {value}" for name, value in values.items() if value)
             lines.append(", ".join(shown))

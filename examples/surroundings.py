@@ -5,6 +5,7 @@ import os
 import pathlib
 import platform
 import re
+from typing import Any
 
 import keras
 
@@ -22,6 +23,18 @@ def versions() -> dict[str, str]:
 def machine() -> str:
     """Returns the accelerator in use, or the processor and the cores one may use."""
     return next(iter(accelerators()), f"{cpu_model()}, {cpu_cores()} cores")
+
+
+def origin() -> dict[str, Any]:
+    """Returns all of that, as a file of results holds it."""
+    return {
+        "versions": versions(),
+        "machine": {
+            "cpu": cpu_model(),
+            "cores": cpu_cores(),
+            "accelerators": accelerators(),
+        },
+    }
 
 
 def accelerators() -> list[str]:

@@ -1,6 +1,7 @@
 """The accuracy benchmark: killed and resumed, its methods, its table."""
 
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -21,6 +22,7 @@ sys.path.insert(0, str(SCRIPT.parent))
 import accuracy  # noqa: E402
 import accuracy_methods  # noqa: E402
 import accuracy_table  # noqa: E402
+import accuracy_time  # noqa: E402
 import accuracy_training  # noqa: E402
 import cifar100  # noqa: E402
 import published  # noqa: E402
@@ -179,7 +181,7 @@ def test_selection_holds_training_images_out(data_dir):
     assert both == sorted(image.tobytes() for image in whole.train.images)
 
 
-def result(method, seed, seconds, variant="", **accuracies):
+def result(method, seed, variant="", **accuracies):
     """Returns as much of a cell's file as the table reads."""
     settings = {
         **dataclasses.asdict(SMOKE),
@@ -188,8 +190,6 @@ def result(method, seed, seconds, variant="", **accuracies):
     }
     return {
         "test_accuracy": accuracies,
-        "seconds": seconds,
-        "cpu_seconds": 3 * seconds,
         "settings": settings,
         "versions": {"keras": "3.15.1"},
         "machine": {"cpu": "a processor", "cores": 2, "accelerators": []},
@@ -198,15 +198,23 @@ def result(method, seed, seconds, variant="", **accuracies):
 
 def test_the_table_holds_mean_and_deviation(tmp_path):
     finals = [0.5, 0.54, 0.61]
-    cells = [result("plain", seed, 10, final=x) for seed, x in enumerate(finals)]
+    cells = [result("plain", seed, final=x) for seed, x in enumerate(finals)]
     cells += [
-        result("byot", seed, 15, exit_1=x - 0.1, final=x, ensemble=x + 0.1)
+        result("byot", seed, exit_1=x - 0.1, final=x, ensemble=x + 0.1)
         for seed, x in enumerate(finals[:2])
     ]
-    cells.append(result("byot", 0, 20, variant="strong", final=0.7))
+    cells.append(result("byot", 0, variant="strong", final=0.7))
+    folder = tmp_path / "smoke"
+    folder.mkdir()
     for i, content in enumerate(cells):
-        (tmp_path / f"{i}.json").write_text(json.dumps(content))
-    text = accuracy_table.table(tmp_path, select=False)
+        (folder / f"{i}.json").write_text(json.dumps(content))
+    timed = {
+        "time_over_plain": {"plain": {"median": 1.0}, "byot": {"median": 1.498}},
+        "settings": {"rounds": 7, "backend": "jax"},
+        **{name: cells[0][name] for name in ("versions", "machine")},
+    }
+    (tmp_path / "smoke_time.json").write_text(json.dumps(timed))
+    text = accuracy_table.table(folder, select=False)
     rows = {
         line.split(" | ")[0][2:]: line[2:-2].split(" | ")
         for line in text.splitlines()
@@ -219,12 +227,56 @@ def test_the_table_holds_mean_and_deviation(tmp_path):
     expected = [f"{value} ± {deviation:.2f}" for value in ("42.00", "52.00", "62.00")]
     assert [rows["byot"][column] for column in (1, 4, 5)] == expected
     assert rows["byot"][6:8] == ["2", "1.50"]
-    assert rows["byot.strong"][4:8] == ["70.00", "–", "1", "2.00"]
+    assert rows["byot.strong"][4:8] == ["70.00", "–", "1", "–"]
+    assert "by the processor, median of 7 interleaved rounds" in text
+    assert "python benchmarks/accuracy_time.py --preset=smoke`" in text
     assert "--preset=smoke --methods=plain --seeds=0,1,2`" in text
     assert "--preset=smoke --methods=byot --seeds=0,1`" in text
     constants = "--variant=strong --recipe_fields='{\"alpha\": 0.5}'"
     assert f"--preset=smoke --methods=byot --seeds=0 {constants}`" in text
     assert "cpu a processor, cores 2" in text
+
+
+def test_times_are_ratios_of_what_ran_in_the_same_round(monkeypatch):
+    """A machine that slows down by half in each round changes no ratio."""
+    now, slowness = [0.0], [1.0]
+
+    def fake_trainers(cell, train, steps):
+        assert steps == 3
+
+        def spend(seconds):
+            now[0] += seconds * slowness[0]
+            if cell.method == "byot":  # the round's last
+                slowness[0] *= 1.5
+
+        costs = {"plain": [2.0], "kd": [4.0, 2.0], "byot": [2.5]}
+        return [functools.partial(spend, each) for each in costs[cell.method]]
+
+    monkeypatch.setattr(accuracy_time, "trainers", fake_trainers)
+    monkeypatch.setattr(accuracy_time.time, "process_time", lambda: now[0])
+    monkeypatch.setattr(accuracy_time, "accelerators", list)
+    cells = [cell(method) for method in ("plain", "kd", "byot")]
+    found = accuracy_time.ratios(cells, None, rounds=4, steps=3)
+    for method, expected in {"plain": 1.0, "kd": 3.0, "byot": 1.25}.items():
+        assert list(found[method].values()) == pytest.approx([expected] * 3)
+
+
+@pytest.mark.long
+@pytest.mark.process
+def test_every_method_is_timed(data_dir, tmp_path):
+    done = run_script(
+        SCRIPT.with_name("accuracy_time.py"),
+        *("--preset=smoke", "--rounds=3", "--steps=2"),
+        f"--data_dir={data_dir}",
+        f"--results_dir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "smoke_time.json").read_text())["time_over_plain"]
+    assert list(found) == list(accuracy_methods.METHODS)
+    assert found["plain"] == {"median": 1.0, "min": 1.0, "max": 1.0}
+    for each in found.values():
+        assert 0 < each["min"] <= each["median"] <= each["max"]
+    assert found["kd"]["median"] > 1.0  # A deeper network is trained as well.
 
 
 def test_published_rows_stand_beside_their_networks():
