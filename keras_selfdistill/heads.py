@@ -129,10 +129,11 @@ class Separable(Head):
     the width of the base's feature), batch normalisation, ReLU. Then global average
     pooling. A tap that has the last size already gets one block with stride 1.
 
-    With attention, the tap is first multiplied by a mask: the sigmoid of one such
-    block of its own width, enlarged two times by bilinear interpolation (authors' code
-    of *Self-Distillation: Towards Efficient and Compact Neural Networks*, doi
-    10.1109/TPAMI.2021.3067100).
+    With attention, the tap is first multiplied by a mask: one such block of its own
+    width, batch normalisation and ReLU once more, bilinear interpolation to twice the
+    size, sigmoid. So does the authors' code of *Self-Distillation: Towards Efficient and
+    Compact Neural Networks*, doi 10.1109/TPAMI.2021.3067100; its first version had no
+    second batch normalisation and ReLU.
 
     Args:
         attention: Whether the tap is masked; the head named `"attention"`.
@@ -362,6 +363,10 @@ def _depthwise(x, stride, name, dtype):
 
 def _attend(tap, name, dtype):
     mask = _separable_block(tap, tap.shape[-1], 2, f"{name}_block", dtype)
+    # The block ends in BN and ReLU itself; the authors' code repeats them.
+    rows = reshape_rows(mask, (-1, mask.shape[-1]), f"{name}_pixels")
+    rows = bn_relu(rows, name, dtype)
+    mask = reshape_rows(rows, (-1, *mask.shape[1:]), f"{name}_image")
     mask = _interpolate(mask, tap.shape[1:3], f"{name}_up", dtype)
     mask = layers.Activation("sigmoid", name=f"{name}_mask", dtype=dtype)(mask)
     return layers.Multiply(name=name, dtype=dtype)([mask, tap])
