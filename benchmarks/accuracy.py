@@ -32,6 +32,7 @@ from accuracy_methods import (
     build_plain,
     build_wrapped,
     cifar100,
+    methods_of,
     named_preset,
     recipe,
 )
@@ -178,7 +179,9 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "model", None, list(ksd.networks.NETWORKS), "Instead of the preset's network."
     )
-    flags.DEFINE_list("methods", list(METHODS), "Rows of the table.")
+    flags.DEFINE_list(
+        "methods", None, "Rows of the table; by default all that the network allows."
+    )
     flags.DEFINE_list("seeds", ["0"], "Non-negative integers.")
     flags.DEFINE_string("variant", "", "Name for cells with other constants.")
     flags.DEFINE_string(
@@ -209,17 +212,13 @@ def cells(preset: Preset) -> list[Cell]:
             f"Received --variant={FLAGS.variant} --recipe_fields={FLAGS.recipe_fields};"
             " expected both or none, the name of letters, digits, _ and -."
         )
-    unknown = sorted({*FLAGS.methods} - {*METHODS})
+    possible = methods_of(preset)
+    methods = FLAGS.methods or possible
+    unknown = sorted({*methods} - {*possible})
     if unknown:
         raise app.UsageError(
             f"Received --methods={','.join(unknown)}; expected some of "
-            f"{', '.join(METHODS)}."
-        )
-    taught = [method for method in FLAGS.methods if METHODS[method].taught]
-    if taught and preset.model not in TEACHERS:
-        raise app.UsageError(
-            f"Received --methods={','.join(taught)} with {preset.model}, which has no "
-            f"network of twice its depth; expected one of {', '.join(TEACHERS)}."
+            f"{', '.join(possible)}, which {preset.model} allows."
         )
     return [
         Cell(
@@ -230,7 +229,7 @@ def cells(preset: Preset) -> list[Cell]:
             variant=FLAGS.variant,
         )
         for seed in FLAGS.seeds
-        for method in FLAGS.methods
+        for method in methods
     ]
 
 
@@ -238,7 +237,8 @@ def main(argv: list[str]) -> int:
     """Runs the cells that are missing, and writes the table after each."""
     if len(argv) > 1:
         raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
-    deadline = time.monotonic() + (FLAGS.time_limit_s or float("inf"))
+    limit = FLAGS.time_limit_s
+    deadline = float("inf") if limit is None else time.monotonic() + limit
     name, preset = named_preset(FLAGS.preset, FLAGS.model)
     if FLAGS.checkpoint_every:
         preset = dataclasses.replace(preset, checkpoint_every=FLAGS.checkpoint_every)

@@ -251,3 +251,9 @@ METHODS: dict[str, Method] = {
         build=build_taught, fields={"alpha": 0.9, "temperature": 4.0}, taught=True
     ),
 }
+
+
+def methods_of(preset: Preset) -> list[str]:
+    """Returns the methods for a network: "kd" needs one of twice its depth."""
+    deeper = preset.model in TEACHERS
+    return [name for name, each in METHODS.items() if deeper or not each.taught]

@@ -18,7 +18,15 @@ from collections.abc import Callable
 
 import keras
 from absl import app, flags
-from accuracy_methods import METHODS, PRESETS, TEACHERS, Cell, build_plain, named_preset
+from accuracy_methods import (
+    METHODS,
+    PRESETS,
+    TEACHERS,
+    Cell,
+    build_plain,
+    methods_of,
+    named_preset,
+)
 from accuracy_training import augmented, batches, build_optimizer, cifar100, read_data
 from run_folder import write_json
 from surroundings import accelerators, origin
@@ -48,8 +56,11 @@ def trainers(cell: Cell, train: cifar100.Split, steps: int) -> list[Callable[[],
     teacher, found = None, []
     if method.taught:
         deeper = TEACHERS[cell.preset.model]
-        teacher = build_plain(cell, optimizer(), model=deeper, logits=True)
-        found.append(trainer(teacher, None))
+        # One is trained, its like teaches: a `Distiller` freezes what it is given.
+        teacher, trained = (
+            build_plain(cell, optimizer(), model=deeper, logits=True) for _ in range(2)
+        )
+        found.append(trainer(trained, None))
     prepare = method.prepare(cell) if method.prepare else None
     student = method.build(cell, optimizer(), teacher=teacher)
     return [*found, trainer(student, prepare)]
@@ -100,9 +111,8 @@ def main(argv: list[str]) -> None:
     name, preset = named_preset(FLAGS.preset, FLAGS.model)
     keras.config.set_dtype_policy(preset.dtype)
     cells = [
-        Cell(preset=preset, method=key, seed=0, fields=method.fields)
-        for key, method in METHODS.items()
-        if not method.taught or preset.model in TEACHERS
+        Cell(preset=preset, method=method, seed=0, fields=METHODS[method].fields)
+        for method in methods_of(preset)
     ]
     train = next(read_data(preset, FLAGS.data_dir, select=False))
     found = ratios(cells, train, rounds=FLAGS.rounds, steps=FLAGS.steps)

@@ -56,10 +56,6 @@ class LabelWarmUp(keras.callbacks.Callback):
         """Switch distillation off or on."""
         self.model.distillation_scale = 0.0 if epoch < self.epochs else 1.0
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leave a model that distils."""
-        self.model.distillation_scale = 1.0
-
 
 class TensorBoard(keras.callbacks.Callback):
     """Log for TensorBoard, so that all exits share one chart for each quantity.

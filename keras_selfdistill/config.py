@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 from typing import Any
 
 import keras
@@ -20,6 +21,25 @@ class Config:
         >>> Point.from_config(Point(3).get_config())
         Point(x=3)
     """
+
+    def __new__(cls, *args, **kwargs):
+        """Refuse a subclass whose fields `@dataclass` never saw: they would not count.
+
+        Raises:
+            TypeError: The class is not decorated.
+        """
+        own = [
+            name
+            for name, annotation in inspect.get_annotations(cls).items()
+            if "ClassVar" not in str(annotation)
+        ]
+        if own and "__dataclass_fields__" not in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} has fields that are not read. Received: a class with "
+                f"{own} that is no dataclass itself. Expected: "
+                "@dataclasses.dataclass(frozen=True, kw_only=True) above it."
+            )
+        return super().__new__(cls)
 
     def get_config(self) -> dict[str, Any]:
         """Return the fields, from which `from_config` makes an equal object."""

@@ -19,6 +19,7 @@ from keras_selfdistill.nonfinite import StopWithoutProgress, Verdict
 from keras_selfdistill.objective import Objective
 from keras_selfdistill.pair_losses import pair_losses
 from keras_selfdistill.placement import Tap
+from keras_selfdistill.recipe import Scalar
 from keras_selfdistill.safe_config import check_config
 from keras_selfdistill.section_gradients import mean_magnitudes, section_weights
 from keras_selfdistill.teacher import teacher_network
@@ -70,7 +71,8 @@ class SelfDistiller(keras.Model):
         distillation_losses: Losses of `keras.distillation`, applied between each exit
             and its teacher: features by a `FeatureDistillation`, else logits. Keras
             takes their mean over the batch, so sample weights do not reach them.
-        distillation_loss_weights: Their weights, all 1 by default.
+        distillation_loss_weights: Their weights, numbers or schedules, all 1 by
+            default.
         freeze: `"base"` to train the exits of a trained base alone; batch
             normalisation of a frozen base stays in inference mode. To go on with all
             weights: `model.base.trainable = True`, then compile and fit again.
@@ -113,7 +115,7 @@ class SelfDistiller(keras.Model):
         head: str | heads.Head | None = None,
         teacher: keras.Model | None = None,
         distillation_losses: Sequence[Any] | None = None,
-        distillation_loss_weights: Sequence[float] | None = None,
+        distillation_loss_weights: Sequence[Scalar] | None = None,
         freeze: str | None = None,
         classes: int | None = None,
         task: str | None = None,
@@ -154,6 +156,17 @@ class SelfDistiller(keras.Model):
         self.dtype_policy = graph.dtype_policy
 
     @property
+    def trainable(self) -> bool:
+        """Whether anything is trained; the external teacher never is."""
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.Model.trainable.fset(self, value)
+        if self._teacher is not None:
+            self._teacher.trainable = False
+
+    @property
     def exit_names(self) -> list[str]:
         """Names of the exits, shallow to deep."""
         return list(self._graph.exits)
@@ -190,7 +203,10 @@ class SelfDistiller(keras.Model):
 
     @property
     def distillation_scale(self) -> float:
-        """Factor on every loss term but the label loss, 1 unless set."""
+        """Factor on every loss term but the label loss, 1 unless set.
+
+        For callbacks: `fit` leaves it as it found it, and a loaded wrapper has 1.
+        """
         return float(ops.convert_to_numpy(self._distillation_scale.value))
 
     @distillation_scale.setter
@@ -366,9 +382,13 @@ class SelfDistiller(keras.Model):
             others.insert(0, stop)
         else:
             callbacks = [stop, *(keras.tree.flatten(callbacks) if callbacks else [])]
-        return super().fit(
-            x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
-        )
+        scale = self.distillation_scale
+        try:
+            return super().fit(
+                x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
+            )
+        finally:
+            self.distillation_scale = scale
 
     def evaluate(self, *args, **kwargs):
         """Evaluate, with the arguments of `keras.Model.evaluate`."""
@@ -524,7 +544,8 @@ class SelfDistiller(keras.Model):
                 for pair in self._given.pair_losses
             ],
             "distillation_loss_weights": [
-                pair.weight for pair in self._given.pair_losses
+                keras.saving.serialize_keras_object(pair.weight)
+                for pair in self._given.pair_losses
             ],
             "task": self._graph.task.name,
             "name": self.name,
@@ -541,7 +562,9 @@ class SelfDistiller(keras.Model):
             ValueError: A field is missing or unknown, or names what no model is made
                 of (`safe_config` says what that is).
         """
-        with keras.saving.custom_object_scope(custom_objects or {}):
+        # An empty scope would hide the one around it.
+        scope = keras.saving.custom_object_scope
+        with scope(custom_objects) if custom_objects else contextlib.nullcontext():
             check_config(config, code=True)
         needed = {*_SERIALIZED, "taps", "frozen"}
         known = {*inspect.signature(cls.__init__).parameters, "frozen"} - {"self"}
@@ -570,6 +593,11 @@ class SelfDistiller(keras.Model):
             layer for layer in [*self.layers, *self._adapters] if id(layer) not in own
         ]
 
+    def load_own_variables(self, store):
+        """Load the count of steps; the scale of distillation is that of no training."""
+        super().load_own_variables(store)
+        self.distillation_scale = 1.0
+
     def get_compile_config(self) -> dict[str, Any]:
         """Return the arguments of `compile`, serialised."""
         if not self.compiled:
@@ -585,7 +613,14 @@ class SelfDistiller(keras.Model):
 
 
 # Fields of the config that hold configs of Keras objects.
-_SERIALIZED = ("model", "recipe", "head", "teacher", "distillation_losses")
+_SERIALIZED = (
+    "model",
+    "recipe",
+    "head",
+    "teacher",
+    "distillation_losses",
+    "distillation_loss_weights",
+)
 
 
 def _counter(name, value, dtype):

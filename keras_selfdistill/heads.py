@@ -131,9 +131,9 @@ class Separable(Head):
 
     With attention, the tap is first multiplied by a mask: one such block of its own
     width, batch normalisation and ReLU once more, bilinear interpolation to twice the
-    size, sigmoid. So does the authors' code of *Self-Distillation: Towards Efficient and
-    Compact Neural Networks*, doi 10.1109/TPAMI.2021.3067100; its first version had no
-    second batch normalisation and ReLU.
+    size, sigmoid. So does the authors' code of *Self-Distillation: Towards Efficient
+    and Compact Neural Networks*, doi 10.1109/TPAMI.2021.3067100; its first version had
+    no second batch normalisation and ReLU.
 
     Args:
         attention: Whether the tap is masked; the head named `"attention"`.

@@ -100,7 +100,7 @@ class Objective:
             are no classes of the base.
         """
         losses = self._weighted_losses(
-            self.recipe.at(step), labels, exits, sample_weight, external_logits
+            step, labels, exits, sample_weight, external_logits
         )
         values: dict[str, list[Any]] = {term: [] for term in self.terms}
         for term, loss in losses:
@@ -114,8 +114,9 @@ class Objective:
         return terms | {"label_loss": label_loss}
 
     def _weighted_losses(
-        self, recipe, labels, exits, sample_weight, external_logits
+        self, step, labels, exits, sample_weight, external_logits
     ) -> Iterator[tuple[str, Any]]:
+        recipe = self.recipe.at(step)
         # Distillation is reduced as the label loss is, so that their ratio does not
         # depend on the batch size.
         reduction = self.label_loss.reduction
@@ -140,7 +141,7 @@ class Objective:
                 for pair_loss in self.pair_losses:
                     yield (
                         "distillation_loss",
-                        pair_loss(teacher, student) / len(teachers),
+                        pair_loss(teacher, student, step) / len(teachers),
                     )
             if external_logits is not None:
                 loss = soft_target_loss(

@@ -1,6 +1,7 @@
 """Losses of `keras.distillation` between an exit and its teacher."""
 
 import dataclasses
+import math
 import numbers
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ from keras.distillation import (
     LogitsDistillation,
 )
 
+from keras_selfdistill.recipe import Scalar, is_schedule
+
 
 @dataclasses.dataclass(frozen=True)
 class PairLoss:
@@ -20,25 +23,29 @@ class PairLoss:
 
     Args:
         loss: Compares features if it is a `FeatureDistillation`, else logits.
-        weight: Factor on its value.
+        weight: Factor on its value, or a schedule of it.
     """
 
     loss: DistillationLoss
-    weight: float = 1.0
+    weight: Scalar = 1.0
 
-    def __call__(self, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> Any:
+    def __call__(
+        self, teacher: Mapping[str, Any], student: Mapping[str, Any], step: Any = 0
+    ) -> Any:
         """Return the weighted loss, a mean over the batch.
 
         Args:
             teacher: `logits` and `feature` of the teacher.
             student: Those of the exit.
+            step: Training steps so far, for a schedule.
         """
         kind = "feature" if isinstance(self.loss, FeatureDistillation) else "logits"
-        return self.weight * self.loss.compute_loss(teacher[kind], student[kind])
+        weight = self.weight(step) if is_schedule(self.weight) else self.weight
+        return weight * self.loss.compute_loss(teacher[kind], student[kind])
 
 
 def pair_losses(
-    losses: Sequence[DistillationLoss] | None, weights: Sequence[float] | None
+    losses: Sequence[DistillationLoss] | None, weights: Sequence[Scalar] | None
 ) -> list[PairLoss]:
     """Check what the user gave and return it as pairs of loss and weight.
 
@@ -49,7 +56,7 @@ def pair_losses(
 
     Args:
         losses: `keras.distillation` losses, or `None`.
-        weights: Their weights, all 1 if `None`.
+        weights: Their weights or schedules, all 1 if `None`.
 
     Raises:
         TypeError: Something else was given.
@@ -83,10 +90,11 @@ def _pair_loss(loss, weight):
             f"{loss!r} of type {type(loss).__name__}. Expected, say, "
             "keras.distillation.FeatureDistillation(loss='mse')."
         )
-    if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or weight < 0:
+    number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
+    if not is_schedule(weight) and not (number and 0 <= weight < math.inf):
         raise ValueError(
-            "A weight of `distillation_loss_weights` must be a number of at least 0. "
-            f"Received: {weight!r}."
+            "A weight of `distillation_loss_weights` must be a finite number of at "
+            f"least 0, or a schedule. Received: {weight!r}."
         )
     if isinstance(loss, FeatureDistillation) and (
         loss.teacher_layer_name or loss.student_layer_name
@@ -106,7 +114,7 @@ def _pair_loss(loss, weight):
         )
         kl = keras.losses.KLDivergence()
         loss = LogitsDistillation(temperature=loss.temperature, loss=kl)
-    return PairLoss(loss, float(weight))
+    return PairLoss(loss, float(weight) if number else weight)
 
 
 def _is_kl_function(loss):

@@ -130,7 +130,7 @@ class Recipe(Config):
         values = {
             field.name: getattr(self, field.name)(step)
             for field in dataclasses.fields(self)
-            if _is_schedule(getattr(self, field.name))
+            if is_schedule(getattr(self, field.name))
         }
         if not values:
             return self
@@ -139,6 +139,11 @@ class Recipe(Config):
         for name, value in values.items():
             object.__setattr__(recipe, name, value)
         return recipe
+
+
+def is_schedule(value: Any) -> bool:
+    """Tell a schedule from a number."""
+    return isinstance(value, keras.optimizers.schedules.LearningRateSchedule)
 
 
 def is_used(weight: Any) -> bool:
@@ -187,7 +192,7 @@ def refuse(recipe: Recipe, field: str, expected: str) -> None:
 def _number(recipe, field):
     """Return a field as a float, `None` where it is a schedule."""
     value = getattr(recipe, field)
-    if _is_schedule(value):
+    if is_schedule(value):
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
@@ -198,7 +203,3 @@ def _number(recipe, field):
     # NumPy's numbers would not serialise; the class is frozen for everyone else.
     object.__setattr__(recipe, field, float(value))
     return float(value)
-
-
-def _is_schedule(value):
-    return isinstance(value, keras.optimizers.schedules.LearningRateSchedule)

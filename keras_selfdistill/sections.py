@@ -185,6 +185,12 @@ def _alive(pieces, section):
 
 def _check_exits(graph):
     """Refuse exits and layers that leave nothing to cut."""
+    if graph.head.reads_whole_base:
+        raise ValueError(
+            f"No sample can leave early: the exits' head, {graph.head!r}, reads the "
+            f"whole base {graph.base.name!r} at each of them. Deploy final_model(), "
+            "which the exits helped to train, or ensemble_model()."
+        )
     nodes = graph_nodes(graph.base.inputs, graph.flat.model.outputs)
     for node in nodes:
         operation = original(node.operation)

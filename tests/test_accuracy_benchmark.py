@@ -276,7 +276,6 @@ def test_every_method_is_timed(data_dir, tmp_path):
     assert found["plain"] == {"median": 1.0, "min": 1.0, "max": 1.0}
     for each in found.values():
         assert 0 < each["min"] <= each["median"] <= each["max"]
-    assert found["kd"]["median"] > 1.0  # A deeper network is trained as well.
 
 
 def test_published_rows_stand_beside_their_networks():
@@ -290,12 +289,143 @@ def test_published_rows_stand_beside_their_networks():
         assert rows.keys() <= ksd.networks.NETWORKS.keys()
 
 
+def test_ordinary_distillation_needs_a_deeper_network():
+    every = list(accuracy_methods.METHODS)
+    assert accuracy_methods.methods_of(SMOKE) == every
+    _, other = accuracy_methods.named_preset("smoke", "vgg19_bn")
+    assert accuracy_methods.methods_of(other) == [
+        name for name in every if name != "kd"
+    ]
+
+
+@pytest.mark.long
 @pytest.mark.process
-def test_ordinary_distillation_needs_a_deeper_network(data_dir, tmp_path):
-    done = run(data_dir, tmp_path, "--methods=plain,kd", "--model=vgg19_bn")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--methods=plain,kd", "--model=vgg19_bn"], "Received --methods=kd; expected"),
+        (["--variant=strong"], "expected both or none"),
+    ],
+    ids=["kd", "variant"],
+)
+def test_wrong_flags_are_refused_before_the_first_cell(
+    data_dir, tmp_path, flags, message
+):
+    done = run(data_dir, tmp_path, *flags)
     assert done.returncode
-    assert "Received --methods=kd with vgg19_bn" in done.stdout + done.stderr
-    assert files(tmp_path) == set()  # Refused before the first cell.
+    assert message in done.stdout + done.stderr
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.long
+@pytest.mark.process
+def test_out_of_time_it_saves_and_the_same_command_goes_on(data_dir, tmp_path):
+    flags = "--methods=plain", "--checkpoint_every=99"
+    none = run(data_dir, tmp_path, *flags, "--time_limit_s=0")
+    assert none.returncode == accuracy.OUT_OF_TIME, none.stderr
+    assert files(tmp_path) == set()
+    # The time is over as soon as training begins, which ends with the epoch.
+    hurried = """
+import time
+import keras
+
+real, late = time.monotonic, []
+time.monotonic = lambda: real() + 1e6 * len(late)
+fit = keras.Model.fit
+keras.Model.fit = lambda *args, **kwargs: (late.append(1), fit(*args, **kwargs))[1]
+"""
+    some = run(data_dir, tmp_path, *flags, "--time_limit_s=1000", before=hurried)
+    assert some.returncode == accuracy.OUT_OF_TIME, some.stderr
+    assert "epoch 1/2" in some.stdout
+    assert "epoch 2/2" not in some.stdout
+    assert files(tmp_path) == {"work/smoke/plain-seed0.npz"}
+    done = run(data_dir, tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/2" not in done.stdout
+    assert "epoch 2/2" in done.stdout
+    assert files(tmp_path) == {"results/smoke/plain-seed0.json", "results/smoke.md"}
+
+
+def test_presets_are_those_of_the_experiments():
+    """Sizes, optimizer and schedules, as they were laid down before the first cell."""
+    presets = accuracy_methods.PRESETS
+    shown = {
+        name: (
+            64 * preset.width_multiplier,
+            preset.train_examples,
+            preset.batch_size,
+            preset.epochs,
+            preset.schedule,
+            preset.dtype,
+        )
+        for name, preset in presets.items()
+    }
+    assert shown["cpu"] == (24, 5000, 64, 40, "cosine", "float32")
+    assert shown["cpu_full"] == (16, None, 128, 12, "cosine", "float32")
+    assert shown["paper"] == (64, None, 128, 200, "step", "mixed_bfloat16")
+    steps = 79
+    cosine = accuracy_training.build_optimizer(presets["cpu"], steps)
+    assert (cosine.momentum, cosine.nesterov) == (0.9, True)
+    assert cosine.weight_decay * (1 - 0.9) == pytest.approx(5e-4)
+    rate = cosine._learning_rate
+    assert float(rate(100)) == pytest.approx(0.05)
+    assert float(rate(200)) == pytest.approx(0.1)
+    middle = 200 + (40 * steps - 200) // 2
+    assert float(rate(middle)) == pytest.approx(0.05, rel=1e-3)
+    assert float(rate(40 * steps)) == pytest.approx(0.0, abs=1e-6)
+    steps = 391
+    rate = accuracy_training.build_optimizer(presets["paper"], steps)._learning_rate
+    for epoch, before, after in ((75, 0.1, 0.01), (130, 0.01, 1e-3), (180, 1e-3, 1e-4)):
+        found = [float(rate(epoch * steps + shift)) for shift in (-1, 0)]
+        assert found == pytest.approx([before, after])
+
+
+def test_ordinary_distillation_is_its_formula(data_dir):
+    """(1 − alpha) · crossentropy + alpha · T² · KL(teacher ‖ student)."""
+    keras.utils.set_random_seed(0)
+    wanted = cell("kd", alpha=0.7, temperature=3.0)
+    build = functools.partial(accuracy_methods.build_plain, wanted, "sgd", logits=True)
+    teacher = build(model="resnet34")
+    model = accuracy_methods.build_taught(wanted, "sgd", teacher)
+    random = np.random.default_rng(0)
+    images = random.normal(size=(6, 32, 32, 3)).astype("float32")
+    labels = np.arange(6)
+
+    def log_softmax(logits):
+        logits = logits.astype("float64")
+        return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+    z, t = (m.predict(images, verbose=0) for m in (model.student, teacher))
+    p, q = log_softmax(t / 3), log_softmax(z / 3)
+    kl = 9 * (np.exp(p) * (p - q)).sum(axis=-1).mean()
+    label = -log_softmax(z)[labels, labels].mean()
+    found = model.evaluate(images, labels, return_dict=True, verbose=0)["loss"]
+    assert found == pytest.approx(0.3 * label + 0.7 * kl, rel=1e-4)
+
+
+def test_the_time_of_ordinary_distillation_holds_its_teachers_training(
+    grid, monkeypatch
+):
+    deep = []
+
+    def build(*args, **options):
+        deep.append(accuracy_methods.build_plain(*args, **options))
+        return deep[-1]
+
+    monkeypatch.setattr(accuracy_time, "build_plain", build)
+    trainers = accuracy_time.trainers(cell("kd"), grid.data[0], steps=1)
+    assert {model.name for model in deep} == {"resnet34"}
+    before = [model.get_weights() for model in deep]
+    for train in trainers:
+        train()
+    moved = [
+        any(
+            not np.array_equal(*pair)
+            for pair in zip(old, model.get_weights(), strict=True)
+        )
+        for old, model in zip(before, deep, strict=True)
+    ]
+    assert sorted(moved) == [False, True]  # One teaches, the other shows what it cost.
 
 
 RESULTS = SCRIPT.parent / "results"
@@ -308,8 +438,10 @@ def test_the_command_keeps_the_committed_results(path):
     """Each is what the benchmark would train now, under the name it would give."""
     settings = json.loads(path.read_text())["settings"]
     constants = accuracy_methods.METHODS[settings["method"]].fields
+    name, preset = accuracy_methods.named_preset(settings["preset"], settings["model"])
+    assert path.parent.name == name
     made = accuracy_methods.Cell(
-        preset=accuracy_methods.PRESETS[settings["preset"]],
+        preset=preset,
         method=settings["method"],
         seed=settings["seed"],
         fields={**constants, **settings["fields"]},
@@ -318,7 +450,7 @@ def test_the_command_keeps_the_committed_results(path):
     select = settings["evaluated_on"] == "hold-out"
     assert ("selection" in path.parts) == select
     grid = accuracy.Grid(
-        preset_name=path.parent.name,
+        preset_name=settings["preset"],
         data=None,
         results=path.parent,
         work=path.parent,
@@ -330,10 +462,14 @@ def test_the_command_keeps_the_committed_results(path):
     accuracy_training.refuse_other_settings(path, settings, now)
 
 
-@pytest.mark.parametrize("name", ["cpu", "selection/cpu"])
-def test_the_committed_table_shows_the_committed_results(name):
-    text = accuracy_table.table(RESULTS / name, select=name.startswith("selection"))
-    assert (RESULTS / f"{name}.md").read_text() == text
+@pytest.mark.parametrize(
+    "folder",
+    sorted({path.parent for path in RESULTS.rglob("*-seed*.json")}),
+    ids=lambda folder: folder.relative_to(RESULTS).as_posix(),
+)
+def test_the_committed_table_shows_the_committed_results(folder):
+    text = accuracy_table.table(folder, select="selection" in folder.parts)
+    assert folder.with_name(f"{folder.name}.md").read_text() == text
 
 
 @pytest.mark.long

@@ -139,6 +139,21 @@ def test_fields_out_of_range_are_refused(kind):
         kind().temperature = 2.0
 
 
+def test_a_subclass_that_is_no_dataclass_itself_is_refused():
+    """Its default would not count: Sub().alpha were 0.1."""
+
+    class Sub(recipes.BYOT):
+        alpha: float = 0.7
+
+    with pytest.raises(TypeError, match=r"Sub has fields.*\['alpha'\](.|\n)*dataclass"):
+        Sub()
+
+    class Renamed(recipes.BYOT):
+        """Without fields of its own there is nothing to lose."""
+
+    assert Renamed().alpha == 0.1
+
+
 def test_an_unknown_exit_to_skip_is_refused():
     with pytest.raises(ValueError, match="skipped_hint is out of range"):
         recipes.AttentionBYOT(skipped_hint="deepest")

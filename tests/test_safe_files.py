@@ -5,6 +5,7 @@ mark where it runs; that it could is shown first, where there is a way.
 """
 
 import base64
+import dataclasses
 import importlib
 import io
 import json
@@ -459,6 +460,40 @@ def test_code_of_the_users_own_needs_keras_and_his_word(tmp_path):
     with pytest.raises(ValueError, match="lambda"):
         keras.saving.load_model(tmp_path / "a.keras")
     keras.saving.load_model(tmp_path / "a.keras", safe_mode=False)
+
+
+def test_custom_objects_need_no_registration(tmp_path):
+    """As for any Keras model, by the argument or by a scope."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Mine(ksd.recipes.BYOT):
+        alpha: float = 0.7
+
+    class Doubled(keras.layers.Layer):
+        def call(self, inputs):
+            return 2.0 * inputs
+
+    base = keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(8, name="hidden"),
+            Doubled(),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    model = ksd.SelfDistiller(base, ["hidden"], Mine())
+    model.save(tmp_path / "m.keras")
+    known = {"Mine": Mine, "Doubled": Doubled}
+    loaded = [keras.saving.load_model(tmp_path / "m.keras", custom_objects=known)]
+    with keras.saving.custom_object_scope(known):
+        loaded.append(keras.saving.load_model(tmp_path / "m.keras"))
+    x = np.ones((2, 8), "float32")
+    for each in loaded:
+        assert each.recipe == Mine()
+        for name, expected in model.predict(x, verbose=0).items():
+            np.testing.assert_allclose(each.predict(x, verbose=0)[name], expected)
+    with pytest.raises((TypeError, ValueError)):
+        keras.saving.load_model(tmp_path / "m.keras")
 
 
 def test_missing_files_are_no_refusals(tmp_path):

@@ -135,6 +135,23 @@ def test_keras_distillation_losses():
     assert float(found["distillation_loss"]) == pytest.approx(expected, rel=1e-4)
 
 
+def test_weights_of_keras_losses_may_be_schedules(batch, tmp_path):
+    rising = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.0, 0.5])
+    model = compiled(
+        "deep_supervision",
+        distillation_losses=[keras.distillation.FeatureDistillation("mse")],
+        distillation_loss_weights=[rising],
+    )
+    assert fit(model, batch)["distillation_loss"][0] == 0.0  # Steps 0 and 1.
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    first, second = (
+        fit(each, batch)["distillation_loss"][0] for each in (model, loaded)
+    )
+    assert first == pytest.approx(second)
+    assert first > 0.0
+
+
 @pytest.mark.once
 def test_the_default_logits_distillation_is_replaced():
     with pytest.warns(UserWarning, match="KLDivergence"):
@@ -221,6 +238,38 @@ def test_the_external_teacher_stays_and_is_saved(batch, tmp_path):
     }
 
 
+def test_the_external_teacher_runs_in_inference_mode_and_is_never_trained(batch):
+    """Its dropout would show in the calls, its weights move by the decay alone."""
+    keras.utils.set_random_seed(5)
+    calls = []
+
+    class Watched(keras.layers.Dropout):
+        def call(self, inputs, training=False):
+            calls.append(training)
+            return super().call(inputs, training=training)
+
+    base = small_base(name="teacher")
+    *_, pooled, predictions = base.layers
+    teacher = keras.Model(base.input, predictions(Watched(0.5)(pooled.output)))
+    before = teacher.get_weights()
+    model = compiled("deep_supervision", teacher=teacher)
+    # As one may who trains the exits in turns: Keras tells every layer inside.
+    model.trainable = False
+    model.trainable = True
+    model.compile(
+        keras.optimizers.SGD(0.1, weight_decay=0.1),
+        "sparse_categorical_crossentropy",
+        run_eagerly=True,
+    )
+    model.train_on_batch(*batch)  # Builds the metrics.
+    calls.clear()
+    model.train_on_batch(*batch)
+    assert calls == [False]  # Once.
+    for a, b in zip(teacher.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert model.trainable_variables
+
+
 @pytest.mark.once
 def test_external_loss_is_that_of_the_teachers_logits(batch):
     keras.utils.set_random_seed(5)
@@ -262,9 +311,7 @@ def test_a_wrong_teacher_is_refused(base, batch, teacher, error, message):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(
-    "recipe", ["byot", "separable_byot", "attention_byot", "teskd"]
-)
+@pytest.mark.parametrize("recipe", ["byot", "attention_byot", "teskd"])
 def test_which_parameters_learn(batch, recipe):
     """Every weight moves but those that statistics or the labels cannot reach."""
     model = compiled(recipe)
@@ -308,6 +355,8 @@ def test_students_that_read_the_whole_base_are_not_cut_off():
     assert not model.has_early_exits
     with pytest.raises(ValueError, match="reads the whole base"):
         model.exit_model("exit_1")
+    with pytest.raises(ValueError, match=r"reads the whole base(.|\n)*final_model\(\)"):
+        ksd.EarlyExit(model)
     assert set(ksd.profile(model)) == {"final", "ensemble"}
     base = small_base()
     assert model.final_model().count_params() == base.count_params()
@@ -385,6 +434,22 @@ def test_label_warm_up(batch):
     resumed = compiled()
     history = fit(resumed, batch, epochs=3, initial_epoch=2, callbacks=[warm])
     assert history["soft_target_loss"][0] > 0
+
+
+def test_a_warm_up_that_was_left_early_leaves_no_trace(batch, tmp_path):
+    model = compiled()
+    path = tmp_path / "m.keras"
+    checkpoint = keras.callbacks.ModelCheckpoint(path)
+    leave = keras.callbacks.LambdaCallback(on_epoch_end=stop_at_once)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, batch, callbacks=[ksd.callbacks.LabelWarmUp(2), checkpoint, leave])
+    for each in (model, keras.saving.load_model(path)):
+        assert each.distillation_scale == 1.0
+        assert fit(each, batch)["soft_target_loss"][0] > 0.0
+
+
+def stop_at_once(epoch, logs):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.once
