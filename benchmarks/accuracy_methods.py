@@ -20,7 +20,12 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What all cells of a table share.
+    """What all cells of a table share, so that methods alone differ.
+
+    Schedule and augmentation are those of BYOT (ICCV 2019) for every method, with
+    Nesterov momentum, also where a method's own paper trained otherwise: TESKD divides
+    the rate at other epochs, and the journal version trains for 250, with AutoAugment
+    and Cutout.
 
     Attributes:
         model: Name in `keras_selfdistill.networks.NETWORKS`.

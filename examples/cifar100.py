@@ -200,7 +200,12 @@ def _encoded(batches: Iterable[dict[str, np.ndarray]]) -> _Encoded:
 
 def normalize(images: np.ndarray) -> np.ndarray:
     """Maps uint8 images (..., 3) to float32 with mean 0 and variance 1 per channel."""
-    return (images.astype("float32") / np.float32(255) - MEAN) / STD
+    # Whole rows of an image at a time: NumPy's loops over three channels are slow.
+    rows = images.reshape(*images.shape[:-2], -1).astype("float32")
+    rows /= np.float32(255)
+    rows -= np.tile(MEAN, images.shape[-2])
+    rows /= np.tile(STD, images.shape[-2])
+    return rows.reshape(images.shape)
 
 
 class Augmented:
@@ -302,8 +307,11 @@ def crop_and_mirror(
     count, height, width, _ = images.shape
     border = (padding, padding)
     padded = np.pad(images, ((0, 0), border, border, (0, 0)))
-    top, left = rng.integers(0, 2 * padding + 1, size=(2, count, 1))
-    mirrored = rng.random((count, 1)) < 0.5
-    rows = top + np.arange(height)
-    columns = left + np.where(mirrored, np.arange(width)[::-1], np.arange(width))
-    return padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None]]
+    corners = rng.integers(0, 2 * padding + 1, size=(2, count)).T
+    mirrored = rng.random(count) < 0.5
+    cropped = np.empty_like(images)
+    # A third of the time that indexing all pixels of all images at once takes.
+    for i, (top, left) in enumerate(corners.tolist()):
+        crop = padded[i, top : top + height, left : left + width]
+        cropped[i] = crop[:, ::-1] if mirrored[i] else crop
+    return cropped

@@ -63,8 +63,9 @@ class SelfDistiller(keras.Model):
         recipe: `"byot"`, `"separable_byot"`, `"attention_byot"`, `"teskd"`,
             `"deep_supervision"`, or a `Recipe`.
         head: `"bottleneck"`, `"separable"`, `"attention"`, `"top_down"`, `"linear"`,
-            or a `Head`; by default the recipe's own, narrowed where its exits would add
-            more than 15 % to the base's multiply-adds (see `heads.Bottleneck`).
+            or a `Head`; by default the recipe's own. Its bottlenecks are narrowed where
+            they would add more than 15 % to the base's multiply-adds (see
+            `heads.Bottleneck`); other heads are not.
         teacher: Another classifier, of the same inputs and classes, whose logits every
             exit learns from with the recipe's `external_weight`. It is frozen, called
             in inference mode, and saved with the wrapper.

@@ -128,9 +128,10 @@ class SeparableBYOT(BYOT):
 
     The loss is that of `BYOT`; the head is the separable one of the journal version
     (`AttentionBYOT`) without its attention mask, and α is 0.3. This choice is not a
-    paper's: with a small ResNet-18 and 5,000 images of CIFAR-100, where the published
-    `BYOT` is no better than labels alone, it was the best of those that were tried on
-    images held out of the training set (`benchmarks/results/selection`).
+    paper's: with a narrow ResNet-18 and 5,000 images of CIFAR-100, where no exit of the
+    published `BYOT` is better than with labels alone, it had the best shallow exits and
+    the best ensemble of the six that were tried, with one seed, on images held out of
+    the training set (`benchmarks/results/selection`).
 
     Args:
         **fields: Those of `BYOT`.
@@ -159,7 +160,7 @@ class AttentionBYOT(Recipe):
     *Self-Distillation: Towards Efficient and Compact Neural Networks*, doi
     10.1109/TPAMI.2021.3067100. Exits look at their tap through an attention mask
     (head `"attention"`), and a linear layer of its own adapts each exit's feature
-    before it is compared.
+    before it is compared. With a single tap there is no hint: it is the one skipped.
 
     Loss of exit i: `(1 − α) · label loss + α · H(p, q) + β · ‖adapter(fᵢ) − f‖₂`, where
     H is the crossentropy of the exit's distribution at temperature T under the final
@@ -284,7 +285,7 @@ class TESKD(Recipe):
         return weights | {final: TermWeights(label=self.label_weight)}
 
 
-# By the names that stand for them, with the constants of their papers.
+# By the names that stand for them, with their defaults.
 RECIPES: dict[str, type[Recipe]] = {
     "byot": BYOT,
     "separable_byot": SeparableBYOT,

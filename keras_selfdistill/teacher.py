@@ -46,7 +46,7 @@ def teacher_network(teacher: Any, base: Any, task: Task) -> keras.Model:
             f"can be found. Received: {teacher!r} of type {type(teacher).__name__}."
         )
     shapes = [[tuple(each.shape) for each in model.inputs] for model in (teacher, base)]
-    if shapes[0] != shapes[1]:
+    if not _takes(*shapes):
         raise ValueError(
             "The teacher must take the base's inputs. Received: a teacher with inputs "
             f"{shapes[0]}. Expected: {shapes[1]}."
@@ -72,3 +72,12 @@ def teacher_network(teacher: Any, base: Any, task: Task) -> keras.Model:
     network = keras.Model(input_structure(flat), logits, name=f"{teacher.name}_logits")
     network.trainable = False
     return network
+
+
+def _takes(shapes, inputs):
+    """Tell whether a model with inputs of some shapes, maybe open, takes others."""
+    return [len(shape) for shape in shapes] == [len(shape) for shape in inputs] and all(
+        size in (None, other)
+        for shape, given in zip(shapes, inputs, strict=True)
+        for size, other in zip(shape, given, strict=True)
+    )

@@ -67,7 +67,7 @@ def attention_byot(arrays, rows, sample_weight, *, alpha, temperature, beta, tea
     return (loss * sample_weight).mean()
 
 
-def teskd(arrays, rows, sample_weight, *, teacher):
+def teskd(arrays, rows, sample_weight, *, teacher, hint=128e-7):
     """The TESKD constants; nothing but the hint's teacher is detached."""
     logits, features = arrays[::2], arrays[1::2]
     _, teacher_feature = teacher
@@ -79,7 +79,7 @@ def teskd(arrays, rows, sample_weight, *, teacher):
         gap = np.where(
             (feature > 0) | (teacher_feature > 0), feature - teacher_feature, 0
         )
-        loss = loss + 0.8 * 16 * kl + 128e-7 * (gap**2).sum(axis=-1)
+        loss = loss + 0.8 * 16 * kl + hint * (gap**2).sum(axis=-1)
     return (loss * sample_weight).mean()
 
 
@@ -119,6 +119,11 @@ RECIPES = {
         ),
     ),
     "teskd": (recipes.get("teskd"), teskd),
+    # The published hint is smaller than what differences of gradients can show.
+    "hinted_teskd": (
+        recipes.TESKD(hint_weight=0.3),
+        lambda *a, **k: teskd(*a, hint=0.3, **k),
+    ),
     "deep_supervision": (
         recipes.get("deep_supervision"),
         lambda *a, **k: deep_supervision(*a, weight=1.0, **k),

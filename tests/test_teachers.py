@@ -285,6 +285,15 @@ def test_external_loss_is_that_of_the_teachers_logits(batch):
 
 
 @pytest.mark.once
+def test_a_teacher_may_take_images_of_any_size(batch):
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    teacher = keras.Model(inputs, keras.layers.Dense(4, activation="softmax")(x))
+    assert fit(compiled(teacher=teacher), batch)["external_loss"][0] > 0
+
+
+@pytest.mark.once
 def test_an_ensemble_can_teach(batch):
     first = compiled(seed=3)
     model = compiled("byot", teacher=first.ensemble_model())
@@ -313,7 +322,7 @@ def test_a_wrong_teacher_is_refused(base, batch, teacher, error, message):
 @pytest.mark.once
 @pytest.mark.parametrize("recipe", ["byot", "attention_byot", "teskd"])
 def test_which_parameters_learn(batch, recipe):
-    """Every weight moves but those that statistics or the labels cannot reach."""
+    """All: labels alone reach every head and section."""
     model = compiled(recipe)
     before = {v.path: to_numpy(v.value) for v in model.trainable_variables}
     fit(model, batch)
@@ -340,6 +349,23 @@ def test_training_goes_on_after_loading(batch, recipe, tmp_path):
         fit(each, batch)
     for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_an_adapted_feature_is_compared_with_the_final_one(batch):
+    """Mean of ‖W f + b − final feature‖₂, of the exits that have an adapter."""
+    recipe = ksd.recipes.AttentionBYOT(hint_weight=0.2, skipped_hint="shallowest")
+    model = compiled(recipe)
+    exits = model._graph.training_network(batch[0], training=False)["exits"]
+    kernel, bias = map(to_numpy, model._adapters[0].weights)
+    features = [
+        to_numpy(exits[name]["feature"]).astype("float64")
+        for name in ("exit_2", "final")
+    ]
+    gap = features[0] @ kernel + bias - features[1]
+    logs = model.evaluate(*batch, batch_size=16, verbose=0, return_dict=True)
+    expected = 0.2 * np.linalg.norm(gap, axis=-1).mean()
+    assert logs["hint_loss"] == pytest.approx(expected, rel=1e-4)
+    assert [layer.name for layer in model._adapters] == ["exit_2_adapter"]
 
 
 @pytest.mark.once

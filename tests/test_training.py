@@ -210,7 +210,12 @@ def test_the_exits_run_once_a_step(batch):
     [
         ksd.recipes.BYOT(alpha=1.0, hint_weight=0.0, final_label_weight=0.0),
         ksd.recipes.BYOT(alpha=0.0, hint_weight=1.0, final_label_weight=0.0),
+        ksd.recipes.AttentionBYOT(alpha=1.0, hint_weight=0.0, final_label_weight=0.0),
+        ksd.recipes.AttentionBYOT(
+            alpha=0.0, hint_weight=1.0, final_label_weight=0.0, skipped_hint="none"
+        ),
     ],
+    ids=["soft targets", "hint", "soft targets of attention", "hint of attention"],
 )
 def test_distillation_leaves_the_teacher_as_it_is(base, batch, recipe):
     model = wrap(base, recipe, taps=["out_1"])
@@ -223,7 +228,18 @@ def test_distillation_leaves_the_teacher_as_it_is(base, batch, recipe):
     behind_the_tap = ("conv_2a", "conv_2b", "shortcut", "bn_2", "predictions")
     assert not [path for path in moved if path.startswith(behind_the_tap)]
     if recipe.alpha:
-        assert {"stem/kernel", "conv_1a/kernel", "exit_1_reduce/kernel"} <= moved
+        assert {"stem/kernel", "conv_1a/kernel", "exit_1_logits/kernel"} <= moved
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")  # That is the point.
+@pytest.mark.parametrize("detach", [False, True])
+def test_soft_targets_of_teskd_reach_the_teacher_unless_detached(base, batch, detach):
+    recipe = ksd.recipes.TESKD(label_weight=0.0, hint_weight=0.0, detach_teacher=detach)
+    model = wrap(base, recipe, taps=["out_1"])
+    before = to_numpy(base.get_layer("predictions").kernel.value)
+    fit(model, *batch, class_weight=None)
+    after = to_numpy(base.get_layer("predictions").kernel.value)
+    assert (before == after).all() == detach
 
 
 def hand_built(base, wrapper):
