@@ -5,7 +5,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeGuard
 
 import keras
 
@@ -141,7 +141,9 @@ class Recipe(Config):
         return recipe
 
 
-def is_schedule(value: Any) -> bool:
+def is_schedule(
+    value: Any,
+) -> TypeGuard[keras.optimizers.schedules.LearningRateSchedule]:
     """Tell a schedule from a number."""
     return isinstance(value, keras.optimizers.schedules.LearningRateSchedule)
 
