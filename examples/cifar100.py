@@ -201,10 +201,11 @@ def _encoded(batches: Iterable[dict[str, np.ndarray]]) -> _Encoded:
 def normalize(images: np.ndarray) -> np.ndarray:
     """Maps uint8 images (..., 3) to float32 with mean 0 and variance 1 per channel."""
     # Whole rows of an image at a time: NumPy's loops over three channels are slow.
-    rows = images.reshape(*images.shape[:-2], -1).astype("float32")
+    *leading, width, channels = images.shape
+    rows = images.reshape(*leading, width * channels).astype("float32")
     rows /= np.float32(255)
-    rows -= np.tile(MEAN, images.shape[-2])
-    rows /= np.tile(STD, images.shape[-2])
+    rows -= np.tile(MEAN, width)
+    rows /= np.tile(STD, width)
     return rows.reshape(images.shape)
 
 
