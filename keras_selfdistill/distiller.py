@@ -208,7 +208,8 @@ class SelfDistiller(keras.Model):
 
         For callbacks: `fit` leaves it as it found it, and a loaded wrapper has 1.
         """
-        return float(ops.convert_to_numpy(self._distillation_scale.value))
+        # The sum is a tensor: NumPy cannot read a variable that devices mirror.
+        return float(ops.convert_to_numpy(self._distillation_scale.value + 0.0))
 
     @distillation_scale.setter
     def distillation_scale(self, value: float) -> None:
