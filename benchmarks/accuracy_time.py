@@ -31,6 +31,8 @@ from accuracy_training import augmented, batches, build_optimizer, cifar100, rea
 from run_folder import write_json
 from surroundings import accelerators, origin
 
+import keras_selfdistill as ksd
+
 FLAGS = flags.FLAGS
 
 
@@ -93,7 +95,9 @@ def ratios(
 def define_flags() -> None:
     """Defines the command line, which a test that imports this file does not want."""
     flags.DEFINE_enum("preset", "cpu", list(PRESETS), "Size of the experiment.")
-    flags.DEFINE_string("model", None, "Instead of the preset's network.")
+    flags.DEFINE_enum(
+        "model", None, list(ksd.networks.NETWORKS), "Instead of the preset's network."
+    )
     flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
     flags.DEFINE_integer("steps", 3, "Steps of each method a round.", lower_bound=1)
     flags.DEFINE_string(
