@@ -9,8 +9,6 @@ from absl import app
 from accuracy_methods import METHODS, PRESETS
 from published import published
 
-TIMED_BY = "benchmarks/accuracy_time.py"
-
 
 def summarize(values: list[float]) -> str:
     """Returns mean ± standard deviation of a sample, in per cent."""
@@ -103,7 +101,9 @@ def _made_by(cells, timed, select):
     ]
     if timed:
         backend = timed["settings"]["backend"]
-        lines.append(f"`KERAS_BACKEND={backend} python {TIMED_BY}{shared}`")
+        lines.append(
+            f"`KERAS_BACKEND={backend} python benchmarks/accuracy_time.py{shared}`"
+        )
     sources = [*cells, timed] if timed else cells
     for key in ("versions", "machine"):
         for text in sorted({json.dumps(each[key]) for each in sources}):

@@ -71,7 +71,7 @@ def trainers(cell: Cell, train: cifar100.Split, steps: int) -> list[Callable[[],
 def ratios(
     cells: list[Cell], train: cifar100.Split, *, rounds: int, steps: int
 ) -> dict[str, dict[str, float]]:
-    """Returns each method's time over that of the first, `plain`: median and range."""
+    """Returns each method's time over that of `plain`: median and range of rounds."""
     clock = time.perf_counter if accelerators() else time.process_time
     runs = {cell.method: trainers(cell, train, steps) for cell in cells}
     times = []

@@ -380,7 +380,7 @@ def test_presets_are_those_of_the_experiments():
         assert found == pytest.approx([before, after])
 
 
-def test_ordinary_distillation_is_its_formula(data_dir):
+def test_ordinary_distillation_is_its_formula():
     """(1 − alpha) · crossentropy + alpha · T² · KL(teacher ‖ student)."""
     keras.utils.set_random_seed(0)
     wanted = cell("kd", alpha=0.7, temperature=3.0)

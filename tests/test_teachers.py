@@ -239,7 +239,7 @@ def test_the_external_teacher_stays_and_is_saved(batch, tmp_path):
 
 
 def test_the_external_teacher_runs_in_inference_mode_and_is_never_trained(batch):
-    """Its dropout would show in the calls, its weights move by the decay alone."""
+    """Dropout would show in the calls; weight decay alone would move its weights."""
     keras.utils.set_random_seed(5)
     calls = []
 

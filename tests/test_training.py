@@ -229,6 +229,8 @@ def test_distillation_leaves_the_teacher_as_it_is(base, batch, recipe):
     assert not [path for path in moved if path.startswith(behind_the_tap)]
     if recipe.alpha:
         assert {"stem/kernel", "conv_1a/kernel", "exit_1_logits/kernel"} <= moved
+        first = {"bottleneck": "reduce", "attention": "attention_block_depthwise1"}
+        assert f"exit_1_{first[recipe.head]}/kernel" in moved
 
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")  # That is the point.
