@@ -144,6 +144,8 @@ def run_cell(grid: Grid, cell: Cell) -> None:
     key = "validation_accuracy" if grid.select else "test_accuracy"
     found = accuracies(model, grid.data[1])
     content = {key: found, **times(stages), "settings": settings, **origin()}
+    if method.taught:
+        content[f"teacher_{key}"] = accuracies(teacher, grid.data[1])
     write_json(path, content)
     checkpoint.delete()
     print(cell.name, {name: round(value, 4) for name, value in found.items()})

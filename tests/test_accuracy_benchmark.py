@@ -93,6 +93,7 @@ def test_a_killed_cell_ends_like_one_that_was_not(data_dir, tmp_path):
     )
     assert without_times(found) == without_times(expected)
     assert [len(stage) for stage in found["epochs"].values()] == [2, 2]
+    assert found["teacher_test_accuracy"].keys() == {"final"}
     assert files(killed / "results") == {"smoke/kd-seed0.json", "smoke.md"}
 
 
@@ -204,6 +205,9 @@ def test_the_table_holds_mean_and_deviation(tmp_path):
         for seed, x in enumerate(finals[:2])
     ]
     cells.append(result("byot", 0, variant="strong", final=0.7))
+    cells.append(result("kd", 0, final=0.6))
+    cells[-1]["settings"]["teacher"] = "resnet34"
+    cells[-1]["teacher_test_accuracy"] = {"final": 0.625}
     folder = tmp_path / "smoke"
     folder.mkdir()
     for i, content in enumerate(cells):
@@ -227,6 +231,7 @@ def test_the_table_holds_mean_and_deviation(tmp_path):
     expected = [f"{value} ± {deviation:.2f}" for value in ("42.00", "52.00", "62.00")]
     assert [rows["byot"][column] for column in (1, 4, 5)] == expected
     assert rows["byot"][6:8] == ["2", "1.50"]
+    assert "The teacher of kd, resnet34: 62.50." in text
     assert rows["byot.strong"][4:8] == ["70.00", "–", "1", "–"]
     assert "by the processor, median of 7 interleaved rounds" in text
     assert "python benchmarks/accuracy_time.py --preset=smoke`" in text
