@@ -145,7 +145,7 @@ def run_cell(grid: Grid, cell: Cell) -> None:
     found = accuracies(model, grid.data[1])
     content = {key: found, **times(stages), "settings": settings, **origin()}
     if method.taught:
-        content[f"teacher_{key}"] = accuracies(teacher, grid.data[1])
+        content["teacher_accuracy"] = accuracies(teacher, grid.data[1])["final"]
     write_json(path, content)
     checkpoint.delete()
     print(cell.name, {name: round(value, 4) for name, value in found.items()})

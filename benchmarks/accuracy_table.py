@@ -54,12 +54,11 @@ def table(folder: pathlib.Path, select: bool) -> str:
         line.append(f"{known[row[0]]['median']:.2f}" if row[0] in known else "–")
         lines.append([*line, "–" if row[1] else published(row[0], model)])
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    ends = _caption(cells, timed, key), _made_by(cells, timed, select)
+    ends = _caption(cells, timed, select), _made_by(cells, timed, select)
     return f"{ends[0]}\n\n{text}\n\n{ends[1]}\n"
 
 
-def _caption(cells, timed, key):
-    select = key == "validation_accuracy"
+def _caption(cells, timed, select):
     kind = "held-out training images" if select else "test images"
     settings = cells[0]["settings"]
     images = settings["train_examples"] or ("45,000" if select else "50,000")
@@ -77,9 +76,9 @@ def _caption(cells, timed, key):
             f"{timed['settings']['rounds']} interleaved rounds; that of kd holds its "
             "teacher's training."
         )
-    taught = [cell for cell in cells if f"teacher_{key}" in cell]
+    taught = [cell for cell in cells if "teacher_accuracy" in cell]
     if taught:
-        found = summarize([cell[f"teacher_{key}"]["final"] for cell in taught])
+        found = summarize([cell["teacher_accuracy"] for cell in taught])
         caption += f" The teacher of kd, {taught[0]['settings']['teacher']}: {found}."
     return caption
 
