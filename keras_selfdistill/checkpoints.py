@@ -1,29 +1,32 @@
 """A folder of checkpoints, of which every one is whole or refused.
 
 A file is a line of its own with a digest of all bytes after it, then a zip of arrays as
-NumPy writes it. It comes to its name only when it is complete on disk.
+NumPy writes it. It comes to its name only when it is complete on disk. Regular files
+with whole names of checkpoints are read and removed, nothing else in the folder.
 """
 
-import contextlib
-import hashlib
 import json
 import os
 import pathlib
+import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401 (gives NumPy the names of types like bfloat16)
 import numpy as np
 from absl import logging
 
+from keras_selfdistill.atomic import replacing
+from keras_selfdistill.digest import sha256
+from keras_selfdistill.regular_files import open_regular
 from keras_selfdistill.safe_file import check_fields, check_members
 
 _FORMAT = b"keras_selfdistill checkpoint 1 SHA-256 "
 _DIGEST_LENGTH = 64  # In hexadecimal digits.
 _NAME = "epoch_{epoch:06d}_batch_{batch:08d}.checkpoint"
-_PATTERN = "epoch_*_batch_*.checkpoint"
-_UNFINISHED = ".unfinished.checkpoint"
+_PATTERN = re.compile(r"epoch_(\d+)_batch_(\d+)\.checkpoint", re.ASCII)
+_LARGEST = 2**31 - 1  # Epochs or batches.
 
 
 class Checkpoint(NamedTuple):
@@ -82,7 +85,7 @@ class Checkpoints:
         return None
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, whole or not at all, and remove those past the last few.
+        """Write a checkpoint atomically, and remove those past the last few.
 
         Raises:
             OSError: It cannot be written. Those before are as they were.
@@ -90,7 +93,7 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         name = _NAME.format(epoch=checkpoint.epoch, batch=checkpoint.batch)
         path = self.directory / name
-        with _replacing(path) as file:
+        with replacing(path) as new, open(new, "x+b") as file:
             _write(file, checkpoint)
         self._refused.discard(path)
         usable = [each for each in self._paths() if each not in self._refused]
@@ -98,31 +101,31 @@ class Checkpoints:
             old.unlink()
 
     def _paths(self):
-        """Return the files of all checkpoints, from old to new."""
-        return sorted(self.directory.glob(_PATTERN))
+        """Return the files of all checkpoints, from old to new.
 
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[Any]:
-    """Give a new file, which comes to its path once it is complete on disk."""
-    # One name for all, so that what a killed program left is written over.
-    temporary = path.with_name(_UNFINISHED)
-    try:
-        with open(temporary, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        # A full disk has room again.
-        temporary.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # Not on Windows.
-        folder = os.open(path.parent, os.O_DIRECTORY)
+        What has another name or is no file, such as a link, is none of ours: it is
+        neither read nor removed.
+        """
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            entries = list(os.scandir(self.directory))
+        except FileNotFoundError:
+            return []
+        found = [
+            (numbers, self.directory / entry.name)
+            for entry in entries
+            if (numbers := _numbers(entry.name))
+            and entry.is_file(follow_symlinks=False)
+        ]
+        return [path for _, path in sorted(found)]
+
+
+def _numbers(name):
+    """Return the epoch and the batch in a checkpoint's name, `None` in another name."""
+    match = _PATTERN.fullmatch(name)
+    if match is None:
+        return None
+    epoch, batch = map(int, match.groups())
+    return (epoch, batch) if name == _NAME.format(epoch=epoch, batch=batch) else None
 
 
 def _write(file, checkpoint):
@@ -137,7 +140,7 @@ def _write(file, checkpoint):
     start = file.tell()
     np.savez(file, about=text, **bits)
     file.seek(start)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(file)
     file.seek(len(_FORMAT))
     file.write(digest.encode())
 
@@ -149,20 +152,23 @@ def read(path: str | os.PathLike) -> Checkpoint:
         ValueError: The file is cut off, changed, or was written by something else.
         OSError: It cannot be read.
     """
-    with open(path, "rb") as file:
+    with open_regular(path, follow_links=False) as file:
         if file.read(len(_FORMAT)) != _FORMAT:
             raise ValueError("it is no checkpoint of this version of the library")
         digest = file.read(_DIGEST_LENGTH + 1)
         start = file.tell()
-        if hashlib.file_digest(file, "sha256").hexdigest().encode() + b"\n" != digest:
+        if sha256(file).encode() + b"\n" != digest:
             raise ValueError("its digest does not match its content")
         try:
-            return _content(file, start)
-        except OSError:
+            found = _content(file, start)
+        except (OSError, MemoryError):
             raise
         # Whatever an archive with a digest of its own makes NumPy or zipfile raise.
         except Exception as error:
             raise ValueError(f"its content is of another form: {error!r}") from error
+    if _numbers(pathlib.Path(path).name) not in (None, (found.epoch, found.batch)):
+        raise ValueError(f"it holds epoch {found.epoch}, batch {found.batch}")
+    return found
 
 
 def _content(file, start):
@@ -183,8 +189,8 @@ def _content(file, start):
 
 
 def is_count(value: Any) -> bool:
-    """Tell whether a value is an integer of at least 0."""
-    return type(value) is int and value >= 0
+    """Tell whether a value is an integer of at least 0 that can count epochs."""
+    return type(value) is int and 0 <= value <= _LARGEST
 
 
 _SCHEMA: dict[str, Callable[[Any], bool]] = {

@@ -14,6 +14,7 @@ from keras_selfdistill import heads, recipes
 from keras_selfdistill import train_step as backend_step
 from keras_selfdistill.config import PACKAGE, did_you_mean, for_any_backend
 from keras_selfdistill.exits import attach_exits
+from keras_selfdistill.keras_internals import writes_legacy_format
 from keras_selfdistill.logs import Logs
 from keras_selfdistill.nonfinite import StopWithoutProgress, Verdict
 from keras_selfdistill.objective import Objective
@@ -528,8 +529,25 @@ class SelfDistiller(keras.Model):
         _, *others = super().metrics  # Without Keras' own mean of the loss.
         return self._logs.trackers(others)
 
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+        """Save the wrapper to a `.keras` file, as `keras.Model.save` does.
+
+        Raises:
+            ValueError: The name is that of a legacy `.h5` file, which could not be
+                loaded. What is at the path stays as it is.
+        """
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise _legacy_format_error(f"filepath={str(filepath)!r}")
+        super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
+
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments that make an equal wrapper."""
+        """Return the arguments that make an equal wrapper.
+
+        Raises:
+            ValueError: It is asked for by Keras to write a legacy `.h5` file.
+        """
+        if writes_legacy_format():
+            raise _legacy_format_error("a call of keras.saving.save_model with one")
         base, teacher = map(
             keras.saving.serialize_keras_object, (self._graph.base, self._given.teacher)
         )
@@ -623,6 +641,14 @@ _SERIALIZED = (
     "distillation_losses",
     "distillation_loss_weights",
 )
+
+
+def _legacy_format_error(received):
+    return ValueError(
+        "A wrapper cannot be saved to a legacy HDF5 file: nothing could load it. "
+        f"Received: {received}. Expected: a path that ends in '.keras'; or "
+        "save_weights with one that ends in '.weights.h5', for the weights alone."
+    )
 
 
 def _counter(name, value, dtype):

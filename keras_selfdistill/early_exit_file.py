@@ -4,58 +4,63 @@ The digest of all bytes before it ends the file, as the zip's comment: whatever 
 changed or cut off shows.
 """
 
-import hashlib
 import json
 import math
 import os
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
+from keras_selfdistill.atomic import replacing
+from keras_selfdistill.config_budget import check_budget
+from keras_selfdistill.digest import sha256
 from keras_selfdistill.safe_config import check_config
 from keras_selfdistill.safe_file import (
     RefusedFileError,
     check_fields,
     check_members,
-    load_model,
+    load_private,
+    private_copy,
     read_json,
+    refusing,
 )
 
 _FORMAT = "keras_selfdistill.early_exit"
 _VERSION = 1
 _MODEL, _SETTINGS = "model.keras", "early_exit.json"
 _DIGEST_LENGTH = 64  # SHA-256 in hexadecimal digits.
-_BLOCK = 1 << 20
 
 
 def write_early_exit(
     path: str | os.PathLike, model: keras.Model, settings: dict[str, Any]
 ) -> None:
-    """Write a model and the settings around it, whole or not at all."""
+    """Write a model and the settings around it to one file, atomically.
+
+    Raises:
+        ValueError: A setting is none that a file can hold.
+        OSError: It cannot be written, or what is at the path is no file. The path is
+            as it was.
+    """
     path = pathlib.Path(path)
     document = {"format": _FORMAT, "version": _VERSION, **_encoded(settings)}
     _check(document, path)
     text = json.dumps(document, indent=2, allow_nan=False)
-    # Beside the target, so that it can be moved there in one step.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".early_exit_") as folder:
-        model_path = pathlib.Path(folder) / _MODEL
+    with replacing(path) as whole:
+        model_path = whole.parent / "parts" / _MODEL
+        model_path.parent.mkdir()
         model.save(model_path)
-        whole = pathlib.Path(folder) / "whole"
-        with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
+        with zipfile.ZipFile(whole, "x", zipfile.ZIP_STORED) as archive:
             archive.writestr(_SETTINGS, text)
             archive.write(model_path, _MODEL)
             archive.comment = b"0" * _DIGEST_LENGTH
         with open(whole, "r+b") as file:
-            digest = _digest(file, os.path.getsize(whole))
-            file.seek(-_DIGEST_LENGTH, os.SEEK_END)
+            size = os.path.getsize(whole) - _DIGEST_LENGTH
+            digest = sha256(file, size).encode()
+            file.seek(size)
             file.write(digest)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(whole, path)
 
 
 def read_early_exit(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
@@ -66,41 +71,23 @@ def read_early_exit(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
         OSError: The file cannot be opened.
     """
     path = pathlib.Path(path)
-    _check_digest(path)
-    try:
-        with (
-            zipfile.ZipFile(path) as archive,
-            tempfile.TemporaryDirectory() as folder,
-        ):
-            check_members(archive, os.path.getsize(path), {_MODEL, _SETTINGS})
+    with private_copy(path) as copy, refusing(path):
+        _check_digest(copy)
+        with zipfile.ZipFile(copy) as archive:
+            check_members(archive, os.path.getsize(copy), {_MODEL, _SETTINGS})
             document = read_json(archive, _SETTINGS)
             _check(document, path)
-            model = load_model(archive.extract(_MODEL, folder))
-    except RefusedFileError as error:
-        raise RefusedFileError(path, error.reason) from error
-    # All that a made-up archive makes the zip reader raise.
-    except Exception as error:
-        raise RefusedFileError(path, f"{type(error).__name__}: {error}") from error
+            inside = archive.extract(_MODEL, copy.parent / "inside")
+        model = load_private(pathlib.Path(inside))
     return model, _decoded(document)
 
 
-def _digest(file, size):
-    """Return the digest of all bytes of a file but the last, which hold it."""
-    file.seek(0)
-    found, missing = hashlib.sha256(), size - _DIGEST_LENGTH
-    while missing > 0:
-        block = file.read(min(_BLOCK, missing))
-        found.update(block)
-        missing -= len(block)
-    return found.hexdigest().encode()
-
-
 def _check_digest(path):
-    size = os.path.getsize(path)
+    size = os.path.getsize(path) - _DIGEST_LENGTH
     with open(path, "rb") as file:
-        found = _digest(file, size)
+        found = sha256(file, size).encode()
         stored = file.read()
-    if size <= _DIGEST_LENGTH or stored != found:
+    if size <= 0 or stored != found:
         raise RefusedFileError(
             path, "its SHA-256 digest does not match its content. Copy or save it again"
         )
@@ -166,6 +153,7 @@ def _check(document, path):
     except ValueError as error:
         raise RefusedFileError(path, f"in {_SETTINGS}, {error}") from error
     check_config(document["criterion"]["config"])
+    check_budget(document["criterion"]["config"])
 
 
 def _encoded(settings):

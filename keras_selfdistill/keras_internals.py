@@ -1,20 +1,16 @@
-"""What is read of Keras beyond its public names, each with the reason.
+"""What is read of Keras that Keras does not publish: one small function for each."""
 
-A new Keras that changes one of them breaks this file and its tests.
-"""
-
-from typing import Any
+from keras.src.backend.common.global_state import get_global_attribute
 
 
-def value_without_autocast(variable: Any) -> Any:
-    """Return a variable's value in its own dtype, also inside of a layer's call.
+def writes_legacy_format() -> bool:
+    """Tell whether Keras is asking for a config for a legacy `.h5` file.
 
-    There, `variable.value` is cast to the layer's compute dtype, and Keras' scope that
-    turns this off is not public.
+    Its own models read the same attribute; nothing public tells a model what its config
+    is for.
 
     Example:
-        >>> import keras
-        >>> value_without_autocast(keras.Variable([1.0, 2.0])).shape == (2,)
-        True
+        >>> writes_legacy_format()
+        False
     """
-    return variable._value
+    return bool(get_global_attribute("use_legacy_config", False))

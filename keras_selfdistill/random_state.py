@@ -49,12 +49,10 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Set what `random_state` returned."""
+    """Set what `random_state` returned, PyTorch's where it is loaded."""
     if "keras" in state:
         global_seed_generator().state.assign(np.array(state["keras"]))
-    if "torch" in state:
-        import torch
-
+    if "torch" in state and (torch := sys.modules.get("torch")):
         torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
         for device, value in enumerate(state.get("cuda", ())):
             torch.cuda.set_rng_state(torch.tensor(value, dtype=torch.uint8), device)
@@ -79,7 +77,8 @@ def is_random_state(value: Any) -> bool:
 
 
 def _is_number(value, kind=(int, float)):
-    return isinstance(value, kind) and not isinstance(value, bool)
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    return is_number and abs(value) < 1e308  # Past which none is a float.
 
 
 def _is_list_below(limit, value, length=None):
@@ -117,14 +116,36 @@ def _is_numpy(value):
     )
 
 
+def _is_torch(value, device="cpu"):
+    """Tell what a generator of PyTorch takes; any bytes where it is not loaded."""
+    if not _is_list_below(256, value):
+        return False
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return True
+    try:
+        torch.Generator(device).set_state(torch.tensor(value, dtype=torch.uint8))
+    except RuntimeError:
+        return False
+    return True
+
+
 def _is_devices(value):
-    return isinstance(value, list) and all(_is_list_below(256, each) for each in value)
+    """Tell the states of GPUs, which are set where PyTorch has as many."""
+    if not isinstance(value, list):
+        return False
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return all(_is_list_below(256, each) for each in value)
+    return len(value) <= torch.cuda.device_count() and all(
+        _is_torch(each, f"cuda:{i}") for i, each in enumerate(value)
+    )
 
 
 _SCHEMA = {
     "python": _is_python,
     "numpy": _is_numpy,
-    "torch": lambda value: _is_list_below(256, value),
+    "torch": _is_torch,
     "cuda": _is_devices,
-    "keras": lambda value: _is_list_below(2**64, value, 2),
+    "keras": lambda value: _is_list_below(2**63, value, 2),
 }

@@ -33,9 +33,11 @@ class Resume(keras.callbacks.Callback):
 
     A checkpoint is whole or not there, also after a power cut. One that is cut off,
     changed, or of another model is refused, with its name in the log, and the one
-    before is used. If it cannot be written (the disk is full), `fit` stops with the
-    error, and those before are as they were. Ctrl-C waits for the end of the step and
-    leaves a usable model; on JAX, without this callback, it often has lost its weights.
+    before is used. Other files in the directory, also copies with other names and
+    links, are neither read nor removed. If it cannot be written (the disk is full),
+    `fit` stops with the error, and those before are as they were. Ctrl-C waits for the
+    end of the step and leaves a usable model; on JAX, without this callback, it often
+    has lost its weights.
 
     The data must begin, in the new process, with the epoch in which `fit` goes on; that
     epoch's batches that are done are drawn and dropped. That makes this exact:
@@ -146,6 +148,12 @@ class Resume(keras.callbacks.Callback):
             assign(state, self._restored.arrays[: len(state)])
             self.model._initial_epoch = epoch
             logging.info("Resumed at epoch %d, batch %d.", *self._restored[:2])
+            if epoch >= self.params["epochs"]:
+                logging.warning(
+                    "Nothing is trained: the newest checkpoint is of the end of epoch "
+                    "%d, and fit trains %d. To go on, pass more epochs.",
+                    *(epoch, self.params["epochs"]),
+                )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Restore the random states, and the metrics inside of an epoch."""

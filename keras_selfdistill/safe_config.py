@@ -12,8 +12,18 @@ from typing import Any
 
 import keras
 
-# Classes of Keras that carry code, or run a file's.
-_CODE = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
+# Public classes of Keras with a config that no file may name, and why.
+REFUSED = {
+    "keras.layers.Lambda": "it is code of the file",
+    "keras.layers.TFSMLayer": "it runs a graph from a path",
+    "keras.layers.TorchModuleWrapper": "it is a pickle",
+    "keras.layers.JaxLayer": "it is code of the file",
+    "keras.layers.FlaxLayer": "it is code of the file",
+    "keras.InputSpec": "code makes it; no config of a model holds one",
+}
+_CODE = frozenset(
+    name.rpartition(".")[2] for name in REFUSED if name.startswith("keras.layers.")
+)
 # Values that Keras writes as objects, with nothing to resolve.
 _VALUES = frozenset(
     f"__{name}__"
@@ -28,7 +38,9 @@ _KINDS = (
     keras.losses.Loss,
     keras.metrics.Metric,
     keras.optimizers.Optimizer,
+    keras.optimizers.OptimizerMap,
     keras.optimizers.schedules.LearningRateSchedule,
+    keras.quantizers.QuantizationConfig,
     keras.quantizers.Quantizer,
     keras.random.SeedGenerator,
     keras.regularizers.Regularizer,
@@ -36,7 +48,6 @@ _KINDS = (
 _FUNCTIONS = ("activations", "losses", "metrics", "ops", "regularizers")
 _DEEPEST = 200  # Levels of nesting; models in models take six each.
 _LARGEST = 2**31 - 1  # Of integers; no size is larger.
-_LARGEST_OF_METRIC = 2**20  # Of thresholds or classes, of which metrics make lists.
 _IDENTITIES = ("seed", "shared_object_id")  # Integers that are no sizes.
 
 
@@ -67,30 +78,54 @@ module 'os' at activation. Expected: ...
     _check(config, [], code)
 
 
-def _check(value, path, code, largest=_LARGEST):
+def resolve(config: dict[str, Any]) -> Any:
+    """Return the class or function that an object of a config names.
+
+    Nothing is imported to find it.
+
+    Args:
+        config: Config of an object; it has a field `"class_name"`.
+
+    Returns:
+        What is registered under the name, or else Keras' own; `None` where it is
+        neither, or a value such as a tensor.
+
+    Example:
+        >>> resolve({"module": "keras.layers", "class_name": "Dense"}).__name__
+        'Dense'
+    """
+    name = config["class_name"]
+    is_function = name == "function"
+    named = config.get("config") if is_function else name
+    # By the field that Keras goes by; the other would hide what it imports.
+    key = named if is_function else config.get("registered_name", name)
+    known = keras.saving.get_registered_object(key) if isinstance(key, str) else None
+    if known is not None:
+        return known
+    found = _keras_symbol(config.get("module"), named, is_function)
+    return found if (callable(found) if is_function else _is_block(found)) else None
+
+
+def _check(value, path, code):
     if len(path) > _DEEPEST:
         raise ValueError(
             f"The config is nested too deeply. Received: more than {_DEEPEST} levels, "
-            f"at {_where(path[:8])}…."
+            f"at {where(path[:8])}…."
         )
     if isinstance(value, dict):
         if "class_name" in value:
-            found = _check_object(value, path, code)
-            is_metric = isinstance(found, type) and issubclass(
-                found, keras.metrics.Metric
-            )
-            largest = _LARGEST_OF_METRIC if is_metric else _LARGEST
+            _check_object(value, path, code)
         for key, each in value.items():
             if key == "inbound_nodes":
                 _check_nodes(each, [*path, key])
-            _check(each, [*path, key], code, largest)
+            _check(each, [*path, key], code)
     elif isinstance(value, (list, tuple)):
         for i, each in enumerate(value):
-            _check(each, [*path, i], code, largest)
-    elif isinstance(value, int) and abs(value) > largest and not _is_name(value, path):
+            _check(each, [*path, i], code)
+    elif isinstance(value, int) and abs(value) > _LARGEST and not _is_name(value, path):
         raise ValueError(
             "A number of the config is too large for a size. Received: "
-            f"{reprlib.repr(value)} at {_where(path)}. Expected: at most {largest}."
+            f"{reprlib.repr(value)} at {where(path)}. Expected: at most {_LARGEST}."
         )
 
 
@@ -104,7 +139,7 @@ def _check_nodes(nodes, path):
         isinstance(node, dict) and _holds_tensor(node) for node in nodes
     ):
         raise ValueError(
-            f"A layer is called on no output of another. Received: {_where(path)} "
+            f"A layer is called on no output of another. Received: {where(path)} "
             f"{reprlib.repr(nodes)}."
         )
 
@@ -117,36 +152,30 @@ def _holds_tensor(value):
 
 
 def _check_object(config, path, code):
-    """Return what an object of a config is made by, `None` for a value."""
+    """Refuse an object of a config that is made by anything but a block of models."""
     name = config["class_name"]
     if isinstance(name, str) and name in _VALUES:
-        return None
-    is_function = name == "function"
-    named = config.get("config") if is_function else name
-    module = config.get("module")
-    if not code and (named in _CODE or name in ("__lambda__", "__typespec__")):
+        return
+    named = config.get("config") if name == "function" else name
+    if not code and (
+        (isinstance(named, str) and named in _CODE)
+        or name in ("__lambda__", "__typespec__")
+    ):
         raise ValueError(
-            f"The config holds code. Received: {name!r} at {_where(path)}. Expected: a "
+            f"The config holds code. Received: {name!r} at {where(path)}. Expected: a "
             "model of layers whose configs are data."
         )
     if code and name == "__lambda__":
-        return None
+        return
     _check_vocabulary(config, path)
-    # By the field that Keras goes by; the other would hide what it imports.
-    key = named if is_function else config.get("registered_name", name)
-    known = keras.saving.get_registered_object(key) if isinstance(key, str) else None
-    if known is not None:
-        return known
-    found = _keras_symbol(module, named, is_function)
-    if not (callable(found) if is_function else _is_block(found)):
+    if resolve(config) is None:
         raise ValueError(
             "The config names what no model is made of. Received: "
-            f"{reprlib.repr(named)} of module {reprlib.repr(module)} at "
-            f"{_where(path)}. Expected: a layer, loss or the like of Keras, or what is "
+            f"{reprlib.repr(named)} of module {reprlib.repr(config.get('module'))} at "
+            f"{where(path)}. Expected: a layer, loss or the like of Keras, or what is "
             "registered by keras.saving.register_keras_serializable; import the "
             "package that registers it."
         )
-    return found
 
 
 def _keras_symbol(module, name, is_function):
@@ -193,9 +222,10 @@ def _check_vocabulary(config, path):
     if isinstance(words, str):
         raise ValueError(
             "The config names a file to be read. Received: vocabulary="
-            f"{reprlib.repr(words)} at {_where(path)}. Expected: the words."
+            f"{reprlib.repr(words)} at {where(path)}. Expected: the words."
         )
 
 
-def _where(path):
+def where(path: list) -> str:
+    """Return the place of a field in a config, for errors."""
     return ".".join(map(str, path)) or "its top"

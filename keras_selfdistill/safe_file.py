@@ -5,26 +5,41 @@ archive's parts, the arrays of its weights, and the weights that its config asks
 """
 
 import concurrent.futures
-import io
+import contextlib
+import errno
 import json
 import math
 import os
 import pathlib
 import reprlib
 import stat
+import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 from keras.src.backend.common.global_state import get_global_attribute
 
+from keras_selfdistill.config_budget import check_budget
+from keras_selfdistill.regular_files import copy_regular
 from keras_selfdistill.safe_config import check_config
+from keras_selfdistill.weights_file import stored_bytes
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _ASSETS = "assets"
+_COPY = "model.keras"
+# What an operating system says where it is at its limits or forbids; HDF5 and zip
+# readers, about what a file holds, give no number or EINVAL.
+_OF_THE_MACHINE = {
+    getattr(errno, name)
+    for name in (
+        *("EACCES", "EDQUOT", "EFBIG", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC"),
+        *("EPERM", "EROFS", "ESTALE"),
+    )
+    if hasattr(errno, name)  # Windows lacks some.
+}
 _LONGEST_TEXT = 1 << 26  # Bytes of a JSON document; the largest of Keras' are 2 MB.
 _SLACK = 1 << 26  # Bytes of variables that no file holds: seeds and metrics' counts.
 
@@ -49,29 +64,75 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     uncompressed; arrays that are whole in the file; and a config that asks for no more
     weights than there are.
 
+    The file is copied into a folder of this process' own first, so that what is loaded
+    is what was checked, whoever writes to the path meanwhile.
+
     Args:
-        path: Of the file; it ends in `.keras`.
+        path: Path of the file; it ends in `.keras`. A link to it is followed.
 
     Raises:
         RefusedFileError: The file is damaged or holds anything else; the error says
             what. It is a `ValueError`.
-        OSError: The file cannot be opened.
+        OSError: The file cannot be opened, is no regular file, or the temporary folder
+            has no room for the copy.
 
     Example:
         `model = ksd.load_model("model.keras")`
     """
     path = pathlib.Path(path)
-    with open(path, "rb") as file:
+    with private_copy(path) as copy:
         # By which Keras chooses how it reads a file that may be of two formats at once.
         if path.suffix != ".keras":
             raise RefusedFileError(path, f"its name ends in {path.suffix!r}.")
-        try:
-            _check_file(file)
-            return keras.saving.load_model(path, safe_mode=True)
-        # Whatever a made-up file makes Keras, HDF5 or a backend raise, it is this.
-        except Exception as error:
-            reason = f"{type(error).__name__}: {str(error)[:2000]}"
-            raise RefusedFileError(path, reason) from error
+        with refusing(path):
+            return load_private(copy)
+
+
+@contextlib.contextmanager
+def private_copy(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Give the path of a copy of a file, in a folder of this process' own.
+
+    Raises:
+        OSError: The file cannot be opened or is no regular file, or there is no room.
+    """
+    with tempfile.TemporaryDirectory(prefix="keras_selfdistill_") as folder:
+        copy = pathlib.Path(folder) / _COPY
+        copy_regular(path, copy)
+        yield copy
+
+
+@contextlib.contextmanager
+def refusing(path: str | os.PathLike) -> Iterator[None]:
+    """Make one error of whatever a made-up file makes Keras, HDF5 or a backend raise.
+
+    What the machine lacks, such as memory or room on a disk, is no fault of the file
+    and stays what it is.
+
+    Raises:
+        RefusedFileError: The file cannot be used.
+    """
+    try:
+        yield
+    except RefusedFileError as error:
+        raise RefusedFileError(path, error.reason) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            raise
+        reason = f"{type(error).__name__}: {str(error)[:2000]}"
+        raise RefusedFileError(path, reason) from error
+
+
+def load_private(path: pathlib.Path) -> keras.Model:
+    """Check and load a `.keras` file that no other process writes to.
+
+    Raises:
+        Exception: Anything; see `refusing`.
+    """
+    with open(path, "rb") as file:
+        _check_file(file)
+    return keras.saving.load_model(path, safe_mode=True)
 
 
 def check_members(
@@ -151,7 +212,8 @@ def _check_file(file):
         check_config(config)
         if not isinstance(config, dict):
             raise ValueError(f"{_CONFIG} holds no object.")
-        stored = _stored_bytes(archive.read(_WEIGHTS))
+        check_budget(config)
+        stored = stored_bytes(archive.read(_WEIGHTS), _WEIGHTS)
     # In a thread, because Keras keeps the scope, names and variables of each by itself.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         needed = thread.submit(_needed_bytes, config).result()
@@ -187,43 +249,3 @@ def _uncompiled(value, compiled):
     if isinstance(arguments, dict):
         compiled.append({k: v for k, v in arguments.items() if k != "optimizer"})
     return found
-
-
-def _stored_bytes(content: bytes) -> int:
-    """Return the size of all arrays of an HDF5 file, each of which it holds whole.
-
-    Raises:
-        ValueError: There is a link, a loop, or an array that is elsewhere, compressed
-            or of objects.
-    """
-    total, seen = 0, set()
-    with h5py.File(io.BytesIO(content), "r") as file:
-        groups = [file]
-        while groups:
-            group = groups.pop()
-            for name in group:
-                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                    raise ValueError(f"{name!r} in {_WEIGHTS} is a link.")
-                item = group[name]
-                place = h5py.h5o.get_info(item.id).addr
-                if place in seen:
-                    raise ValueError(f"{name!r} in {_WEIGHTS} is there twice.")
-                seen.add(place)
-                if isinstance(item, h5py.Group):
-                    groups.append(item)
-                else:
-                    total += _array_bytes(item, name)
-    return total
-
-
-def _array_bytes(item, name):
-    if (
-        not isinstance(item, h5py.Dataset)
-        or item.shape is None
-        or item.dtype.kind not in "biufcV"
-        or item.external
-        or item.is_virtual
-        or item.nbytes > item.id.get_storage_size()
-    ):
-        raise ValueError(f"{name!r} in {_WEIGHTS} is no array that is whole there.")
-    return item.nbytes

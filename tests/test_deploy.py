@@ -206,6 +206,22 @@ def test_an_uncompiled_wrapper_saves_too(base, batch, tmp_path):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("suffix", [".h5", ".hdf5"])
+def test_a_wrapper_is_not_saved_where_nothing_could_load_it(base, tmp_path, suffix):
+    model = ksd.SelfDistiller(base, ["out_1"], "byot", head="linear")
+    path = tmp_path / f"model{suffix}"
+    path.write_text("kept")
+    with pytest.raises(ValueError, match=rf"Received: .*{suffix}.*'\.keras'"):
+        model.save(path)
+    assert path.read_text() == "kept"
+    with pytest.raises(ValueError, match="nothing could load it"):
+        keras.saving.save_model(model, tmp_path / f"other{suffix}")
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    model.load_weights(tmp_path / "model.weights.h5")
+
+
+@pytest.mark.once
 def test_the_base_may_be_a_loaded_model(base, batch, tmp_path):
     base.save(tmp_path / "base.keras")
     loaded = keras.saving.load_model(tmp_path / "base.keras")

@@ -1,23 +1,28 @@
-"""What is read of Keras beyond its public names means what we take it for."""
+"""What is read of Keras' inside still means what we take it for."""
 
 import keras
-from keras import layers
+import pytest
 
-from keras_selfdistill import keras_internals
+from keras_selfdistill.keras_internals import writes_legacy_format
+
+pytestmark = pytest.mark.once
 
 
-def test_a_value_without_autocast():
-    seen = []
+def test_keras_says_when_it_writes_a_legacy_file(tmp_path):
+    asked = []
 
-    class Reads(layers.Layer):
-        def build(self, input_shape):
-            self.scale = self.add_weight(shape=(2,), name="scale")
+    class Asked(keras.Model):
+        def get_config(self):
+            asked.append(writes_legacy_format())
+            return {}
 
-        def call(self, x):
-            value = keras_internals.value_without_autocast(self.scale)
-            seen.append((value.dtype, self.scale.value.dtype))
-            return x
+        def call(self, inputs):
+            return inputs
 
-    Reads(dtype="mixed_bfloat16")(keras.ops.ones((1, 2)))
-    own, cast = (keras.backend.standardize_dtype(each) for each in seen[-1])
-    assert (own, cast) == ("float32", "bfloat16")
+    model = Asked()
+    model(keras.ops.ones((1, 2)))
+    model.save(tmp_path / "a.keras")
+    assert set(asked) == {False}
+    asked.clear()
+    keras.saving.save_model(model, tmp_path / "a.h5")
+    assert set(asked) == {True}

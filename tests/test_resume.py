@@ -15,6 +15,7 @@ from absl import logging
 
 import keras_selfdistill as ksd
 from keras_selfdistill.checkpoints import Checkpoint, Checkpoints, read
+from keras_selfdistill.random_state import is_random_state, random_state
 
 from .conftest import require_backend, run_python, to_numpy
 from .test_cifar100 import cifar100
@@ -379,6 +380,9 @@ def rewritten(path, change, save=np.savez):
 FORGERIES = {
     "a batch that is a text": lambda about, parts: about.update(batch="7"),
     "an epoch before the first": lambda about, parts: about.update(epoch=-1),
+    "an epoch past counting": lambda about, parts: about.update(epoch=10**30),
+    "a batch past counting": lambda about, parts: about.update(batch=2**31),
+    "another epoch than its name's": lambda about, parts: about.update(epoch=7),
     "another field": lambda about, parts: about.update(extra=1),
     "a missing field": lambda about, parts: about.pop("about"),
     "a missing array": lambda about, parts: parts.pop("0"),
@@ -410,6 +414,9 @@ FOREIGN = {
     "'random_now' is {": lambda about, parts: about["about"].update(
         random_now={"numpy": ["MT19937", [], 0, 0, 0.0]}
     ),
+    "'random_at_epoch_begin' is {'keras": lambda about, parts: about["about"][
+        "random_at_epoch_begin"
+    ].update(keras=[2**63, 0]),
     "its arrays are not": lambda about, parts: parts.update({"0": np.zeros((9, 2))}),
 }
 
@@ -425,6 +432,30 @@ def test_what_a_checkpoint_holds_is_checked_before_it_is_used(tmp_path, message)
     with pytest.raises(ValueError, match=message):
         model.fit(X, Y, verbose=0, callbacks=[ksd.callbacks.Resume(tmp_path)])
     assert_equal(before, [to_numpy(each) for each in model.variables])
+
+
+@pytest.mark.once
+def test_states_that_pytorch_refuses_are_refused_before():
+    require_backend("torch")
+    import torch
+
+    state = {**random_state(), "torch": torch.get_rng_state().tolist()}
+    assert is_random_state(state)
+    for bad in ([], [0] * 16, [0] * 5056, [255] * 5056):
+        with pytest.raises(RuntimeError):
+            torch.Generator().set_state(torch.tensor(bad, dtype=torch.uint8))
+        assert not is_random_state({**state, "torch": bad})
+
+
+def test_a_training_longer_than_fit_is_said_to_be_finished(tmp_path, messages):
+    arguments = {"x": X, "y": Y, "verbose": 0}
+    build().fit(**arguments, epochs=2, callbacks=[ksd.callbacks.Resume(tmp_path)])
+    assert not messages
+    model = build()
+    history = model.fit(**arguments, callbacks=[ksd.callbacks.Resume(tmp_path)])
+    assert history.epoch == []
+    (message,) = messages
+    assert "the end of epoch 2, and fit trains 1" in message
 
 
 @pytest.mark.once
@@ -493,7 +524,8 @@ def test_a_file_gets_its_name_when_it_is_on_disk(checkpoints, monkeypatch):
     monkeypatch.setattr(os, "fsync", record_fsync)
     monkeypatch.setattr(os, "replace", record_replace)
     checkpoints.write(Checkpoint(3, 0, [np.zeros(9)], {}))
-    assert done == [".unfinished.checkpoint", "renamed", "run"]
+    name = "epoch_000003_batch_00000000.checkpoint"
+    assert done == [name, "renamed", "run"]
 
 
 def test_checkpoints_of_another_model_are_refused_by_name(tmp_path, messages):

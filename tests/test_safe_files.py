@@ -311,6 +311,24 @@ def test_cve_2026_0897_arrays_larger_than_their_file(good, tmp_path, gibibytes):
     refused_for_weights(good, bomb, tmp_path)
 
 
+def test_cve_2026_1462_a_graph_from_a_path(good, mark, tmp_path):
+    require_backend("tensorflow")
+    import tensorflow as tf
+
+    def run(x):
+        with tf.control_dependencies([tf.io.write_file(str(mark), "ran")]):
+            return tf.identity(x)
+
+    module = tf.Module()
+    module.run = tf.function(run, [tf.TensorSpec((None, 2))])
+    graph = str(tmp_path / "graph")
+    tf.saved_model.save(module, graph, {"run": module.run})
+    fields = {"filepath": graph, "call_endpoint": "run", "name": "evil"}
+    keras.layers.TFSMLayer(**fields)(np.ones((1, 2), "float32"))
+    mark.unlink()  # Which shows that it runs where it is let.
+    assert_refused(good, symbol("keras.layers", "TFSMLayer", **fields), mark, tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["dataset", "link", "soft link", "virtual", "loop"])
 def test_cve_2026_1669_arrays_from_other_files(good, tmp_path, kind):
     secret = tmp_path / "secret.h5"

@@ -160,8 +160,10 @@ def mutate_bytes(content, random):
 
 def mutate_weights(content, random, outside):
     """Return an HDF5 file with one change of its structure, or of its bytes."""
-    if random.random() < 0.5:
+    if random.random() < 0.4:
         return mutate_bytes(content, random)
+    if random.random() < 0.15:
+        return overlap(content, random.choice([0, 0, 1, 4, 2**40]))
     store = io.BytesIO(content)
     with h5py.File(store, "a") as file:
         names = []
@@ -173,6 +175,25 @@ def mutate_weights(content, random, outside):
         del file[name]
         _put(file, name, array, random, outside)
     return store.getvalue()
+
+
+def overlap(content, by=0):
+    """Return an HDF5 file whose second array lies where the first does, or past it.
+
+    Args:
+        content: Bytes of the file.
+        by: Number of bytes from the beginning of the first array.
+    """
+    places = []
+    with h5py.File(io.BytesIO(content), "r") as file:
+        file.visititems(
+            lambda name, each: (
+                places.append(each.id.get_offset()) if hasattr(each, "shape") else None
+            )
+        )
+    one, two = sorted(place for place in places if place)[:2]
+    # Eight bytes in an array's header say where its bytes are.
+    return content.replace(two.to_bytes(8, "little"), (one + by).to_bytes(8, "little"))
 
 
 def _put(file, name, array, random, outside):

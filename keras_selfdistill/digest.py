@@ -1,0 +1,26 @@
+"""SHA-256 of what is in files."""
+
+import hashlib
+from typing import BinaryIO
+
+_BLOCK = 1 << 20  # Bytes.
+
+
+def sha256(file: BinaryIO, size: int | None = None) -> str:
+    """Return the digest of the next bytes of a file, in hexadecimal digits.
+
+    Args:
+        file: File open for reading; it is read from where it stands.
+        size: Number of bytes; by default all to the end.
+
+    Example:
+        >>> import io
+        >>> sha256(io.BytesIO(b"abc and more"), 3)[:16]
+        'ba7816bf8f01cfea'
+    """
+    digest = hashlib.sha256()
+    left = _BLOCK if size is None else size
+    while left > 0 and (block := file.read(min(_BLOCK, left))):
+        digest.update(block)
+        left -= 0 if size is None else len(block)
+    return digest.hexdigest()
