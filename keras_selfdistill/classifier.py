@@ -10,6 +10,7 @@ from keras import layers
 from keras_selfdistill.config import PACKAGE
 from keras_selfdistill.flat import original
 from keras_selfdistill.graph import check_functional, producer
+from keras_selfdistill.layout import data_format_of, format_said_by
 from keras_selfdistill.task import Task, decide_task
 
 # Layers that may stand between the last weights and the output, or between the
@@ -287,8 +288,8 @@ def _feature(base, classifier_node, task):
     feature = classifier_node.input_tensors[0]
     while isinstance(original(producer(feature).operation), _DROPOUT):
         feature = producer(feature).input_tensors[0]
-    default = keras.config.image_data_format()
-    data_format = getattr(original(classifier), "data_format", default)
+    data_format = format_said_by(original(classifier), len(feature.shape))
+    data_format = data_format or data_format_of(feature)
     if task.positions:
         if data_format != "channels_last" or len(feature.shape) < 3:
             raise ValueError(
@@ -313,16 +314,19 @@ def _deepest_spatial(tensor, data_format):
     """Search backwards for the nearest tensor with more than one position."""
     pending, seen = collections.deque([(tensor, data_format)]), set()
     while pending:
-        tensor, nearest_format = pending.popleft()
+        tensor, reader_says = pending.popleft()
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
+        nearest_format = data_format_of(tensor, reader_says)
         last = nearest_format == "channels_last"
         sizes = tensor.shape[1:-1] if last else tensor.shape[2:]
         if any(size != 1 for size in sizes):
             return tensor, nearest_format
         node = producer(tensor)
         operation = original(node.operation)
-        nearest_format = getattr(operation, "data_format", nearest_format)
-        pending.extend((source, nearest_format) for source in node.input_tensors)
+        for source in node.input_tensors:
+            rank = len(source.shape)
+            same = nearest_format if rank == len(tensor.shape) else None
+            pending.append((source, format_said_by(operation, rank) or same))
     return None, data_format

@@ -10,6 +10,7 @@ from keras import layers
 from keras_selfdistill.config import Config
 from keras_selfdistill.fused import use_fused_kernel
 from keras_selfdistill.graph import dtype_policy, producer
+from keras_selfdistill.layout import data_format_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Target:
         spatial_shape: Spatial sizes of the deepest spatial tensor, e.g. `(4, 4)`,
             `()` if the base has none.
         channels: Channels of that tensor.
-        data_format: `"channels_last"` or `"channels_first"`, of the tap too.
+        data_format: `"channels_last"` or `"channels_first"`: of that tensor, and of a
+            tap where no layer before it says otherwise (`layout.data_format_of`).
         spatial: That tensor, for heads that read it.
         positions: Axes of the feature between batch and width, where each position
             has an answer.
@@ -107,7 +109,7 @@ def channels_last(tap: Any, target: Target, name: str) -> Any:
             f"{tuple(tap.shape)}. Expected: a base built with a fixed input shape, "
             "such as input_shape=(224, 224, 3)."
         )
-    if target.data_format == "channels_first":
+    if data_format_of(tap, target.data_format) == "channels_first":
         return layers.Permute((2, 3, 1), name=f"{name}_channels_last")(tap)
     return tap
 

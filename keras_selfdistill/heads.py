@@ -30,6 +30,7 @@ from keras_selfdistill.head import (
     resize_positions,
     strides_to,
 )
+from keras_selfdistill.layout import data_format_of
 
 __all__ = ["Bottleneck", "Head", "Linear", "Separable", "Target", "TopDown", "get"]
 
@@ -101,8 +102,9 @@ class Bottleneck(Head):
         sizes = (*tap.shape[1:], *target.spatial_shape)
         if len(sizes) != 5 or None in sizes:
             return None
-        channels = sizes[0 if target.data_format == "channels_first" else 2]
-        size = sizes[1:3] if target.data_format == "channels_first" else sizes[:2]
+        first = data_format_of(tap, target.data_format) == "channels_first"
+        channels = sizes[0 if first else 2]
+        size = sizes[1:3] if first else sizes[:2]
         patches = pixels = 1
         for length, last in zip(size, target.spatial_shape, strict=True):
             stride = -(-length // last)
@@ -242,7 +244,9 @@ class Linear(Head):
         x = tap
         if len(tap.shape) in pools:
             x = pools[len(tap.shape)](
-                data_format=target.data_format, name=f"{name}_pool", dtype=dtype
+                data_format=data_format_of(tap, target.data_format),
+                name=f"{name}_pool",
+                dtype=dtype,
             )(x, **_padding(tap, target))
         return layers.Dense(
             target.width, activation="relu", name=f"{name}_feature", dtype=dtype

@@ -18,6 +18,7 @@ from keras_selfdistill.graph import (
     producer,
     unrecorded,
 )
+from keras_selfdistill.layout import data_format_of
 from keras_selfdistill.opened import holds_layers
 from keras_selfdistill.sizes import nominal_shapes
 
@@ -178,14 +179,15 @@ def placed_taps(flat: FlatModel, end: Classifier, exits: int | str) -> list[Bloc
         # Behind the last spatial tensor, heads would find no positions.
         rank = len(end.last_spatial.shape)
         ends = [each for each in ends if len(each.tensor.shape) == rank]
-    last = end.data_format == "channels_last"
-    sizes = [
-        tuple(each.tensor.shape[1:-1] if last else each.tensor.shape[2:])
-        for each in ends
-    ]
+    sizes = [_positions(each.tensor, end.data_format) for each in ends]
     count = _automatic_count(sizes) if isinstance(exits, str) else int(exits)
     _check_count(flat.model, ends, count)
     return [ends[position] for position in _nearest(ends, sizes, count)]
+
+
+def _positions(tensor, default):
+    last = data_format_of(tensor, default) == "channels_last"
+    return tuple(tensor.shape[1:-1] if last else tensor.shape[2:])
 
 
 def node_costs(base: Any) -> dict[int, int]:

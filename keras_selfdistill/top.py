@@ -7,6 +7,7 @@ import keras
 from keras import layers
 
 from keras_selfdistill.graph import input_structure, unrecorded
+from keras_selfdistill.layout import data_format_of
 
 
 def with_classifier(backbone: Any, classes: int) -> keras.Model:
@@ -68,7 +69,9 @@ def with_classifier(backbone: Any, classes: int) -> keras.Model:
     taken = {layer.name for layer in backbone.layers}
     with unrecorded(backbone):
         if len(feature.shape) in pooling:
-            pool = pooling[len(feature.shape)](name=_free("avg_pool", taken))
+            pool = pooling[len(feature.shape)](
+                data_format=data_format_of(feature), name=_free("avg_pool", taken)
+            )
             feature = pool(feature)
         outputs = layers.Dense(
             int(classes), activation="softmax", name=_free("predictions", taken)
