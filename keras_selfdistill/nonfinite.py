@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_selfdistill.keras_internals import value_without_autocast
+
 # More than a search for the loss scale needs: Keras starts at 2¹⁵ and halves it.
 PATIENCE = 100
 
@@ -16,7 +18,9 @@ class HeldUpdates(keras.StatelessScope):
     """Holds back what a forward pass assigns to variables, such as moving statistics.
 
     Inside the scope a variable reads as if it had been assigned; outside it is as it
-    was, until the values are assigned for good.
+    was, until the values are assigned for good. Gradients are those of Keras' own step:
+    on TensorFlow and PyTorch they end at an assignment, and what is read afterwards is
+    the variable itself; on JAX they flow into what was assigned.
 
     Args:
         state_mapping: Pairs of variable and value to use in the scope.
@@ -47,9 +51,24 @@ class HeldUpdates(keras.StatelessScope):
 
     def add_update(self, update: tuple[Any, Any]) -> None:
         """Keep what is assigned; called by Keras."""
-        variable, _ = update
+        variable, value = update
         self._assigned[id(variable)] = variable
-        super().add_update(update)
+        if keras.backend.backend() != "jax":
+            value = self._as_read_again(variable, value)
+        super().add_update((variable, value))
+
+    def _as_read_again(self, variable, value):
+        """Return a value whose gradient is the variable's own, as after an assignment.
+
+        A layer such as SpectralNormalization assigns a weight a function of itself, and
+        reads it: Keras differentiates by what was read, not through the function.
+        """
+        value = ops.stop_gradient(value)
+        if not variable.trainable:
+            return value
+        before = self.get_current_value(variable)
+        before = value_without_autocast(variable) if before is None else before
+        return value + (before - ops.stop_gradient(before))  # Adds 0, exactly.
 
     @property
     def updates(self) -> list[tuple[Any, Any]]:

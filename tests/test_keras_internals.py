@@ -2,8 +2,12 @@
 
 import keras
 import pytest
+from keras import layers
 
-from keras_selfdistill.keras_internals import writes_legacy_format
+from keras_selfdistill.keras_internals import (
+    value_without_autocast,
+    writes_legacy_format,
+)
 
 pytestmark = pytest.mark.once
 
@@ -26,3 +30,19 @@ def test_keras_says_when_it_writes_a_legacy_file(tmp_path):
     asked.clear()
     keras.saving.save_model(model, tmp_path / "a.h5")
     assert set(asked) == {True}
+
+
+def test_a_value_without_autocast():
+    seen = []
+
+    class Reads(layers.Layer):
+        def build(self, input_shape):
+            self.scale = self.add_weight(shape=(2,), name="scale")
+
+        def call(self, x):
+            seen.append((value_without_autocast(self.scale), self.scale.value))
+            return x
+
+    Reads(dtype="mixed_bfloat16")(keras.ops.ones((1, 2)))
+    dtypes = [keras.backend.standardize_dtype(each.dtype) for each in seen[-1]]
+    assert dtypes == ["float32", "bfloat16"]
