@@ -157,13 +157,18 @@ def between(values: np.ndarray) -> np.ndarray:
     """Return thresholds below, between and above distinct ascending scores.
 
     In the middle between two: scores that another batch size or backend rounds
-    otherwise then stay on their side.
+    otherwise then stay on their side. Between adjacent floats there is no middle: there
+    it is the upper one, at which the lower one does not exit.
 
     Example:
         >>> between(np.array([0.25, 0.75])).tolist()
         [-inf, 0.5, inf]
+        >>> bool(between(np.array([1.0, np.nextafter(1.0, 2.0)]))[1] > 1.0)
+        True
     """
-    middle = (values[:-1] + values[1:]) / 2
+    low, high = values[:-1], values[1:]
+    middle = low / 2 + high / 2  # Their sum might not be finite.
+    middle = np.where(middle > low, middle, high)
     return np.concatenate([[-np.inf], middle, [np.inf]])
 
 

@@ -1,6 +1,7 @@
 """From a user's wish to thresholds: check it, search, and bound the drop."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,17 @@ from keras_selfdistill.calibration import (
     per_exit_points,
     shared_path,
 )
-from keras_selfdistill.guarantee import careful_path, certified, drops, upper_bound
+from keras_selfdistill.guarantee import (
+    careful_path,
+    certified,
+    drops,
+    half_width,
+    upper_bound,
+)
 
+# Half the width of the accuracy's interval: above the first, thresholds are chosen with
+# a warning; above the second, not at all.
+_PRECISE, _NO_INFORMATION = 0.05, 0.25
 _GOALS = ("max_accuracy_drop", "target_accuracy", "flops_budget")
 
 
@@ -119,18 +129,22 @@ def choose(outcomes: Outcomes, wish: Wish, *, last_is_base: bool = True) -> Choi
             the end cannot drop.
 
     Raises:
-        ValueError: No thresholds reach it.
+        ValueError: No thresholds reach it, or there are too few samples to tell.
 
     Example:
-        >>> scores, correct = np.array([[0.9], [0.1]]), np.array([[1, 1], [0, 1]])
+        >>> scores = np.tile([[0.9], [0.1]], (200, 1))
+        >>> correct = np.tile([[1, 1], [0, 1]], (200, 1))
         >>> outcomes = Outcomes(scores, correct, correct[:, 1], np.array([0.5, 1.0]))
         >>> choose(outcomes, Wish(max_accuracy_drop=0.0)).thresholds
         (0.5,)
     """
     if wish.guarantee is None:
+        _check_samples(len(outcomes))
         goal = wish.goal(outcomes)
         points = points_of(outcomes, goal, per_exit=wish.per_exit)
-        return _choice(outcomes, points.thresholds[_best(points, goal, outcomes)])
+        choice = _choice(outcomes, points.thresholds[_best(points, goal, outcomes)])
+        _warn_of_few_samples(choice)
+        return choice
     if len(outcomes) < 2:
         raise ValueError(
             "A guarantee needs samples to search on and others to test on. Received: "
@@ -142,6 +156,39 @@ def choose(outcomes: Outcomes, wish: Wish, *, last_is_base: bool = True) -> Choi
         outcomes.part(search), outcomes.part(test), wish, last_is_base
     )
     return _choice(outcomes.part(test), thresholds, wish.guarantee, bound)
+
+
+def _check_samples(samples):
+    """Refuse so few that an accuracy of a half may be anything from 25 to 75 %."""
+    if half_width(0.5, samples) > _NO_INFORMATION:
+        least = _samples_needed(0.5, _NO_INFORMATION)
+        raise ValueError(
+            f"Too few samples to choose thresholds on. Received: {samples}, on which "
+            "an accuracy of 50 % is known to ±"
+            f"{half_width(0.5, samples):.0%} (95 %). Expected: at least {least}, "
+            "better some hundreds; or pass guarantee=0.95 for a bound that holds on "
+            "any number, or set `thresholds` yourself."
+        )
+
+
+def _warn_of_few_samples(choice):
+    width = half_width(choice.accuracy, choice.samples)
+    if width > _PRECISE:
+        logging.warning(
+            "Thresholds were chosen on %d samples, on which their accuracy of %.1f %% "
+            "is known to ±%.1f points (95 %%): on other samples it may be far lower. "
+            "For ±%.0f points, calibrate on %d samples; for a bound that holds, pass "
+            "guarantee=0.95.",
+            choice.samples,
+            100 * choice.accuracy,
+            100 * width,
+            100 * _PRECISE,
+            _samples_needed(choice.accuracy, _PRECISE),
+        )
+
+
+def _samples_needed(accuracy, width):
+    return next(n for n in itertools.count(1) if half_width(accuracy, n) <= width)
 
 
 def points_of(

@@ -1,9 +1,9 @@
 """Multiply-adds of a model's calls, from their shapes.
 
 Counted are products that are summed: dense layers, convolutions of every kind, matrix
-products, attention. Activations, normalisation, pooling, lookups and sums count as
-zero, as is usual in the field. A layer without a rule is opened: its `call` runs
-on symbolic tensors, and what it calls is counted, down to Keras' own operations.
+products, attention. Activations, normalisation, pooling, resampling, lookups and sums
+count as zero, as is usual in the field. A layer without a rule is opened: its `call`
+runs on symbolic tensors, and what it calls is counted, down to Keras' own operations.
 """
 
 import math

@@ -195,8 +195,8 @@ class EarlyExit:
             This object; `calibration` says what was found.
 
         Raises:
-            ValueError: Not one goal is given, no thresholds reach it, or the data does
-                not fit.
+            ValueError: Not one goal is given, no thresholds reach it, the data does not
+                fit, or there are fewer than 12 samples and no guarantee is asked for.
         """
         wish = Wish(
             max_accuracy_drop=max_accuracy_drop,

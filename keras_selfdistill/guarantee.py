@@ -8,12 +8,15 @@ expect to win money by betting that the next drop is smaller; so a capital that 
 grown 20-fold speaks against it at the level 1/20 (Ville's inequality).
 """
 
+import math
+
 import numpy as np
 
 from keras_selfdistill.calibration import Outcomes, Points, leave_at
 
 _BISECTIONS = 40
 _LARGEST_BET = 0.75  # Of the capital that a single sample can lose.
+_NORMAL_QUANTILE = 1.959963984540054  # 97.5 %.
 
 
 def drops(outcomes: Outcomes, thresholds: np.ndarray) -> np.ndarray:
@@ -115,10 +118,38 @@ def upper_bound(values: np.ndarray, confidence: float) -> float:
 def careful_path(points: Points, steps: int = 100) -> Points:
     """Return points of a shared path from the most careful on, at even steps of cost.
 
+    The first one sends all samples to the end, also where exits cost alike.
+
     Args:
         points: By rising threshold, as `shared_path` returns them.
         steps: At most so many points.
+
+    Example:
+        >>> thresholds = np.array([[-np.inf], [0.5], [np.inf]])
+        >>> alike = Points(thresholds, np.array([0.5, 0.9, 0.8]), np.ones(3))
+        >>> careful_path(alike).thresholds.tolist()
+        [[inf]]
     """
-    wanted = np.linspace(points.cost[-1], points.cost[0], steps)
-    nearest = np.abs(points.cost[None] - wanted[:, None]).argmin(axis=1)
-    return points[np.unique(nearest)[::-1]]
+    careful = points[::-1]  # Of equal costs, the highest threshold comes first.
+    wanted = np.linspace(careful.cost[0], careful.cost[-1], steps)
+    nearest = np.abs(careful.cost[None] - wanted[:, None]).argmin(axis=1)
+    return careful[np.unique(nearest)]
+
+
+def half_width(accuracy: float, samples: int) -> float:
+    """Return half the width of the 95 % interval of an accuracy.
+
+    Wilson's score interval ("Probable inference", JASA 1927), which is not empty where
+    all samples are right, either.
+
+    Args:
+        accuracy: Share of the samples that are right.
+        samples: How many were counted.
+
+    Example:
+        >>> round(half_width(0.75, 20), 3), round(half_width(0.75, 20_000), 3)
+        (0.178, 0.006)
+    """
+    square = _NORMAL_QUANTILE**2
+    spread = accuracy * (1 - accuracy) / samples + square / (4 * samples**2)
+    return _NORMAL_QUANTILE * math.sqrt(spread) / (1 + square / samples)

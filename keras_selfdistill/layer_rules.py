@@ -8,31 +8,10 @@ from typing import Any
 import keras
 from keras import layers
 
+from keras_selfdistill.free_operations import FREE_LAYERS
 from keras_selfdistill.operation_rules import size
 
 Rule = Callable[[Any, Sequence[Any], Sequence[Any]], int]
-
-# Packages of Keras whose layers multiply by no kernel, but for those named below.
-_FREE = tuple(
-    f"keras.src.layers.{package}."
-    for package in (
-        "activations",
-        "merging",
-        "normalization",
-        "pooling",
-        "preprocessing",
-        "regularization",
-        "reshaping",
-    )
-)
-_NOT_FREE = (
-    layers.Dot,
-    layers.MelSpectrogram,
-    layers.Pipeline,
-    layers.SpectralNormalization,
-    layers.STFTSpectrogram,
-)
-_FREE_LAYERS = (layers.InputLayer, layers.Embedding, layers.Masking, layers.Identity)
 
 
 def register_multiply_adds(
@@ -92,11 +71,10 @@ def is_free(operation: Any) -> bool:
         >>> is_free(layers.ReLU()), is_free(layers.Dense(2))
         (True, False)
     """
-    if isinstance(operation, _NOT_FREE):
-        return False
-    # Subclasses may do more: those of users are opened.
-    own = type(operation).__module__.startswith(_FREE)
-    return own or type(operation) in _FREE_LAYERS
+    own = type(operation)  # Subclasses may do more: those of users are opened.
+    return own.__module__.startswith("keras.src.layers.") and (
+        own.__name__ in FREE_LAYERS
+    )
 
 
 @functools.singledispatch

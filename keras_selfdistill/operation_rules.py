@@ -7,37 +7,9 @@ from typing import Any
 
 import keras
 
-_PRIMITIVE = ("keras.src.ops.", "keras.src.activations.")
+from keras_selfdistill.free_operations import FREE_OPERATIONS
 
-# What multiplies and sums in ways that shapes alone do not tell, or calls functions.
-_UNKNOWN = {
-    "AssociativeScan",
-    "CDist",
-    "CTCDecode",
-    "CTCLoss",
-    "Cond",
-    "Corrcoef",
-    "Correlate",
-    "ElasticTransform",
-    "FFT",
-    "FFT2",
-    "ForiLoop",
-    "GaussianBlur",
-    "IFFT2",
-    "IRFFT",
-    "ISTFT",
-    "Logdet",
-    "Map",
-    "RFFT",
-    "SSIM",
-    "STFT",
-    "Scan",
-    "Slogdet",
-    "SobelEdges",
-    "Switch",
-    "VectorizedMap",
-    "WhileLoop",
-}
+_PRIMITIVE = ("keras.src.ops.", "keras.src.activations.")
 
 
 def is_primitive(operation: Any) -> bool:
@@ -61,18 +33,15 @@ def count_operation(operation: Any, args: Any, kwargs: Any, output: Any) -> int 
         output: Symbolic, with all sizes; the first one where there are several.
 
     Returns:
-        `None` where it is not known.
+        0 of what is named in `FREE_OPERATIONS`; `None` where it is not known.
 
     Raises:
         ValueError: A size is unknown.
     """
     kind = type(operation).__name__
-    linear_algebra = type(operation).__module__ == "keras.src.ops.linalg"
-    if kind in _UNKNOWN or (linear_algebra and kind != "Norm"):
-        return None
     rule = _RULES.get(kind)
     if rule is None:
-        return 0
+        return 0 if kind in FREE_OPERATIONS else None
     given = inspect.signature(operation.call).bind(*args, **kwargs).arguments
     return rule(operation, given, output)
 
@@ -175,7 +144,24 @@ def _attention(operation, given, output):
     return size(pairs, operation.name) * (width + of_value)
 
 
+def _average(operation, given, output):
+    weighted = given.get("weights") is not None
+    return size(given["x"], operation.name) if weighted else 0
+
+
+def _cross(operation, given, output):
+    return 2 * size(output, operation.name)
+
+
+def _grayscale(operation, given, output):
+    before, after = (size(x, operation.name) for x in (given["images"], output))
+    return before if before > after else 0
+
+
 _RULES = {
+    "Average": _average,
+    "Cross": _cross,
+    "RGBToGrayscale": _grayscale,
     "Matmul": _matmul,
     "Dot": _contraction,
     "Inner": _contraction,

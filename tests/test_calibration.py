@@ -13,6 +13,7 @@ from keras_selfdistill.calibration import (
     Points,
     Price,
     _prices,
+    between,
     evaluate,
     leave_at,
     pareto,
@@ -20,7 +21,12 @@ from keras_selfdistill.calibration import (
     shared_path,
 )
 from keras_selfdistill.choice import Wish, choose
-from keras_selfdistill.guarantee import evidence, upper_bound
+from keras_selfdistill.guarantee import (
+    careful_path,
+    evidence,
+    half_width,
+    upper_bound,
+)
 
 pytestmark = pytest.mark.once
 COSTS = np.array([0.3, 0.55, 1.05])
@@ -244,6 +250,89 @@ def test_infinite_scores_stay_between_the_thresholds():
         assert (path.accuracy[point], path.cost[point]) == pytest.approx(expected)
 
 
+def neighbours(value, steps):
+    """Floats one after another, from a value on."""
+    found = [value]
+    for _ in range(steps):
+        found.append(np.nextafter(found[-1], np.inf))
+    return np.array(found)
+
+
+ADJACENT = {
+    "ordinary": neighbours(0.7, 5),
+    "around one": neighbours(np.nextafter(1.0, 0.0), 4),
+    "subnormal": neighbours(0.0, 6),
+    "negative": neighbours(-0.7, 5),
+    "largest": np.array([-1.7e308, 1.6e308, 1.7e308]),
+}
+
+
+@pytest.mark.parametrize("kind", ADJACENT)
+def test_a_threshold_between_adjacent_scores_keeps_them_apart(kind):
+    values = ADJACENT[kind]
+    middle = between(values)[1:-1]
+    assert np.all(np.isfinite(middle))
+    assert np.all(middle > values[:-1])
+    assert np.all(middle <= values[1:])
+
+
+@pytest.mark.parametrize("kind", ADJACENT)
+@pytest.mark.parametrize("per_exit", [False, True])
+def test_no_drop_is_kept_between_adjacent_scores(kind, per_exit):
+    """The surer half is right at the exit, the other half is not."""
+    low, high = ADJACENT[kind][-2:]
+    scores = np.repeat([[low, low], [high, high]], 20, axis=0)
+    correct = np.repeat([[0, 0, 1], [1, 1, 1]], 20, axis=0)
+    data = Outcomes(scores, correct, correct[:, -1], COSTS)
+    choice = choose(data, Wish(max_accuracy_drop=0.0, per_exit=per_exit))
+    found = leave_one_by_one(data, choice.thresholds)
+    assert found == pytest.approx((1.0, (COSTS[0] + COSTS[-1]) / 2))
+    assert (choice.accuracy, choice.flops_ratio) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_points_are_what_predict_gives_among_adjacent_scores(seed):
+    data = outcomes(seed=seed)
+    random = np.random.default_rng(seed)
+    near = random.choice(neighbours(0.9, 6), data.scores.shape)
+    data = dataclasses.replace(data, scores=near)
+    for points in (shared_path(data), per_exit_points(data)):
+        for point in range(len(points)):
+            expected = leave_one_by_one(data, points.thresholds[point])
+            pair = points.accuracy[point], points.cost[point]
+            assert pair == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "samples"), [(0.0, 1), (1.0, 20), (0.75, 20), (0.9, 500)]
+)
+def test_the_interval_of_an_accuracy_is_wilsons(accuracy, samples):
+    from scipy import stats
+
+    right = round(accuracy * samples)
+    found = stats.binomtest(right, samples).proportion_ci(0.95, method="wilson")
+    assert half_width(accuracy, samples) == pytest.approx((found.high - found.low) / 2)
+
+
+def test_few_samples_are_warned_of_and_fewer_are_refused(caplog):
+    caplog.set_level(logging.WARNING)
+    correct = np.ones((2000, 3), "int8")
+    correct[::4] = 0  # 75 % right.
+    data = Outcomes(np.zeros((2000, 2)), correct, correct[:, -1], COSTS)
+    choose(data.part(np.arange(2000)), Wish(flops_budget=2.0))
+    assert not caplog.records
+    choose(data.part(np.arange(20)), Wish(max_accuracy_drop=0.01))
+    (record,) = caplog.records
+    assert "20 samples" in record.message
+    assert "75.0 %" in record.message
+    # (1.96 / 0.05)² · 0.75 · 0.25 = 288, less what Wilson's interval gains.
+    assert "For ±5 points, calibrate on 286 samples" in record.message
+    for count in (1, 2, 11):
+        with pytest.raises(ValueError, match=f"Received: {count}, .*at least 12,"):
+            choose(data.part(np.arange(count)), Wish(max_accuracy_drop=0.01))
+    choose(data.part(np.arange(12)), Wish(max_accuracy_drop=0.01))
+
+
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
@@ -365,6 +454,27 @@ def test_other_goals_come_with_a_bound(wish):
     bounds = np.array([choice.accuracy_drop_bound for choice in choices])
     assert np.mean(real > bounds) <= 0.05 + 2.33 * np.sqrt(0.05 * 0.95 / 200)
     assert np.median(bounds) < 0.2
+
+
+@pytest.mark.parametrize("costs", [[1.0, 1.0, 1.0], [0.3, 1.0, 1.0], [0.5, 0.5, 1.0]])
+def test_a_path_begins_with_all_going_to_the_end_also_where_exits_cost_alike(costs):
+    data = population(200, np.random.default_rng(5))
+    points = shared_path(dataclasses.replace(data, costs=np.array(costs)))
+    path = careful_path(points)
+    assert path.thresholds[0].tolist() == [np.inf, np.inf]
+    assert np.all(np.diff(path.cost) < 0)
+    assert np.all(np.diff(path.thresholds[:, 0]) < 0)
+    assert path.cost[-1] == points.cost[0]
+
+
+@pytest.mark.parametrize("costs", [[1.0, 1.0, 1.0], [0.3, 1.0, 1.0]])
+def test_a_guarantee_holds_where_exits_cost_alike(costs, caplog):
+    data = population(60, np.random.default_rng(4))
+    data = dataclasses.replace(data, costs=np.array(costs))
+    choice = choose(data, Wish(max_accuracy_drop=0.0, guarantee=0.95))
+    assert "all samples will go to the end" in caplog.text
+    assert choice.thresholds == (np.inf, np.inf)
+    assert choice.accuracy == choice.base_accuracy
 
 
 def test_few_samples_guarantee_no_exit():

@@ -9,8 +9,9 @@ import pytest
 from keras import layers, ops
 
 import keras_selfdistill as ksd
-from keras_selfdistill import layer_rules
+from keras_selfdistill import layer_rules, operation_rules
 from keras_selfdistill.counting import Count, model_multiply_adds
+from keras_selfdistill.free_operations import FREE_LAYERS, FREE_OPERATIONS
 
 from .conftest import require_backend, run_python, small_base
 
@@ -121,6 +122,48 @@ CLOSED_FORMS = {
         lambda: chain((9, 4), layers.Lambda(lambda x: ops.conv(x, ones(3, 4, 5)))),
         7 * 3 * 4 * 5,
     ),
+    "depthwise_op": (
+        lambda: chain(
+            (9, 4), layers.Lambda(lambda x: ops.depthwise_conv(x, ones(3, 4, 2)))
+        ),
+        7 * 3 * 4 * 2,
+    ),
+    "separable_op": (
+        lambda: chain(
+            (9, 4),
+            layers.Lambda(
+                lambda x: ops.separable_conv(x, ones(3, 4, 2), ones(1, 8, 5))
+            ),
+        ),
+        7 * (3 * 8 + 8 * 5),
+    ),
+    "transposed_op": (
+        lambda: chain(
+            (4, 2), layers.Lambda(lambda x: ops.conv_transpose(x, ones(3, 5, 2), 2))
+        ),
+        4 * 2 * 3 * 5,
+    ),
+    "attention_op": (
+        lambda: chain(
+            (5, 2, 3), layers.Lambda(lambda x: ops.dot_product_attention(x, x, x))
+        ),
+        2 * 5 * 5 * 2 * 3,
+    ),
+    "inner": (lambda: chain(SEQUENCE, layers.Lambda(lambda x: ops.inner(x, x))), 200),
+    "outer": (lambda: chain(ROWS, layers.Lambda(lambda x: ops.outer(x, x))), 0),
+    "mean": (lambda: chain(ROWS, layers.Lambda(lambda x: ops.average(x, -1))), 0),
+    "weighted_mean": (
+        lambda: chain(
+            SEQUENCE, layers.Lambda(lambda x: ops.average(x, -1, weights=ones(8)))
+        ),
+        5 * 8,
+    ),
+    "cross": (lambda: chain((5, 3), layers.Lambda(lambda x: ops.cross(x, x))), 30),
+    "grey": (
+        lambda: chain((4, 4, 3), layers.Lambda(ops.image.rgb_to_grayscale)),
+        4 * 4 * 3,
+    ),
+    "resampled": (lambda: chain((4, 4, 3), layers.UpSampling2D()), 0),
     "nested": (lambda: chain(ROWS, chain(ROWS, layers.Dense(3)), layers.Dense(2)), 24),
 }
 
@@ -294,34 +337,91 @@ def test_an_unknown_size_is_an_error():
         model_multiply_adds(chain((None, None, 3), layers.Conv2D(4, 3)))
 
 
+def subclasses(kind):
+    """Return all classes below a class."""
+    found = set(kind.__subclasses__())
+    return found.union(*map(subclasses, found))
+
+
+# Operations that are not counted: it depends on more than shapes, or nobody asked.
+NOT_COUNTED = {
+    *("AssociativeScan", "Cond", "ForiLoop", "Map", "Scan", "Switch"),
+    *("VectorizedMap", "WhileLoop"),  # They call functions.
+    *("Cholesky", "CholeskyInverse", "Det", "Eig", "Eigh", "Inv", "JVP", "Logdet"),
+    *("Lstsq", "LuFactor", "MatrixRank", "Pinv", "Qr", "SVD", "Slogdet", "Solve"),
+    "SolveTriangular",
+    *("FFT", "FFT2", "IFFT2", "IRFFT", "ISTFT", "RFFT", "STFT"),
+    *("CDist", "CTCDecode", "CTCLoss", "Corrcoef", "Correlate", "ElasticTransform"),
+    *("GaussianBlur", "SSIM", "SobelEdges", "Trapezoid"),
+}
+
+
+@pytest.mark.once
+def test_every_operation_of_keras_is_free_has_a_rule_or_is_known_to_be_unknown():
+    """A new operation of Keras must be looked at."""
+    every = {
+        kind.__name__
+        for kind in subclasses(keras.Operation)
+        if kind.__module__.startswith(operation_rules._PRIMITIVE)
+        and not issubclass(kind, keras.Function)
+    }
+    assert len(every) > 300
+    ruled = set(operation_rules._RULES)
+    assert every == FREE_OPERATIONS | ruled | NOT_COUNTED
+    assert not FREE_OPERATIONS & (ruled | NOT_COUNTED)
+    assert not ruled & NOT_COUNTED
+
+
+class Novel(keras.Operation):
+    """An operation that Keras does not have yet."""
+
+    def call(self, x):
+        return x
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+@pytest.mark.once
+def test_an_operation_without_a_rule_is_unknown(monkeypatch):
+    monkeypatch.setattr(Novel, "__module__", "keras.src.ops.nn")
+    inputs = keras.Input(ROWS)
+    model = keras.Model(inputs, Novel(name="new")(inputs))
+    assert model_multiply_adds(model) == Count(0, ("new",))
+
+
+@pytest.mark.once
+def test_a_layer_that_keras_does_not_have_yet_is_opened(monkeypatch):
+    model = chain(SEQUENCE, Again(2, name="again"))
+    monkeypatch.setattr(Again, "__module__", "keras.src.layers.pooling.new")
+    assert not layer_rules.is_free(model.layers[0])
+
+
 @pytest.mark.once
 def test_every_layer_of_keras_has_a_rule_is_free_or_is_opened():
     """A new layer of Keras that multiplies by a kernel must be looked at."""
+    every = {
+        kind
+        for kind in vars(layers).values()
+        if inspect.isclass(kind) and issubclass(kind, layers.Layer)
+    }
+    free = {kind for kind in every if kind.__name__ in FREE_LAYERS}
+    assert {kind.__name__ for kind in free} == FREE_LAYERS
     opened = {
-        name
-        for name, kind in vars(layers).items()
-        if inspect.isclass(kind)
-        and issubclass(kind, layers.Layer)
-        and not kind.__module__.startswith(layer_rules._FREE)
-        and kind not in layer_rules._FREE_LAYERS
-        and layer_rules.rule.dispatch(kind) is layer_rules.rule.dispatch(object)
+        kind.__name__
+        for kind in every - free
+        if layer_rules.rule.dispatch(kind) is layer_rules.rule.dispatch(object)
     }
     assert opened == {
-        *("Attention", "Bidirectional", "EinsumDense", "GroupQueryAttention"),
+        *("Attention", "Bidirectional", "Dot", "EinsumDense", "GroupedQueryAttention"),
         *("GRUCell", "LSTMCell", "Lambda", "MultiHeadAttention", "SimpleRNNCell"),
         *("ReversibleEmbedding", "StackedRNNCells", "Layer", "Wrapper"),
+        *("MelSpectrogram", "Pipeline", "STFTSpectrogram", "SpectralNormalization"),
         # Of other frameworks: unknown.
         *("FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"),
     }
-    free = [
-        kind
-        for kind in vars(layers).values()
-        if inspect.isclass(kind)
-        and kind.__module__.startswith(layer_rules._FREE)
-        and not issubclass(kind, layer_rules._NOT_FREE)
-    ]
-    assert len(free) > 60
-    for kind in free:  # None of them multiplies matrices, but augmentation in training.
+    # None of them multiplies matrices, but augmentation in training and LoRA's table.
+    for kind in free - {layers.Embedding}:
         words = ("matmul", "einsum", "conv(") * (not kind.__name__.startswith("Random"))
         assert not any(word in inspect.getsource(kind) for word in words), kind
 

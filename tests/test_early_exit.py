@@ -619,7 +619,12 @@ def test_data_in_a_file_is_checked(saved, tmp_path, monkeypatch, key, value, mes
     monkeypatch.setattr(
         early_exit_file,
         "_encoded",
-        lambda settings: {**settings, "thresholds": [0.5, 0.5], key: value},
+        lambda settings: {
+            **settings,
+            "thresholds": [0.5, 0.5],
+            "calibration": None,
+            key: value,
+        },
     )
     fast.save(path)
     monkeypatch.setattr(early_exit_file, "_check", check)

@@ -147,5 +147,6 @@ def test_words_leave_early(hub):
             result.predictions[row], answers[exit_name][row], rtol=1e-4, atol=1e-6
         )
     calibrated = ksd.EarlyExit(model)
-    calibrated.calibrate(TEXT, LABELS, flops_budget=0.8)
+    twice = {name: np.tile(each, (2, 1)) for name, each in TEXT.items()}
+    calibrated.calibrate(twice, np.tile(LABELS, 2), flops_budget=0.8)
     assert calibrated.predict(TEXT).flops_ratio <= 0.8
