@@ -126,17 +126,19 @@ class Objective:
         for name, weights in recipe.weights(self.exit_names).items():
             student = exits[name]
             if is_used(weights.label):
-                loss = self.label_loss(labels, student["output"], sample_weight)
+                loss = self.label_loss(labels, student["output"], _copy(sample_weight))
                 yield "label_loss", weights.label * loss
             teachers = recipe.teachers_of(name, self.exit_names)
             for teacher in (self._lesson(teacher, exits) for teacher in teachers):
                 if is_used(weights.soft_target):
                     loss = soft_target_loss(
-                        teacher[compares], student[compares], sample_weight
+                        teacher[compares], student[compares], _copy(sample_weight)
                     )
                     yield "soft_target_loss", weights.soft_target * loss / len(teachers)
                 if is_used(weights.hint):
-                    loss = hint_loss(teacher["feature"], student["hint"], sample_weight)
+                    loss = hint_loss(
+                        teacher["feature"], student["hint"], _copy(sample_weight)
+                    )
                     yield "hint_loss", weights.hint * loss / len(teachers)
                 for pair_loss in self.pair_losses:
                     yield (
@@ -145,7 +147,7 @@ class Objective:
                     )
             if external_logits is not None:
                 loss = soft_target_loss(
-                    external_logits, student[compares], sample_weight
+                    external_logits, student[compares], _copy(sample_weight)
                 )
                 yield "external_loss", recipe.external_weight * loss
 
@@ -164,3 +166,12 @@ class Objective:
         if self.recipe.detach_teacher or teacher == "ensemble":
             found = {key: ops.stop_gradient(value) for key, value in found.items()}
         return {**found, "feature": ops.stop_gradient(feature)}
+
+
+def _copy(sample_weight):
+    """Return sample weights of a loss's own.
+
+    Where there is a mask, or a class to leave out, a Keras loss multiplies the weights
+    in place: on PyTorch, those of the next exit, of the metrics, and of the user.
+    """
+    return None if sample_weight is None else ops.copy(sample_weight)

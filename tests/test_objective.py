@@ -11,7 +11,7 @@ from keras_selfdistill.labels import as_loss
 from keras_selfdistill.objective import Objective
 from keras_selfdistill.task import Task
 
-from .conftest import finite_differences, value_and_gradients
+from .conftest import finite_differences, to_numpy, value_and_gradients
 
 NAMES = ["exit_1", "exit_2", "final"]
 TASK = Task("multiclass", 5, "linear")
@@ -245,3 +245,27 @@ def test_a_recipe_must_name_every_exit(named):
 
     with pytest.raises(ValueError, match=r"Forgetful.weights .* \['exit_1', 'exit_2'"):
         Objective(Forgetful(), NAMES, "mse", task=TASK)
+
+
+def test_losses_that_leave_a_class_out_keep_the_sample_weights():
+    """On PyTorch, Keras would multiply them by the mask in place, exit by exit."""
+    logits = RANDOM.normal(size=(3, BATCH, CLASSES))
+    labels, ignored = np.arange(BATCH) % CLASSES, 2
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=ignored
+    )
+    objective = Objective(recipes.DeepSupervision(), NAMES, loss, task=TASK)
+    exits = {
+        name: {
+            key: keras.ops.convert_to_tensor(each, "float32")
+            for key in ("output", "logits", "feature")
+        }
+        for name, each in zip(NAMES, logits, strict=True)
+    }
+    weights = keras.ops.convert_to_tensor(WEIGHTS, "float32")
+    found = objective(keras.ops.convert_to_tensor(labels), exits, weights)
+    rows, counted = np.eye(CLASSES)[labels], WEIGHTS * (labels != ignored)
+    expected = sum((cross_entropy(rows, each) * counted).sum() for each in logits)
+    expected /= (labels != ignored).sum()
+    assert float(found["label_loss"]) == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_array_equal(to_numpy(weights), WEIGHTS.astype("float32"))
