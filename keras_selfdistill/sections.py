@@ -14,6 +14,7 @@ from keras_selfdistill.counting import Count, Shapes, multiply_adds
 from keras_selfdistill.exits import ExitGraph
 from keras_selfdistill.flat import original
 from keras_selfdistill.graph import ancestors, graph_nodes
+from keras_selfdistill.keras_internals import run_in_inference_mode
 
 ANSWERS = ("output", "logits")
 
@@ -22,6 +23,8 @@ class Section(keras.Model):
     """The part of a network between two exits, on the network's own tensors.
 
     No layer is called again or copied, so a base stays as it is and weights are shared.
+    Every layer is in inference mode, as in a base's own `predict`, also those that were
+    called with `training=True`.
 
     Called with the list of tensors alive at the cut before it, in the order of
     `inputs`, it returns a dict: `"output"` and `"logits"` of its exit (those it was cut
@@ -57,10 +60,10 @@ class Section(keras.Model):
         """The layers that the section applies, in order."""
         return list(self._parts)
 
-    def call(self, alive, training=None):
+    def call(self, alive, training=False):
         """Compute the exit and what the next sections need; see the class."""
-        # Layers inside take `training` from this call.
-        return self._function(alive)
+        del training  # What is cut is never trained.
+        return run_in_inference_mode(self._function, alive)
 
 
 class _Pieces(NamedTuple):
