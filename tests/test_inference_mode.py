@@ -198,7 +198,7 @@ def test_augmentation_in_the_base_is_off():
         nested,
         lambda x: nested(x, training=True),
     )
-    x = make_x(base, 8)
+    x = make_x(base, 64)
     expected = base.predict(x, verbose=0)
     fast = early_exit(base)
     np.testing.assert_allclose(fast.predict(x).predictions, expected, atol=1e-6)
