@@ -38,7 +38,9 @@ def affordable_head(
     """
     if any(None in tensor.shape[1:] for tensor in base.inputs):
         return head  # Costs depend on sizes.
-    base_cost, _ = model_multiply_adds(base)
+    base_cost, unknown = model_multiply_adds(base)
+    if unknown:
+        return head  # Of what is known, a share would be too large.
     found: Head | None = head
     shares = []
     while found is not None:

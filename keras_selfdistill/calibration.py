@@ -21,7 +21,8 @@ class Outcomes:
         scores: Shape `(samples, exits - 1)`: of all exits but the last.
         correct: Shape `(samples, exits)`, 0 or 1.
         reference: Shape `(samples,)`, 0 or 1: whether the base alone was right.
-        costs: Shape `(exits,)`: of leaving at each exit, ascending.
+        costs: Shape `(exits,)`: of leaving at each exit, ascending; NaN where not
+            known, which `choice.choose` alone takes.
     """
 
     scores: np.ndarray

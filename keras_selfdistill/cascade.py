@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_selfdistill.calibration import Outcomes
 from keras_selfdistill.compiled import CompiledModel
-from keras_selfdistill.counting import model_multiply_adds
+from keras_selfdistill.counting import Count, model_multiply_adds
 from keras_selfdistill.exits import ExitGraph
 from keras_selfdistill.feeding import Feeder, class_numbers
 from keras_selfdistill.scheduler import Chunk, bucket_sizes, run_sections
@@ -37,17 +37,20 @@ class Cascade:
     """
 
     def __init__(self, graph: ExitGraph, scorer: Scorer):
-        sections = cut_sections(graph, [scorer.reads])
+        models = cut_sections(graph, [scorer.reads])
         shapes = nominal_shapes(graph.flat.model)
-        spent, _ = section_costs(graph, [scorer.reads], shapes)
-        of_base, _ = model_multiply_adds(graph.flat.model, shapes)
+        sections = section_costs(graph, [scorer.reads], shapes)
+        of_base = model_multiply_adds(graph.flat.model, shapes)
+        names = Count.total([*sections, of_base]).unknown
+        self.unknown = tuple(dict.fromkeys(names))  # What does not tell its cost.
         # Share of the base's multiply-adds that a sample costs, by its exit.
-        self.costs = np.cumsum(spent) / max(1, of_base)
+        spent = np.cumsum([_known(each) for each in sections])
+        self.costs = spent / np.maximum(1.0, _known(of_base))  # NaN if not known.
         self._scorer = scorer
         self._classes = graph.task.units
-        self._sections = [CompiledModel(section) for section in sections]
+        self._sections = [CompiledModel(section) for section in models]
         places = {id(tensor): i for i, tensor in enumerate(graph.base.inputs)}
-        self._inputs = {places[id(tensor)]: tensor for tensor in sections[0].inputs}
+        self._inputs = {places[id(tensor)]: tensor for tensor in models[0].inputs}
         self._feeder = Feeder(graph.base)
 
     @property
@@ -137,6 +140,11 @@ class Cascade:
             batch_size=batch_size,
         )
         return labels
+
+
+def _known(count):
+    """Return the multiply-adds of a count, NaN where a part of it is unknown."""
+    return np.nan if count.unknown else float(count.multiply_adds)
 
 
 def _in_order(parts):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,11 @@ class Wish:
                 f"guarantee={self.guarantee!r} with per_exit=True. Leave out one."
             )
 
+    @property
+    def needs_costs(self) -> bool:
+        """Whether more must be known of costs than that deeper exits cost more."""
+        return self.flops_budget is not None or self.per_exit
+
     def goal(self, outcomes: Outcomes) -> Goal:
         """Return the goal on some samples, on which a drop is counted."""
         if self.flops_budget is not None:
@@ -103,7 +109,7 @@ class Choice:
         thresholds: One for each exit but the last.
         accuracy: Share of right answers.
         base_accuracy: That of the base alone.
-        flops_ratio: Mean share of the base's multiply-adds.
+        flops_ratio: Mean share of the base's multiply-adds; NaN where not known.
         samples: How many samples were counted.
         guarantee: Confidence of the bound, `None` without one.
         accuracy_drop_bound: With that confidence, the mean accuracy drop on new samples
@@ -138,6 +144,8 @@ def choose(outcomes: Outcomes, wish: Wish, *, last_is_base: bool = True) -> Choi
         >>> choose(outcomes, Wish(max_accuracy_drop=0.0)).thresholds
         (0.5,)
     """
+    if np.isnan(outcomes.costs).any():
+        return _choose_by_order(outcomes, wish, last_is_base)
     if wish.guarantee is None:
         _check_samples(len(outcomes))
         goal = wish.goal(outcomes)
@@ -156,6 +164,23 @@ def choose(outcomes: Outcomes, wish: Wish, *, last_is_base: bool = True) -> Choi
         outcomes.part(search), outcomes.part(test), wish, last_is_base
     )
     return _choice(outcomes.part(test), thresholds, wish.guarantee, bound)
+
+
+def _choose_by_order(outcomes, wish, last_is_base):
+    """Choose shared thresholds where it is known only that deeper exits cost more.
+
+    Then lower thresholds cost less, whatever the costs are: the cheapest are the same.
+    """
+    if wish.needs_costs:
+        raise ValueError(
+            "The choice depends on costs, and those of some exits are not known. "
+            f"Received: {wish}. Expected: max_accuracy_drop= or target_accuracy=, with "
+            "thresholds that all exits share."
+        )
+    ranks = np.arange(1, len(outcomes.costs) + 1) / len(outcomes.costs)
+    ranked = dataclasses.replace(outcomes, costs=ranks)
+    choice = choose(ranked, wish, last_is_base=last_is_base)
+    return dataclasses.replace(choice, flops_ratio=math.nan)
 
 
 def _check_samples(samples):

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
 from keras_selfdistill import criteria
 from keras_selfdistill.calibration import Outcomes
@@ -32,7 +33,8 @@ class EarlyExitResult:
         exits: Name of the exit that answered, shape `(samples,)`.
         scores: The criterion's score of the answer, shape `(samples,)`.
         flops_ratio: Multiply-adds spent, heads included, as a share of what the base
-            alone would have spent. Above 1 where all went to the end.
+            alone would have spent. Above 1 where all went to the end; NaN where the
+            cost of a layer is not known.
     """
 
     predictions: np.ndarray
@@ -107,6 +109,8 @@ class EarlyExit:
             exits=len(graph.exits),
         )
         self._cascade = Cascade(graph, self._scorer)
+        if self._cascade.unknown:
+            logging.warning("%s", self._unknown_costs())
         self._outcomes: Outcomes | None = None
         self._thresholds: tuple[float, ...] | None = None
         self.calibration: Choice | None = None
@@ -125,7 +129,10 @@ class EarlyExit:
 
     @property
     def flops_ratios(self) -> dict[str, float]:
-        """Share of the base's multiply-adds that a sample costs, by its exit."""
+        """Share of the base's multiply-adds that a sample costs, by its exit.
+
+        NaN where it is not known; `register_multiply_adds` makes it known.
+        """
         costs = map(float, self._cascade.costs)
         return dict(zip(self.exit_names, costs, strict=True))
 
@@ -195,8 +202,9 @@ class EarlyExit:
             This object; `calibration` says what was found.
 
         Raises:
-            ValueError: Not one goal is given, no thresholds reach it, the data does not
-                fit, or there are fewer than 12 samples and no guarantee is asked for.
+            ValueError: Not one goal is given, no thresholds reach it, or it depends on
+                costs that are not known; the data does not fit; or there are fewer than
+                12 samples and no guarantee is asked for.
         """
         wish = Wish(
             max_accuracy_drop=max_accuracy_drop,
@@ -206,6 +214,9 @@ class EarlyExit:
             per_exit=per_exit,
             seed=seed,
         )
+        if wish.needs_costs:
+            asked = "per_exit=True" if per_exit else f"flops_budget={flops_budget}"
+            self._check_costs(asked)
         if x is not None:
             self._outcomes = self._cascade.observe(x, y, batch_size)
         outcomes = self._calibrated("Pass x and y.")
@@ -223,8 +234,9 @@ class EarlyExit:
                 what is then searched. Shared thresholds are searched exactly.
 
         Raises:
-            ValueError: There was no calibration.
+            ValueError: There was no calibration, or costs are not known.
         """
+        self._check_costs("frontier()")
         outcomes = self._calibrated("Call calibrate(x, y, ...) first.")
         points = points_of(outcomes, per_exit=per_exit)
         return Frontier(
@@ -375,6 +387,23 @@ class EarlyExit:
             found = {**found, "thresholds": tuple(found["thresholds"])}
             fast.calibration = Choice(**found)
         return fast
+
+    def _unknown_costs(self):
+        return (
+            "The multiply-adds of some layers are not known, so neither is what an "
+            f"exit costs: {', '.join(self._cascade.unknown)}. Teach them with "
+            "keras_selfdistill.register_multiply_adds before making EarlyExit, or "
+            "choose an exit by its latency: keras_selfdistill.pick_exit(model, "
+            "max_latency_ms=..., sample=x[:1])."
+        )
+
+    def _check_costs(self, asked):
+        if self._cascade.unknown:
+            raise ValueError(
+                f"{self._unknown_costs()} Received: {asked}, which needs costs. "
+                "Expected: max_accuracy_drop= or target_accuracy=, with thresholds "
+                "that all exits share."
+            )
 
     def _calibrated(self, hint) -> Outcomes:
         if self._outcomes is None:

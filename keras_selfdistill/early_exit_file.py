@@ -131,7 +131,7 @@ _CALIBRATION: dict[str, Callable[[Any], bool]] = {
     "thresholds": _are_thresholds,
     "accuracy": _is_number,
     "base_accuracy": _is_number,
-    "flops_ratio": _is_number,
+    "flops_ratio": _or_none(_is_number),
     "samples": lambda value: _is_number(value) and isinstance(value, int),
     "guarantee": _or_none(_is_number),
     "accuracy_drop_bound": _or_none(_is_number),
@@ -157,12 +157,20 @@ def _check(document, path):
 
 
 def _encoded(settings):
-    """Return the settings with words for infinite thresholds, which JSON has not."""
-    return _map_thresholds(settings, {math.inf: "never", -math.inf: "always"})
+    """Return the settings without infinity and NaN, which JSON has not."""
+    settings = _map_thresholds(settings, {math.inf: "never", -math.inf: "always"})
+    found = settings["calibration"]
+    if found is not None and math.isnan(found["flops_ratio"]):
+        settings["calibration"] = {**found, "flops_ratio": None}
+    return settings
 
 
 def _decoded(document):
-    return _map_thresholds(document, {"never": math.inf, "always": -math.inf})
+    settings = _map_thresholds(document, {"never": math.inf, "always": -math.inf})
+    found = settings["calibration"]
+    if found is not None and found["flops_ratio"] is None:
+        settings["calibration"] = {**found, "flops_ratio": math.nan}
+    return settings
 
 
 def _map_thresholds(settings, words):

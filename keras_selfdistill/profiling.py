@@ -28,7 +28,7 @@ class Cost:
     Args:
         parameters: Number of weights, trainable or not.
         multiply_adds: For one sample, of the layers whose cost is known.
-        share: Multiply-adds as a share of the base's.
+        share: Multiply-adds as a share of the base's; NaN where not known.
         unknown: Names of the layers whose cost is not known.
     """
 
@@ -171,7 +171,7 @@ def profile_at(model: Any, shapes: Shapes) -> Profile:
     counts = multiply_adds(model_nodes(flat.model), shapes)
     rows = _layer_costs(counts, dict.fromkeys(counts, "final"), flat.calls)
     total = Count.total(counts.values())
-    cost = _as_cost(flat.model.count_params(), total, total.multiply_adds)
+    cost = _as_cost(flat.model.count_params(), total, total)
     return Profile({"final": cost}, {"final": cost}, tuple(rows.values()))
 
 
@@ -182,7 +182,7 @@ def _profile_exits(model, shapes):
     models["final"] = graph.flat.model  # It knows the sizes in nested models.
     models["ensemble"] = model.ensemble_model()
     found = {name: model_multiply_adds(each, shapes) for name, each in models.items()}
-    of_base = found["final"].multiply_adds
+    of_base = found["final"]
     exits = {
         name: _as_cost(each.count_params(), found[name], of_base)
         for name, each in models.items()
@@ -202,8 +202,24 @@ def _profile_exits(model, shapes):
 
 
 def _as_cost(parameters, count, of_base):
-    share = count.multiply_adds / of_base if of_base else math.nan
-    return Cost(parameters, count.multiply_adds, share, count.unknown)
+    return Cost(
+        parameters, count.multiply_adds, share_of(count, of_base), count.unknown
+    )
+
+
+def share_of(cost: Cost | Count, of_base: Cost | Count) -> float:
+    """Return what share one cost is of another, NaN where it is not known.
+
+    Example:
+        >>> share_of(Count(1), Count(4)), share_of(Count(1), Count(4, ("fourier",)))
+        (0.25, nan)
+    """
+    alike = cost.unknown == of_base.unknown
+    if alike and cost.multiply_adds == of_base.multiply_adds > 0:
+        return 1.0  # Also where both hold the same that is unknown.
+    if cost.unknown or of_base.unknown or not of_base.multiply_adds:
+        return math.nan
+    return cost.multiply_adds / of_base.multiply_adds
 
 
 def _layer_costs(counts, sections, calls):
@@ -247,7 +263,7 @@ def _costs_table(costs, heading):
             name,
             compact(cost.parameters),
             ("at least " if cost.unknown else "") + compact(cost.multiply_adds),
-            f"{cost.share:.1%}",
+            "unknown" if math.isnan(cost.share) else f"{cost.share:.1%}",
         ]
         for name, cost in costs.items()
     ]

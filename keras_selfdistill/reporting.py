@@ -13,7 +13,7 @@ from absl import logging
 from keras_selfdistill.feeding import Feeder
 from keras_selfdistill.latency import WARM_UP, median_milliseconds
 from keras_selfdistill.measures import BatchAnswers, Sums, as_answers
-from keras_selfdistill.profiling import profile_at
+from keras_selfdistill.profiling import profile_at, share_of
 from keras_selfdistill.reports import PLAIN, Report, Row
 from keras_selfdistill.sizes import shapes_of
 from keras_selfdistill.subject import Network, Subject, subject_of
@@ -72,7 +72,7 @@ def report(
         key: profile_at(subject.model, shapes_of(subject.base, sample))
         for key, subject in subjects.items()
     }
-    of_base = costs[""]["final"].multiply_adds
+    of_base = costs[""]["final"]
     sample = [array[:latency_batch_size] for array in sample]
     times = _times(subjects, sample, repeats, verbose)
     rows = []
@@ -204,10 +204,11 @@ def _cost(subject: Subject, costs, name, of_base):
         keys = ("parameters", "multiply_adds", "share", "bytes")
         return {**dict.fromkeys(keys), **unknown}
     cost = costs[name]
+    share = share_of(cost, of_base)
     return {
         "parameters": cost.parameters,
         "multiply_adds": cost.multiply_adds,
-        "share": cost.multiply_adds / of_base if of_base else math.nan,
+        "share": None if math.isnan(share) else share,
         "unknown": cost.unknown,
         "bytes": _size_on_disk(subject.models[name]),
     }

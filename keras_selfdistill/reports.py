@@ -25,7 +25,7 @@ class Row:
         parameters: Weights of the model that is deployed.
         multiply_adds: For one sample, of the layers whose cost is known; where the
             model leaves sizes open, for one of the first batch.
-        share: Of the base's multiply-adds.
+        share: Of the base's multiply-adds; `None` where not known.
         unknown: Layers whose cost is not known.
         milliseconds: Median time of a call.
         bytes: Size of the `.keras` file.

@@ -112,8 +112,8 @@ def cut_sections(
 
 def section_costs(
     graph: ExitGraph, answers: Sequence[str] = ANSWERS, shapes: Shapes | None = None
-) -> tuple[list[int], tuple[str, ...]]:
-    """Return each section's multiply-adds for one sample, and the unknown layers.
+) -> list[Count]:
+    """Return each section's multiply-adds for one sample, shallow to deep.
 
     Args:
         graph: A base with exits.
@@ -128,16 +128,17 @@ def section_costs(
         >>> base = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a"),
         ...     keras.layers.Dense(4), keras.layers.Dense(2, "softmax")])
         >>> model = ksd.SelfDistiller(base, taps=["a"], recipe="byot", head="linear")
-        >>> section_costs(model._graph, ["output"])
-        ([56, 24], ())
+        >>> [count.multiply_adds for count in section_costs(model._graph, ["output"])]
+        [56, 24]
     """
     pieces = _pieces(graph, answers)
     counts = multiply_adds(pieces.nodes, shapes)
-    totals = [0] * len(pieces.ends)
-    for node, number in pieces.number.items():
-        if number >= 0:
-            totals[number] += counts[node].multiply_adds
-    return totals, Count.total(counts.values()).unknown
+    return [
+        Count.total(
+            counts[node] for node, own in pieces.number.items() if own == number
+        )
+        for number in range(len(pieces.ends))
+    ]
 
 
 def calls_by_section(graph: ExitGraph, answers: Sequence[str] = ANSWERS) -> dict:
