@@ -15,6 +15,7 @@ from keras_selfdistill import train_step as backend_step
 from keras_selfdistill.config import PACKAGE, did_you_mean, for_any_backend
 from keras_selfdistill.exits import attach_exits
 from keras_selfdistill.keras_internals import writes_legacy_format
+from keras_selfdistill.label_loss import check_task
 from keras_selfdistill.logs import Logs
 from keras_selfdistill.nonfinite import StopWithoutProgress, Verdict
 from keras_selfdistill.objective import Objective
@@ -84,7 +85,7 @@ class SelfDistiller(keras.Model):
         task: `"multiclass"`, `"multilabel"`, `"binary"` or `"regression"`, where the
             base's end does not say: softmax tells classes apart, a sigmoid says yes or
             no to each label, several linear units are logits of classes, a single one
-            is a number.
+            is a number. A loss that says otherwise of a linear end is refused.
         name: Name of the wrapper.
 
     Raises:
@@ -144,7 +145,9 @@ class SelfDistiller(keras.Model):
         self._turn = threading.RLock()
         self._recipe = recipe
         self._head = graph.head
-        self._given = types.SimpleNamespace(teacher=teacher, pair_losses=pairs)
+        self._given = types.SimpleNamespace(
+            teacher=teacher, pair_losses=pairs, task=task
+        )
         # Tracked: what training alone reads, which is no part of the outputs' graph.
         self._adapters = graph.adapters()
         self._teacher = None
@@ -279,6 +282,8 @@ class SelfDistiller(keras.Model):
         Args:
             optimizer: As in `keras.Model.compile`.
             loss: One loss, which serves every exit: name, function or `Loss` object.
+                Of a base that ends in softmax or sigmoid, Keras' crossentropies are
+                computed from the logits, so that nothing is clipped.
             loss_weights: Not accepted: the recipe weighs the exits.
             metrics: Names, functions or objects, given once; every exit and the
                 ensemble gets a copy.
@@ -294,7 +299,8 @@ class SelfDistiller(keras.Model):
 
         Raises:
             TypeError: `loss` is missing or several, or the metrics are a mapping.
-            ValueError: `loss` is unknown, or `loss_weights` is given.
+            ValueError: `loss` is unknown, or for another task than the end was
+                taken for, or `loss_weights` is given.
         """
         if loss_weights is not None:
             raise ValueError(
@@ -310,6 +316,8 @@ class SelfDistiller(keras.Model):
             external_teacher=self._teacher is not None,
             pair_losses=self._given.pair_losses,
         )
+        if self._given.task is None:
+            check_task(objective.label_loss, self._graph.task)
         sections = section_weights(self._graph) if log_gradients else {}
         logs = Logs(
             self.exit_names,
@@ -429,7 +437,7 @@ class SelfDistiller(keras.Model):
     def _run_exits(self, x, y, sample_weight, *, training) -> Step:
         """Run all exits once on a batch and compute the loss, on any backend."""
         # Before the exits run: batch normalisation would already have learned.
-        self._graph.task.check_labels(y)
+        self._objective.check_labels(y, self.base.outputs[0])
         found = self._graph.training_network(x, training=training)
         exits = found["exits"]
         external_logits = None
@@ -510,7 +518,7 @@ class SelfDistiller(keras.Model):
         if "ensemble" not in y_pred:
             # Keras builds the metrics with symbolic outputs of `call`, before the first
             # step: the time to refuse labels, while no weight has moved.
-            self._graph.task.check_labels(y)
+            self._objective.check_labels(y, y_pred["final"])
             self._objective.label_loss(y, y_pred["final"], sample_weight)
             y_pred = {**y_pred, "ensemble": y_pred["final"]}
         outputs = self._logs.ordered(y_pred)
@@ -520,6 +528,15 @@ class SelfDistiller(keras.Model):
     def get_metrics_result(self) -> dict[str, Any]:
         """Return the logs: the loss and its terms, and the metrics of every exit."""
         return self._logs.named(super().get_metrics_result())
+
+    @property
+    def losses(self) -> list[Any]:
+        """The base's and the exits' own losses, not those of the external teacher."""
+        found = super().losses
+        if self._teacher is None:
+            return found
+        others = {id(loss) for loss in self._teacher.losses}
+        return [loss for loss in found if id(loss) not in others]
 
     @property
     def metrics(self) -> list[keras.Metric]:
@@ -567,7 +584,7 @@ class SelfDistiller(keras.Model):
                 keras.saving.serialize_keras_object(pair.weight)
                 for pair in self._given.pair_losses
             ],
-            "task": self._graph.task.name,
+            "task": self._given.task,
             "name": self.name,
             "frozen": [
                 layer.name for layer in self._added_layers if not layer.trainable

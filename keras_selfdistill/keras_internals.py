@@ -1,9 +1,14 @@
 """What is read of Keras that Keras does not publish: one small function for each."""
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import keras
+from keras.src import backend
 from keras.src.backend.common.global_state import get_global_attribute
+from keras.src.losses.losses import LossFunctionWrapper
+from keras.src.utils.naming import get_object_name
 
 
 def writes_legacy_format() -> bool:
@@ -63,3 +68,137 @@ def run_in_inference_mode(function: keras.Function, inputs: Any) -> Any:
         return lambda *args, **kwargs: operation(*args, **{**kwargs, "training": False})
 
     return function._run_through_graph(inputs, operation_fn=inferring)
+
+
+def object_name(thing: Any) -> str:
+    """Return the name under which Keras logs a metric, function or callable object.
+
+    Example:
+        >>> object_name(keras.metrics.categorical_accuracy)
+        'categorical_accuracy'
+    """
+    return get_object_name(thing)
+
+
+def set_direction(metric: keras.Metric, direction: str) -> None:
+    """Tell Keras' callbacks, in mode "auto", whether `"up"` or `"down"` is better."""
+    metric._direction = direction
+
+
+def with_mask_of(source: Any, target: Any) -> Any:
+    """Return the target, with the source's mask where it has none of its own.
+
+    Keras' losses and metrics read the mask from what the model returned.
+    """
+    mask = backend.get_keras_mask(source)
+    if mask is not None and backend.get_keras_mask(target) is None:
+        backend.set_keras_mask(target, mask)
+    return target
+
+
+def loss_of_function(function: Any, name: str, **options: Any) -> keras.losses.Loss:
+    """Return a function of labels and outputs as a loss, as `keras.Model.compile` does.
+
+    Args:
+        function: Returns a value for each sample.
+        name: Name of the loss.
+        options: Further arguments of the function.
+    """
+    return LossFunctionWrapper(function, name=name, **options)
+
+
+def loss_function(loss: keras.losses.Loss) -> tuple[Any, Mapping[str, Any]]:
+    """Return the function that a loss computes, and its options.
+
+    `(None, {})` for losses that are made of no function, and for subclasses that
+    compute something else.
+
+    Example:
+        >>> function, options = loss_function(keras.losses.BinaryCrossentropy())
+        >>> function is keras.losses.binary_crossentropy, options["from_logits"]
+        (True, False)
+    """
+    kind, wrapper = type(loss), LossFunctionWrapper
+    if kind.call is not wrapper.call or kind.__call__ is not wrapper.__call__:
+        return None, {}
+    return loss.fn, loss._fn_kwargs
+
+
+def with_loss_options(loss: keras.losses.Loss, **options: Any) -> keras.losses.Loss:
+    """Return a copy of a loss that `loss_function` knows, with other options.
+
+    Its config would not do, as it holds no dtype, nor would `copy.copy`, which is by
+    way of the config.
+    """
+    copied = object.__new__(type(loss))
+    changed = {"_fn_kwargs": {**loss._fn_kwargs, **options}, **options}
+    vars(copied).update(vars(loss), **changed)
+    return copied
+
+
+def copy_metric(metric: keras.Metric) -> keras.Metric:
+    """Return a copy of a metric with variables of its own and everything else alike.
+
+    The object is copied, not made again from its config, which may omit arguments.
+    Layers, models, losses and functions in it are shared.
+
+    Raises:
+        TypeError: It holds what cannot be copied, such as an open file.
+
+    Example:
+        >>> import numpy as np
+        >>> metric = keras.metrics.Precision(class_id=1)
+        >>> copied = copy_metric(metric)
+        >>> copied.update_state(np.eye(2), np.eye(2))
+        >>> copied.class_id, float(copied.result()), float(metric.result())
+        (1, 1.0, 0.0)
+    """
+    return _copy_metric(metric, {})
+
+
+def _copy_metric(metric, memo):
+    copied = memo[id(metric)] = object.__new__(type(metric))
+    for inner in metric._metrics:
+        if id(inner) not in memo:
+            _copy_metric(inner, memo)
+    for variable in metric._variables:
+        memo[id(variable)] = _fresh(variable)
+    for value in keras.tree.flatten([_plain(each) for each in vars(metric).values()]):
+        if isinstance(value, (keras.Layer, keras.losses.Loss, keras.Optimizer)):
+            memo[id(value)] = value
+    # Keras copies its own objects by way of a file: this one must be none of them.
+    vars(copied).update(copy.deepcopy(vars(metric), memo))
+    _repair_tracker(metric, copied, memo)
+    return copied
+
+
+def _plain(value):
+    """Return a container that Keras tracks as one that its tree functions open."""
+    if isinstance(value, dict):
+        return [_plain(each) for each in value.values()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(each) for each in value]
+    return [value]
+
+
+def _fresh(variable):
+    return keras.Variable(
+        keras.ops.convert_to_numpy(variable.value),
+        dtype=variable.dtype,
+        trainable=False,
+        aggregation=variable.aggregation,
+        synchronization=variable.synchronization,
+        name=variable.name,
+    )
+
+
+def _repair_tracker(metric, copied, memo):
+    """Let the copy's tracker know the copy's variables, and each of them once.
+
+    It knows what it tracks by `id`; copied lists, which it watches, tell it again.
+    """
+    stores = {"variables": "_variables", "metrics": "_metrics"}
+    for store, attribute in stores.items():
+        held = [memo[id(each)] for each in getattr(metric, attribute)]
+        getattr(copied, attribute)[:] = held
+        copied._tracker.stored_ids[store] = {id(each) for each in held}

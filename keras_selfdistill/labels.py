@@ -1,110 +1,100 @@
-"""What users give as loss: one, for every exit."""
+"""The form that a loss takes labels in, and whether labels are classes of the base."""
 
 from typing import Any
 
 import keras
-from keras import ops
-from keras.src.losses.loss import squeeze_or_expand_to_same_rank
+from keras import losses, ops
 
-from keras_selfdistill.config import unknown_name
+from keras_selfdistill.keras_internals import loss_function
+from keras_selfdistill.label_loss import (
+    ONE_HOT_LOSSES,
+    SPARSE_LOSSES,
+    by_shape,
+    crossentropy,
+    is_one_of,
+    is_sparse,
+)
 
-# The kinds of losses that say how labels are given: by number or as rows.
-NAMES, ROWS = "sparse_categorical_crossentropy", "categorical_crossentropy"
-_SCALAR_REDUCTIONS = ("sum_over_batch_size", "sum", "mean", "mean_with_sample_weight")
+# Classes as indices, and one number for each class: a loss for each.
+SPARSE, ONE_HOT = "sparse_categorical_crossentropy", "categorical_crossentropy"
 
 
-def as_loss(identifier: Any) -> keras.losses.Loss:
-    """Return a Keras loss for anything that `compile` takes as the loss of one output.
-
-    Args:
-        identifier: Name, function `(y_true, y_pred) -> per-sample values`, or `Loss`.
-
-    Raises:
-        ValueError: The name is unknown, or the loss does not reduce to a scalar.
-        TypeError: `identifier` is missing or a collection.
+def label_form(loss: losses.Loss, labels: Any, outputs: Any) -> str | None:
+    """Return `SPARSE` or `ONE_HOT`, as a loss takes labels, or `None` if it is open.
 
     Example:
-        >>> as_loss("sparse_categorical_crossentropy").name
-        'sparse_categorical_crossentropy'
+        >>> import numpy as np
+        >>> label_form(losses.CategoricalHinge(), np.zeros((8,)), np.zeros((8, 3)))
+        'categorical_crossentropy'
     """
-    if identifier is None or isinstance(identifier, (dict, list, tuple)):
-        raise TypeError(
-            "`compile` needs one loss, which serves every exit. Received: "
-            f"loss={identifier!r}. Expected: what you would pass for the base, e.g. "
-            "loss='sparse_categorical_crossentropy'. The recipe weighs the exits."
-        )
-    if isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce"):
-        return _FunctionLoss(crossentropy, name=identifier.lower())
-    try:
-        loss = keras.losses.get(identifier)
-    except ValueError as error:
-        raise unknown_name("loss", identifier, keras.losses) from error
-    if not isinstance(loss, keras.losses.Loss):
-        name = identifier if isinstance(identifier, str) else None
-        return _FunctionLoss(loss, name=name or getattr(loss, "__name__", None))
-    if loss.reduction not in _SCALAR_REDUCTIONS:
-        raise ValueError(
-            "The loss must reduce to a scalar. Received: a loss with "
-            f"reduction={loss.reduction!r}. Expected one of {_SCALAR_REDUCTIONS}."
-        )
-    return loss
+    function, _ = loss_function(loss)
+    if function is crossentropy:
+        return by_shape(labels, outputs, binary=None, sparse=SPARSE, one_hot=ONE_HOT)
+    if is_one_of(function, SPARSE_LOSSES):
+        return SPARSE
+    return ONE_HOT if is_one_of(function, ONE_HOT_LOSSES) else None
 
 
-class _FunctionLoss(keras.losses.Loss):
-    """A plain function as a Keras loss with the default reduction."""
-
-    def __init__(self, function, name=None):
-        super().__init__(name=name)
-        self.function = function
-
-    def call(self, y_true, y_pred):
-        # As Keras does around functions: flat labels fit a network with one output.
-        return self.function(*squeeze_or_expand_to_same_rank(y_true, y_pred))
+def ignored_class(loss: losses.Loss) -> int | None:
+    """Return the class that a loss leaves out, if any."""
+    _, options = loss_function(loss)
+    return options.get("ignore_class")
 
 
-def crossentropy(y_true: Any, y_pred: Any) -> Any:
-    """Return the crossentropy of each sample, for sparse or one-hot labels."""
-    if is_sparse(y_true, y_pred):
-        return keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
-    return keras.losses.categorical_crossentropy(y_true, y_pred)
+def check_form(loss: losses.Loss, labels: Any, outputs: Any) -> None:
+    """Refuse class indices where a loss takes one-hot labels, and the reverse.
+
+    Some of Keras' losses would stretch one to the shape of the other.
+
+    Args:
+        loss: The loss of the labels.
+        labels: Batch of labels, of a known number of axes.
+        outputs: Of several units.
+
+    Raises:
+        ValueError: Labels have the form that the loss does not take.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = losses.SparseCategoricalCrossentropy()
+        >>> check_form(loss, np.zeros((8,)), np.zeros((8, 3)))
+    """
+    found = SPARSE if is_sparse(labels, outputs) else ONE_HOT
+    if label_form(loss, labels, outputs) in (None, found):
+        return
+    one_hot = ("samples", *outputs.shape[1:])
+    expected = one_hot if found == SPARSE else one_hot[:-1]
+    raise ValueError(
+        f"Labels do not fit the loss. Received: y of shape {tuple(labels.shape)} with "
+        f"loss {loss.name!r}. Expected: shape {expected}, or loss={found!r}."
+    )
 
 
-def is_sparse(labels: Any, outputs: Any) -> bool:
-    """Tell class indices, shape `(batch,)` or `(batch, 1)`, from rows of scores."""
-    return len(labels.shape) < len(outputs.shape) or labels.shape[-1] == 1
-
-
-def kind_of(loss: keras.losses.Loss) -> str:
-    """Return `NAMES`, `ROWS`, or the name of a loss that says less of its labels."""
-    if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
-        return NAMES
-    if isinstance(loss, keras.losses.CategoricalCrossentropy):
-        return ROWS
-    return loss.name
-
-
-def reads_numbers(loss: keras.losses.Loss, labels: Any, outputs: Any) -> bool:
-    """Tell whether a loss takes the labels for class numbers, not for rows."""
-    kind = kind_of(loss)
-    either = kind in ("crossentropy", "ce")
-    return kind == NAMES or (either and is_sparse(labels, outputs))
-
-
-def all_exist(labels: Any, outputs: Any, loss: keras.losses.Loss) -> Any:
+def all_exist(labels: Any, outputs: Any, loss: losses.Loss) -> Any:
     """Return whether all labels are classes that the outputs have, as a scalar.
 
     Only class indices can be others; a class that the loss leaves out is fine.
 
     Example:
         >>> import numpy as np
-        >>> loss = as_loss("sparse_categorical_crossentropy")
+        >>> loss = losses.SparseCategoricalCrossentropy()
         >>> bool(all_exist(np.array([0, 3]), np.zeros((2, 3)), loss))
         False
     """
-    if not reads_numbers(loss, labels, outputs):
+    if label_form(loss, labels, outputs) != SPARSE:
         return True
+    # Compared in the labels' own dtype, 256 classes would be 0 in uint8.
+    labels = ops.convert_to_tensor(labels)
+    labels = ops.cast(labels, _wide(keras.backend.standardize_dtype(labels.dtype)))
     exists = ops.logical_and(labels >= 0, labels < outputs.shape[-1])
-    ignored = getattr(loss, "ignore_class", None)
+    ignored = ignored_class(loss)
     if ignored is not None:
         exists = ops.logical_or(exists, ops.equal(labels, ignored))
     return ops.all(exists)
+
+
+def _wide(dtype):
+    """Return a dtype that holds the values of another and any number of classes."""
+    if "float" in dtype:
+        return "float64" if dtype == "float64" else "float32"
+    return "int64" if dtype in ("int64", "uint64") else "int32"

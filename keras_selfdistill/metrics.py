@@ -6,7 +6,8 @@ from typing import Any
 import keras
 
 from keras_selfdistill.config import unknown_name
-from keras_selfdistill.labels import crossentropy, is_sparse
+from keras_selfdistill.keras_internals import copy_metric, object_name, set_direction
+from keras_selfdistill.label_loss import by_shape, crossentropy
 
 
 def exit_metrics(
@@ -16,11 +17,11 @@ def exit_metrics(
 
     Metrics of the output `final` keep their names, so that `val_accuracy` is what it
     was for the base; others are prefixed with the output's name. A metric object is
-    itself the final exit's; the others get copies, made from its config.
+    itself the first output's; the others get copies of it.
 
     Args:
         metrics: What the user gave: a name, function or object, or a list of them.
-        outputs: Names of the outputs.
+        outputs: Names of the outputs, `final` first.
         argument: Name of the argument, for errors and for names that are taken.
         taken: Names that other metrics of an output have, without prefix.
 
@@ -42,22 +43,16 @@ def exit_metrics(
         )
     if not isinstance(metrics, (list, tuple)):
         metrics = [] if metrics is None else [metrics]
-    found: dict[str, list[keras.Metric]] = {}
-    for output in outputs:
-        names = set(taken)
-        found[output] = []
-        for identifier in metrics:
-            metric = _resolve(identifier, copy=output != "final")
-            name = _free_name(_plain_name(identifier, metric), argument, names)
-            names.add(name)
-            metric.name = name if output == "final" else f"{output}_{name}"
-            found[output].append(metric)
-    return found
-
-
-def _plain_name(identifier, metric):
-    # Copies are made after the final exit's metric, which has no prefix yet.
-    return identifier.name if isinstance(identifier, keras.Metric) else metric.name
+    own, names = [], set(taken)
+    for identifier in metrics:
+        metric = _resolve(identifier)
+        metric.name = _free_name(metric.name, argument, names)
+        names.add(metric.name)
+        own.append(metric)
+    first, *others = outputs
+    return {first: own} | {
+        output: [_copy(metric, output) for metric in own] for output in others
+    }
 
 
 def _free_name(name, argument, names):
@@ -71,42 +66,50 @@ def _free_name(name, argument, names):
     return name
 
 
-def _resolve(identifier, copy):
+def _resolve(identifier):
+    """Return a metric for anything that `compile` takes as one, named as by Keras."""
     if isinstance(identifier, keras.Metric):
-        return _copy(identifier) if copy else identifier
-    if isinstance(identifier, str) and identifier.lower() in ("accuracy", "acc"):
-        metric = keras.metrics.MeanMetricWrapper(_accuracy, name=identifier)
-        # As Keras' own accuracies tell its callbacks what is better.
-        metric._direction = "up"
-        return metric
-    if isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce"):
-        metric = keras.metrics.MeanMetricWrapper(crossentropy, name=identifier)
-        metric._direction = "down"
-        return metric
+        return identifier
+    name = identifier if isinstance(identifier, str) else None
+    if name and name.lower() in ("accuracy", "acc"):
+        return _mean(_accuracy, name, "up")
+    if name and name.lower() in ("crossentropy", "ce"):
+        return _mean(crossentropy, name, "down")
     try:
         metric = keras.metrics.get(identifier)
     except ValueError as error:
         raise unknown_name("metric", identifier, keras.metrics) from error
     if not isinstance(metric, keras.Metric):
-        metric = keras.metrics.MeanMetricWrapper(metric, name=metric.__name__)
-    if isinstance(identifier, str):
-        metric.name = identifier
+        return keras.metrics.MeanMetricWrapper(metric, name=object_name(metric))
+    metric.name = name or metric.name
     return metric
 
 
-def _copy(metric):
+def _mean(function, name, direction):
+    metric = keras.metrics.MeanMetricWrapper(function, name=name)
+    set_direction(metric, direction)  # As Keras' own tell its callbacks.
+    return metric
+
+
+def _copy(metric, output):
     try:
-        return type(metric).from_config(metric.get_config())
+        copied = copy_metric(metric)
     except TypeError as error:
         raise TypeError(
             "Every exit needs a copy of each metric. Received: "
-            f"{type(metric).__name__}, whose get_config() does not fit its __init__(). "
-            "Expected: a metric with the get_config() that keras.Metric asks for, and "
-            "with an __init__() that passes further keywords (name, dtype) on."
+            f"{type(metric).__name__}, which holds what cannot be copied ({error}). "
+            "Expected: a metric whose state is in variables made by add_variable()."
         ) from error
+    copied.name = f"{output}_{metric.name}"
+    return copied
 
 
 def _accuracy(labels, outputs):
-    if is_sparse(labels, outputs):
-        return keras.metrics.sparse_categorical_accuracy(labels, outputs)
-    return keras.metrics.categorical_accuracy(labels, outputs)
+    found = by_shape(
+        labels,
+        outputs,
+        binary=keras.metrics.binary_accuracy,
+        sparse=keras.metrics.sparse_categorical_accuracy,
+        one_hot=keras.metrics.categorical_accuracy,
+    )
+    return found(labels, outputs)

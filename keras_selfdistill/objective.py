@@ -6,7 +6,9 @@ from typing import Any
 
 from keras import ops
 
-from keras_selfdistill.labels import all_exist, as_loss
+from keras_selfdistill.keras_internals import with_mask_of
+from keras_selfdistill.label_loss import as_loss, on_logits
+from keras_selfdistill.labels import all_exist, check_form
 from keras_selfdistill.pair_losses import PairLoss
 from keras_selfdistill.recipe import Recipe, is_used
 from keras_selfdistill.task import Task
@@ -49,6 +51,7 @@ class Objective:
         self.task = task
         self.exit_names = list(exit_names)
         self.label_loss = as_loss(label_loss)
+        self._loss_of_logits = on_logits(self.label_loss, task)
         self.pair_losses = list(pair_losses)
         weights = recipe.at(0).weights(self.exit_names)
         if set(weights) != set(self.exit_names):
@@ -71,6 +74,22 @@ class Objective:
         }
         self.terms = tuple(term for term, is_used in used.items() if is_used)
 
+    def check_labels(self, labels: Any, output: Any) -> None:
+        """Refuse labels that the base or the loss of the labels cannot be given.
+
+        Args:
+            labels: Batch of labels.
+            output: Of the base, maybe symbolic.
+
+        Raises:
+            ValueError: `labels` is missing, a collection, of another shape, or of
+                another form than the loss takes.
+        """
+        self.task.check_labels(labels)
+        known = getattr(labels.shape, "rank", 0) is not None  # Else the loss will.
+        if self.task.name == "multiclass" and known:
+            check_form(self.label_loss, labels, output)
+
     def __call__(
         self,
         labels: Any,
@@ -88,8 +107,9 @@ class Objective:
             exits: For every exit its `output` and `logits`, shape `(batch, classes)`,
                 its `feature`, shape `(batch, width)`, and its `hint`: the feature, or
                 what an adapter made of it.
-            sample_weight: `None` or shape `(batch,)`; scales every term but the pair
-                losses, which Keras gives as means over the batch.
+            sample_weight: `None` or shape `(batch,)`, or with the labels' positions;
+                scales every term but the pair losses, which Keras gives as means over
+                the batch.
             step: Training steps so far, for schedules.
             distillation_scale: Factor on every term but the label loss.
             external_logits: Shape `(batch, classes)`, of the external teacher; its
@@ -126,7 +146,7 @@ class Objective:
         for name, weights in recipe.weights(self.exit_names).items():
             student = exits[name]
             if is_used(weights.label):
-                loss = self.label_loss(labels, student["output"], _copy(sample_weight))
+                loss = self._label_loss(labels, student, _copy(sample_weight))
                 yield "label_loss", weights.label * loss
             teachers = recipe.teachers_of(name, self.exit_names)
             for teacher in (self._lesson(teacher, exits) for teacher in teachers):
@@ -136,9 +156,8 @@ class Objective:
                     )
                     yield "soft_target_loss", weights.soft_target * loss / len(teachers)
                 if is_used(weights.hint):
-                    loss = hint_loss(
-                        teacher["feature"], student["hint"], _copy(sample_weight)
-                    )
+                    weight = weights_at_positions(sample_weight, student["hint"])
+                    loss = hint_loss(teacher["feature"], student["hint"], _copy(weight))
                     yield "hint_loss", weights.hint * loss / len(teachers)
                 for pair_loss in self.pair_losses:
                     yield (
@@ -150,6 +169,13 @@ class Objective:
                     external_logits, student[compares], _copy(sample_weight)
                 )
                 yield "external_loss", recipe.external_weight * loss
+
+    def _label_loss(self, labels, student, sample_weight):
+        """Return the label loss of an exit, from its true logits where it can be."""
+        if self._loss_of_logits is None:
+            return self.label_loss(labels, student["output"], sample_weight)
+        logits = with_mask_of(student["output"], student["logits"])
+        return self._loss_of_logits(labels, logits, sample_weight)
 
     def _lesson(self, teacher: str, exits: Mapping[str, Any]) -> dict[str, Any]:
         """Return the logits and feature that a teacher shows, detached as is due."""
@@ -175,3 +201,46 @@ def _copy(sample_weight):
     in place: on PyTorch, those of the next exit, of the metrics, and of the user.
     """
     return None if sample_weight is None else ops.copy(sample_weight)
+
+
+def weights_at_positions(sample_weight: Any, feature: Any) -> Any:
+    """Return weights of labels at the positions of a feature that the end enlarges.
+
+    Each position of the feature gets the mean weight of those that the end makes of it.
+
+    Args:
+        sample_weight: `None`, shape `(batch,)`, or `(batch, *positions)`.
+        feature: Shape `(batch, *positions, width)`.
+
+    Raises:
+        ValueError: The end makes no whole number of positions of each.
+
+    Example:
+        >>> import numpy as np
+        >>> weight = np.array([[1.0, 3.0, 0.0, 0.0]])
+        >>> found = weights_at_positions(weight, np.ones((1, 2, 8)))
+        >>> print(ops.convert_to_numpy(found))
+        [[2. 0.]]
+    """
+    positions = len(feature.shape) - 2
+    if sample_weight is None or not positions:
+        return sample_weight
+    if len(sample_weight.shape) == positions + 2:
+        sample_weight = ops.squeeze(sample_weight, axis=-1)
+    fine, coarse = tuple(sample_weight.shape)[1:], tuple(feature.shape)[1:-1]
+    if len(fine) != positions or fine == coarse or 1 in fine:
+        return sample_weight  # One for each sample, or for each position already.
+    known = [pair for pair in zip(fine, coarse, strict=True) if None not in pair]
+    if any(size % own for size, own in known):
+        raise ValueError(
+            "The hint loss cannot weigh positions. Received: sample weights of shape "
+            f"{tuple(sample_weight.shape)} and features of shape "
+            f"{tuple(feature.shape)}. Expected: positions that are a multiple of the "
+            "features', weights of shape (batch,), or a recipe without hint."
+        )
+    batch, *fine = ops.shape(sample_weight)
+    split = [batch]
+    for size, own in zip(fine, ops.shape(feature)[1:-1], strict=True):
+        split += [own, size // own]
+    blocks = ops.reshape(sample_weight, split)
+    return ops.mean(blocks, axis=tuple(range(2, 2 * positions + 1, 2)))

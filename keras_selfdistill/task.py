@@ -41,6 +41,15 @@ class Task:
         """What soft targets compare: `"logits"`, or the `"output"` of a regression."""
         return "output" if self.name == "regression" else "logits"
 
+    def possible(self) -> tuple[str, ...]:
+        """Return the tasks that a base with this end may have.
+
+        Example:
+            >>> Task("binary", 1, "sigmoid").possible()
+            ('binary', 'regression')
+        """
+        return _possible(self.activation, self.units)
+
     def soft_target_loss(self, recipe: Any, reduction: str) -> keras.losses.Loss:
         """Return the loss between what a teacher and a student answer.
 
@@ -117,13 +126,7 @@ def decide_task(
         'multilabel'
     """
     positions, units = shape[1:-1], int(shape[-1] or 0)
-    fitting = _BY_ACTIVATION.get(activation, ("regression",))
-    fitting = tuple(
-        task
-        for task in fitting
-        if not (task in ("multiclass", "multilabel") and units == 1)
-        and not (task == "binary" and units != 1)
-    )
+    fitting = _possible(activation, units)
     received = (
         f"model {model_name!r}, which ends in activation {activation!r} with an output "
         f"of shape {tuple(shape)}"
@@ -155,6 +158,16 @@ def decide_task(
                 "numbers."
             )
     return Task(wish, units, activation, tuple(positions))
+
+
+def _possible(activation, units):
+    """Return the tasks that an end may serve, the likeliest first."""
+    return tuple(
+        task
+        for task in _BY_ACTIVATION.get(activation, ("regression",))
+        if not (task in ("multiclass", "multilabel") and units == 1)
+        and not (task == "binary" and units != 1)
+    )
 
 
 def _fits(sizes, form):

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_selfdistill.labels import NAMES, ROWS, is_sparse, kind_of, reads_numbers
+from keras_selfdistill.labels import SPARSE, check_form, ignored_class, label_form
 from keras_selfdistill.task import Task
 
 _CHUNK = 1 << 20  # Values looked at together: a copy of all would take memory.
@@ -131,19 +131,11 @@ def _check_lengths(arrays):
 
 
 def _check_labels(labels, output, loss):
-    """Tell classes by number from rows, and look whether the base has the classes."""
-    named = is_sparse(labels, output)
-    kind = kind_of(loss)
-    if kind == (ROWS if named else NAMES):
-        rows = ("samples", *output.shape[1:])
-        shape, other = (rows, NAMES) if named else (rows[:-1], ROWS)
-        raise ValueError(
-            f"Labels do not fit the loss. Received: y of shape {labels.shape} with "
-            f"loss {kind!r}. Expected: shape {shape}, or loss={other!r}."
-        )
-    if not reads_numbers(loss, labels, output):
+    """Refuse labels of another form than the loss takes, or of no class of the base."""
+    check_form(loss, labels, output)
+    if label_form(loss, labels, output) != SPARSE:
         return
-    ignored = getattr(loss, "ignore_class", None)
+    ignored = ignored_class(loss)
     classes = output.shape[-1]
     valid = np.isin(labels, np.arange(classes))
     if ignored is not None:

@@ -3,8 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, losses, ops
 
+from keras_selfdistill import keras_internals as internals
 from keras_selfdistill.keras_internals import (
     run_in_inference_mode,
     value_without_autocast,
@@ -14,6 +15,13 @@ from keras_selfdistill.keras_internals import (
 from .conftest import to_numpy
 
 pytestmark = pytest.mark.once
+FUNCTIONS = [
+    losses.binary_crossentropy,
+    losses.binary_focal_crossentropy,
+    losses.categorical_crossentropy,
+    losses.categorical_focal_crossentropy,
+    losses.sparse_categorical_crossentropy,
+]
 
 
 def test_keras_says_when_it_writes_a_legacy_file(tmp_path):
@@ -62,3 +70,79 @@ def test_a_graph_from_its_middle_runs_in_inference_mode():
     found = run_in_inference_mode(function, [x])
     np.testing.assert_array_equal(to_numpy(found["outputs"]), x + 1.0)
     assert len(dropout._inbound_nodes) == 1
+
+
+def test_the_function_of_a_loss():
+    kinds = [getattr(losses, name) for name in dir(losses)]
+    found = {
+        internals.loss_function(kind())[0]
+        for kind in kinds
+        if isinstance(kind, type) and "from_logits" in vars(kind())
+    }
+    assert found == set(FUNCTIONS)
+    assert internals.loss_function(losses.CTC())[0] is losses.ctc
+
+
+class Halved(losses.BinaryCrossentropy):
+    def call(self, y_true, y_pred):
+        return super().call(y_true, y_pred) / 2
+
+
+class Doubled(losses.BinaryCrossentropy):
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        return 2 * super().__call__(y_true, y_pred, sample_weight)
+
+
+class Renamed(losses.BinaryCrossentropy):
+    pass
+
+
+def test_a_subclass_that_computes_something_else_has_no_known_function():
+    assert internals.loss_function(Halved()) == (None, {})
+    assert internals.loss_function(Doubled()) == (None, {})
+    assert internals.loss_function(Renamed())[0] is losses.binary_crossentropy
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_options_of_a_loss_are_changed_in_a_copy(function):
+    sparse = function is losses.sparse_categorical_crossentropy
+    labels = ops.convert_to_tensor(np.array([0, 2]) if sparse else np.eye(3)[[0, 2]])
+    outputs = ops.convert_to_tensor(np.random.default_rng(0).normal(size=(2, 3)))
+    loss = internals.loss_of_function(function, "own", axis=-1)
+    changed = internals.with_loss_options(loss, from_logits=True)
+    expected = np.mean(to_numpy(function(labels, outputs, from_logits=True)))
+    assert float(changed(labels, outputs)) == pytest.approx(expected, rel=1e-5)
+    assert dict(internals.loss_function(loss)[1]) == {"axis": -1}
+    assert changed.name == "own"
+
+
+def test_object_name():
+    assert internals.object_name(keras.metrics.Sum(name="sum_of")) == "sum_of"
+    assert internals.object_name(lambda: None) == "lambda"
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_callbacks_read_the_direction_of_a_metric(direction):
+    metric = keras.metrics.Accuracy(name="mine")
+    internals.set_direction(metric, direction)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(loss="mse", metrics=[metric])
+    stop = keras.callbacks.EarlyStopping(monitor="mine")
+    stop.set_model(model)
+    model.evaluate(np.ones((1, 1)), np.ones((1, 1)), verbose=0)
+    stop._set_monitor_op()
+    assert stop.monitor_op is (ops.greater if direction == "up" else ops.less)
+
+
+def test_a_mask_is_carried_unless_there_is_one():
+    embedding = keras.layers.Embedding(3, 2, mask_zero=True)
+    source = embedding(np.array([[1, 0]]))
+    target = ops.ones((1, 2, 4))
+    loss = losses.MeanSquaredError()
+    labels = np.zeros((1, 2, 4))
+    labels[:, 1] = 5.0
+    assert float(loss(labels, target)) == pytest.approx((1 + 16) / 2)
+    internals.with_mask_of(source, target)
+    assert float(loss(labels, target)) == pytest.approx(1.0)
+    internals.with_mask_of(embedding(np.array([[0, 1]])), target)
+    assert float(loss(labels, target)) == pytest.approx(1.0)

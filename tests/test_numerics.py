@@ -9,7 +9,8 @@ from keras import layers, ops
 
 import keras_selfdistill as ksd
 from keras_selfdistill import losses
-from keras_selfdistill.labels import all_exist, as_loss
+from keras_selfdistill.label_loss import as_loss
+from keras_selfdistill.labels import all_exist
 from keras_selfdistill.nonfinite import PATIENCE, StopWithoutProgress
 
 from .conftest import (

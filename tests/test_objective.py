@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_selfdistill import recipes
-from keras_selfdistill.labels import as_loss
+from keras_selfdistill.label_loss import as_loss
 from keras_selfdistill.objective import Objective
 from keras_selfdistill.task import Task
 
