@@ -182,8 +182,12 @@ def _plain(value):
 
 
 def _fresh(variable):
+    value = value_without_autocast(variable)
+    if keras.backend.backend() == "tensorflow":
+        # Of devices that train together, each has its own: all began alike.
+        value = getattr(value, "values", (value,))[0]
     return keras.Variable(
-        keras.ops.convert_to_numpy(variable.value),
+        keras.ops.convert_to_numpy(value),
         dtype=variable.dtype,
         trainable=False,
         aggregation=variable.aggregation,
