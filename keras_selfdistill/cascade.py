@@ -9,7 +9,7 @@ from keras_selfdistill.calibration import Outcomes
 from keras_selfdistill.compiled import CompiledModel
 from keras_selfdistill.counting import Count, model_multiply_adds
 from keras_selfdistill.exits import ExitGraph
-from keras_selfdistill.feeding import Feeder, class_numbers
+from keras_selfdistill.feeding import Feeder, best_classes, class_numbers
 from keras_selfdistill.scheduler import Chunk, bucket_sizes, run_sections
 from keras_selfdistill.scoring import Scorer
 from keras_selfdistill.sections import cut_sections, section_costs
@@ -104,7 +104,7 @@ class Cascade:
         def decide(number, answers, memory):
             predictions, scores = self._scorer(number, answers, memory)
             # At the end, the answers of the section are those of the base alone.
-            classes = predictions.argmax(axis=-1), answers.argmax(axis=-1)
+            classes = best_classes(predictions), best_classes(answers)
             seen[number].append((memory["id"], scores, *classes))
             return np.full(len(scores), number < exits - 1)
 

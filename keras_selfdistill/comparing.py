@@ -1,5 +1,6 @@
 """`compare`: reports of several runs side by side, with differences between them."""
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -32,10 +33,10 @@ def compare(
 ) -> Comparison:
     """Put runs side by side, with differences to the first.
 
-    Each exit is compared with the same exit of the first run, or with its final exit
-    where it has none. Where runs have several seeds, in the same order, the means'
-    difference comes with an exact paired test, `paired.sign_flip_p`: no fewer than six
-    seeds can show a difference at 5 % by it.
+    Each exit is compared with the same exit of the first run, the first with the first
+    and so on, or with its final exit where it has none. Where runs have several seeds,
+    in the same order, the means' difference comes with an exact paired test,
+    `paired.sign_flip_p`: no fewer than six seeds can show a difference at 5 % by it.
 
     Args:
         runs: By name, a model as `report` takes it, or a `Report`, or a list of those,
@@ -129,14 +130,16 @@ def _check_reports(reports):
 
 
 def _lines(reports):
-    names = {name for found in reports.values() for name in _exits(found[0])}
+    names = {
+        run: {_depth(name): name for name in _exits(found[0])}
+        for run, found in reports.items()
+    }
     first = next(iter(reports))
-    of_first = _exits(reports[first][0])
-    for exit_name in sorted(names, key=_depth):
+    for depth in sorted(set().union(*names.values())):
         for run, found in reports.items():
-            if exit_name not in _exits(found[0]):
+            if depth not in names[run]:
                 continue
-            other = exit_name if exit_name in of_first else "final"
+            exit_name, other = names[run][depth], names[first].get(depth, "final")
             against = None if (run, exit_name) == (first, other) else (first, other)
             rows = [each[exit_name] for each in found]
             others = [each[other] for each in reports[first]] if against else []
@@ -154,17 +157,20 @@ def _exits(found):
 
 
 def _depth(name):
-    """Return a key that sorts exits from shallow to deep, others behind them."""
+    """Return a key that sorts exits from shallow to deep, others behind them.
+
+    `exit_01` of ten exits and `exit_1` of three have the same.
+    """
     stem, _, number = name.rpartition("_")
     if stem == "exit" and number.isdigit():
-        return 0, int(number), name
+        return 0, int(number), ""
     return (1 if name == "final" else 2), 0, name
 
 
 def _summary(number, rows, others):
     values = [getattr(row, number) for row in rows]
     against = [getattr(row, number) for row in others]
-    deviation = statistics.stdev(values) if len(values) > 1 else None
+    deviation = _deviation(values) if len(values) > 1 else None
     difference, p = None, None
     if against and None not in against:
         difference = statistics.mean(values) - statistics.mean(against)
@@ -172,3 +178,9 @@ def _summary(number, rows, others):
             pairs = zip(values, against, strict=True)
             p = sign_flip_p([one - other for one, other in pairs])
     return Summary(statistics.mean(values), deviation, difference, p)
+
+
+def _deviation(values):
+    # `statistics.stdev` fails where a value is NaN.
+    finite = all(map(math.isfinite, values))
+    return statistics.stdev(values) if finite else math.nan

@@ -177,6 +177,8 @@ def class_numbers(batches: Sequence[np.ndarray | None], classes: int) -> np.ndar
 def right_answers(outputs: Any, labels: Any) -> np.ndarray:
     """Return which samples a classifier gets right, shape `(samples,)`.
 
+    Where an output is NaN, none is right.
+
     Args:
         outputs: Logits or probabilities, shape `(samples, classes)`.
         labels: Class numbers or one-hot rows, as `class_numbers` takes them.
@@ -202,4 +204,18 @@ def right_answers(outputs: Any, labels: Any) -> np.ndarray:
             f"{tuple(outputs.shape)} and labels of shape {labels.shape}. Expected: the "
             "same first axis."
         )
-    return np.argmax(outputs, axis=-1) == class_numbers([labels], outputs.shape[1])
+    return best_classes(outputs) == class_numbers([labels], outputs.shape[1])
+
+
+def best_classes(outputs: Any) -> np.ndarray:
+    """Return the class of the largest output, -1 where one is NaN.
+
+    Args:
+        outputs: Logits or probabilities, shape `(..., classes)`.
+
+    Example:
+        >>> best_classes(np.array([[0.2, 0.8], [np.nan, 0.5]])).tolist()
+        [1, -1]
+    """
+    outputs = np.asarray(outputs)
+    return np.where(np.isnan(outputs).any(axis=-1), -1, outputs.argmax(axis=-1))

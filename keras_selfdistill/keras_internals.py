@@ -206,3 +206,25 @@ def _repair_tracker(metric, copied, memo):
         held = [memo[id(each)] for each in getattr(metric, attribute)]
         getattr(copied, attribute)[:] = held
         copied._tracker.stored_ids[store] = {id(each) for each in held}
+
+
+def parameters(model: keras.Model) -> list[Any]:
+    """Return the weights that training changes where nothing is frozen.
+
+    `trainable_variables` leaves out those of frozen layers, and `weights` has moving
+    statistics and states of random generators, too; only a layer's private list tells
+    frozen weights from those.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3),
+        ...     keras.layers.BatchNormalization()])
+        >>> model.trainable = False
+        >>> [variable.name for variable in parameters(model)]
+        ['kernel', 'bias', 'gamma', 'beta']
+    """
+    trained = {
+        id(variable)
+        for layer in model._flatten_layers()
+        for variable in layer._trainable_variables
+    }
+    return [variable for variable in model.weights if id(variable) in trained]

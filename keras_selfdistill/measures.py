@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_selfdistill.confidence import Reliability, binned
+from keras_selfdistill.feeding import best_classes
 from keras_selfdistill.task import Task
 
 
@@ -46,7 +47,8 @@ class BatchAnswers:
         task: What they answer.
 
     Attributes:
-        chosen: The answers, shape `(answers,)`; `None` of a regression.
+        chosen: The answers, shape `(answers,)`, -1 where logits are no numbers, which
+            is never right; `None` of a regression.
     """
 
     def __init__(self, logits: np.ndarray, task: Task):
@@ -55,10 +57,14 @@ class BatchAnswers:
         self.chosen: Any = None
         if task.name == "multiclass":
             self._logits = self._logits.reshape(-1, task.units)
-            self.chosen = self._logits.argmax(axis=-1)
+            # Of an infinite logit, or of nothing else but -inf, softmax is NaN.
+            defined = np.isfinite(self._logits.max(axis=-1, keepdims=True))
+            self._logits = np.where(defined, self._logits, np.nan)
+            self.chosen = best_classes(self._logits)
         elif task.name != "regression":
             self._logits = self._logits.ravel()
-            self.chosen = (self._logits > 0).astype("int64")
+            yes = (self._logits > 0).astype("int64")
+            self.chosen = np.where(np.isnan(self._logits), -1, yes)
 
     def sums(self, labels: np.ndarray) -> dict[str, Any]:
         """Return what `Sums` adds up.
@@ -71,8 +77,10 @@ class BatchAnswers:
             return {"loss": (error**2).sum(), "absolute_error": np.abs(error).sum()}
         log_p = _log_softmax(self._logits) if self.task.name == "multiclass" else None
         if log_p is None:
-            right = -np.logaddexp(0, np.where(labels > 0, -self._logits, self._logits))
-            confidence = np.exp(-np.logaddexp(0, -np.abs(self._logits)))
+            with np.errstate(invalid="ignore"):  # NaN stays NaN.
+                signed = np.where(labels > 0, -self._logits, self._logits)
+                right = -np.logaddexp(0, signed)
+                confidence = np.exp(-np.logaddexp(0, -np.abs(self._logits)))
         else:
             right = np.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
             confidence = np.exp(log_p.max(axis=-1))
@@ -84,7 +92,7 @@ class BatchAnswers:
         }
         if log_p is not None and self.task.units > 5:
             above = (log_p > right[:, None]).sum(axis=-1)
-            sums["top_5"] = (above < 5).sum()
+            sums["top_5"] = ((above < 5) & ~np.isnan(right)).sum()
         return sums
 
 
@@ -118,7 +126,8 @@ class Sums:
         """
         sums = answers.sums(labels)
         if final is not None and answers.chosen is not None:
-            sums["agreement"] = np.equal(answers.chosen, final.chosen).sum()
+            alike = np.equal(answers.chosen, final.chosen) & (answers.chosen >= 0)
+            sums["agreement"] = alike.sum()
         for name, value in sums.items():
             known = self._totals.get(name)
             self._totals[name] = value if known is None else known + value

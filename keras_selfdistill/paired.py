@@ -1,6 +1,7 @@
 """A paired test that needs no assumption about how results are spread."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,13 +30,16 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     exact; Fisher's randomisation test). It is never less than 2 / 2ⁿ: 0.25 for three
     pairs, 0.0625 for five, 0.031 for six. Three seeds can thus show no difference at
     5 %, whatever they give: fewer than six pairs never reach it. Above 16 pairs, 65536
-    ways are drawn at random, with a fixed seed.
+    ways are drawn at random, with a fixed seed. Where a difference is no finite number,
+    neither is the result: NaN.
 
     Example:
         >>> sign_flip_p([0.1, 0.2, 0.3]), sign_flip_p([0.1, -0.2, 0.1])
         (0.25, 1.0)
     """
     values = np.asarray(differences, "float64")
+    if not np.isfinite(values).all():
+        return math.nan
     if len(values) <= _EXACT:
         signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
         extra = 0

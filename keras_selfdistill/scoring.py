@@ -85,8 +85,10 @@ class Scorer:
         mine = {name[2:]: memory[name] for name in memory if name.startswith("c.")}
         scores = self.criterion(probabilities, mine)
         memory.update({f"c.{name}": array for name, array in mine.items()})
-        # What is no number is not sure: fmax and fmin pass over NaN.
-        return np.fmin(np.fmax(scores, -_LARGEST_SCORE), _LARGEST_SCORE)
+        # What is no number is not sure, whatever a criterion makes of it.
+        missing = np.isnan(probabilities).any(axis=-1) | np.isnan(scores)
+        scores = np.where(missing, -_LARGEST_SCORE, scores)
+        return np.clip(scores, -_LARGEST_SCORE, _LARGEST_SCORE)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

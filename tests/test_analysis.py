@@ -54,6 +54,40 @@ def test_noise_is_of_its_size_and_leaves_no_trace(pair, relative):
     assert same_bits(before, weights_of(model))
 
 
+def test_frozen_weights_get_the_same_noise():
+    def noisy(freeze):
+        keras.utils.set_random_seed(4)
+        wrapper = ksd.SelfDistiller(small_base(), ["out_1"], "byot", freeze=freeze)
+        final = wrapper.final_model()
+        with weight_noise(final, 0.1, seed=3):
+            return weights_of(final)
+
+    frozen = noisy("base")
+    assert same_bits(frozen, noisy(None))
+    model = small_base()
+    model.get_layer("conv_1a").trainable = False
+    before = weights_of(model)
+    with weight_noise(model, 0.1):
+        assert np.all(weights_of(model)[0] != before[0])
+        kernel = to_numpy(model.get_layer("conv_1a").kernel)
+    assert np.all(kernel != to_numpy(model.get_layer("conv_1a").kernel))
+
+
+def test_a_model_without_weights_is_refused():
+    model = keras.Sequential([keras.Input((4,)), layers.Softmax()], name="bare")
+    with pytest.raises(ValueError, match=r"nothing to put noise on.*'bare'"):
+        analysis.flat_minima({"bare": model}, np.eye(4), np.arange(4))
+
+
+def test_a_network_of_nan_gets_nothing_right():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4)])
+    model.layers[0].bias.assign(np.full(4, np.nan))
+    found = analysis.flat_minima(
+        {"nan": model}, np.eye(4), np.zeros(4, int), scales=[0.0], repeats=1
+    )
+    assert found.accuracy["nan"].tolist() == [[0.0]]
+
+
 def test_weights_are_restored_after_an_exception(pair):
     model = pair["byot"]
     before = weights_of(model)

@@ -766,3 +766,25 @@ def test_few_samples_wait_between_sections():
     )
     assert sorted(left) == list(range(1000))
     assert most[0] <= 64
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "criterion", ["confidence", "margin", "entropy", "patience", squares]
+)
+def test_what_is_no_number_is_not_sure_and_not_right(probable, criterion):
+    rows = np.array([[np.nan] * 4, [0.7, 0.1, 0.1, 0.1]], "float32")
+    fast = ksd.EarlyExit(probable, criterion, thresholds=0.0)
+    memory = {}
+    for number in range(3):
+        _, scores = fast._scorer(number, rows, memory)
+        assert scores[0] < -1e299
+        assert scores[1] > 0
+    x, _ = data(20)
+    x[10:] = np.nan
+    y = fast.predict(x).predictions.argmax(axis=-1)  # 0 where there are but NaN.
+    found = fast.calibrate(x, y, target_accuracy=0.0).calibration
+    assert found.base_accuracy <= 0.5
+    assert found.accuracy <= 0.5
+    fast.thresholds = 0.0
+    assert set(fast.predict(x).exits[10:]) == {"final"}

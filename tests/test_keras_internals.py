@@ -7,6 +7,7 @@ from keras import layers, losses, ops
 
 from keras_selfdistill import keras_internals as internals
 from keras_selfdistill.keras_internals import (
+    parameters,
     run_in_inference_mode,
     value_without_autocast,
     writes_legacy_format,
@@ -146,3 +147,15 @@ def test_a_mask_is_carried_unless_there_is_one():
     assert float(loss(labels, target)) == pytest.approx(1.0)
     internals.with_mask_of(embedding(np.array([[0, 1]])), target)
     assert float(loss(labels, target)) == pytest.approx(1.0)
+
+
+def test_parameters_are_what_trains_where_nothing_is_frozen():
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.Dropout(0.5)])
+    model = keras.Sequential(
+        [keras.Input((4,)), inner, layers.BatchNormalization(), layers.Dense(2)]
+    )
+    trained = [id(variable) for variable in model.trainable_variables]
+    assert len(trained) < len(model.weights)
+    inner.trainable = False
+    model.layers[-1].kernel.trainable = False
+    assert [id(variable) for variable in parameters(model)] == trained

@@ -261,6 +261,54 @@ def test_logits_far_from_zero_stay_finite():
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["multiclass", "binary"])
+def test_what_is_no_number_is_never_right(kind, bad):
+    """Half of the samples are answered; of the others no share may be told."""
+    units = 7 if kind == "multiclass" else 1
+    task = Task(kind, units, "softmax" if units > 1 else "sigmoid")
+    logits = RANDOM.normal(size=(40, units))
+    answered = logits.argmax(axis=-1) if units > 1 else (logits[:, 0] > 0) * 1
+    labels = np.where(np.arange(40) < 20, answered, 0)  # What argmax makes of NaN.
+    logits[20:] = bad
+    sums = Sums()
+    answers = BatchAnswers(logits, task)
+    sums.add(answers, as_answers(labels, task), answers)
+    found = sums.quality()
+    if kind == "binary" and np.isinf(bad):  # An infinite logit is a certain answer.
+        assert found.accuracy == (0.5 if bad > 0 else 1.0)
+        assert found.loss == np.inf if bad > 0 else np.isfinite(found.loss)
+        assert found.agreement == 1.0
+        return
+    assert found.accuracy == found.agreement == 0.5
+    assert found.top_5 == (0.5 if units > 1 else None)
+    assert np.isnan(found.loss)
+    assert np.isnan(found.calibration_error)
+
+
+@pytest.mark.once
+def test_a_class_that_is_ruled_out_is_no_missing_answer():
+    task, sums = Task("multiclass", 6, "softmax"), Sums()
+    logits = np.array([[1.0, 2.0, 3.0, -np.inf, -np.inf, -np.inf]])
+    sums.add(BatchAnswers(logits, task), as_answers(np.array([2]), task))
+    found = sums.quality()
+    assert (found.accuracy, found.top_5) == (1.0, 1.0)
+    assert found.loss == pytest.approx(-np.log(np.exp(3) / np.exp([1, 2, 3]).sum()))
+
+
+@pytest.mark.once
+def test_a_report_of_a_network_of_nan():
+    base = small_base(classes=CLASSES)
+    base.get_layer("predictions").bias.assign(np.full(CLASSES, np.nan))
+    found = ksd.report(base, (IMAGES, 0 * LABELS), repeats=0, verbose=0)
+    assert found["final"].accuracy == found["final"].top_5 == 0
+    assert np.isnan(found["final"].loss)
+    both = ksd.compare({"a": [found, found], "b": [found, found]})
+    summary = both.lines[1].numbers["loss"]
+    assert np.isnan([summary.mean, summary.difference, summary.p]).all()
+
+
+@pytest.mark.once
 def test_a_head_that_reads_the_whole_base_has_no_model_of_its_exits():
     model = ksd.SelfDistiller(small_base(), ["out_1"], "teskd")
     found = ksd.report(model, (IMAGES, LABELS % 4), repeats=1, verbose=0)
@@ -420,6 +468,26 @@ def test_runs_of_several_seeds():
     assert {line["number"] for line in lines} == {"accuracy", "share"}
     assert "+1.67" in found.to_markdown()
     assert "+1.67" in found._repr_html_()
+
+
+@pytest.mark.once
+def test_exits_are_compared_by_number_also_where_their_names_have_zeros():
+    three = report_of(*[row(f"exit_{i}", i / 10) for i in (1, 2)], row("final", 0.9))
+    ten = report_of(
+        *[row(f"exit_{i:02}", i / 20) for i in range(1, 11)], row("final", 0.8)
+    )
+    found = ksd.compare({"three": three, "ten": ten})
+    lines = {(line.run, line.exit): line for line in found.lines}
+    assert lines["ten", "exit_01"].against == ("three", "exit_1")
+    difference = lines["ten", "exit_02"].numbers["accuracy"].difference
+    assert difference == pytest.approx(0.1 - 0.2)
+    assert lines["ten", "exit_03"].against == ("three", "final")
+    order = [(line.run, line.exit) for line in found.lines]
+    assert order[:3] == [("three", "exit_1"), ("ten", "exit_01"), ("three", "exit_2")]
+    assert order[-3:] == [("ten", "exit_10"), ("three", "final"), ("ten", "final")]
+    back = ksd.compare({"ten": ten, "three": three})
+    lines = {(line.run, line.exit): line for line in back.lines}
+    assert lines["three", "exit_2"].against == ("ten", "exit_02")
 
 
 @pytest.mark.once

@@ -220,6 +220,8 @@ def test_a_reliability_diagram_against_the_definition():
             right = (probabilities.argmax(axis=1) == labels)[inside].mean()
             error += inside.mean() * abs(right - confidence[inside].mean())
     (panel,) = visualization.plot_reliability(found, labels).axes
+    with pytest.raises(ValueError, match="smallest value nan"):
+        visualization.plot_reliability({"nan": np.nan * probabilities}, labels)
     assert panel.get_title() == f"exit_1\nECE {100 * error:.1f} %"
     with pytest.raises(ValueError, match=r"needs probabilities.*softmax"):
         visualization.plot_reliability({"final": np.log(probabilities)}, labels)

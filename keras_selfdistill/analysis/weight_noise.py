@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_selfdistill.feeding import right_answers
+from keras_selfdistill.keras_internals import parameters
 from keras_selfdistill.visualization import style
 
 
@@ -79,8 +80,9 @@ def flat_minima(
     seed: int = 0,
     batch_size: int = 256,
 ) -> FlatMinima:
-    """Measure accuracy while Gaussian noise is on all trainable weights.
+    """Measure accuracy while Gaussian noise is on all weights, frozen ones too.
 
+    Not on moving statistics, which training does not choose by their gradient.
     The same draws serve all models of one architecture and, scaled, all sizes of noise.
     Afterwards, also after an exception, every weight is what it was, to the last bit.
 
@@ -100,8 +102,8 @@ def flat_minima(
         batch_size: Samples at once.
 
     Raises:
-        ValueError: A model answers with no class for each sample, or there are labels
-            that are no classes.
+        ValueError: A model answers with no class for each sample, or has no weights to
+            put noise on, or there are labels that are no classes.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
@@ -132,13 +134,16 @@ def _accuracy(model, x, labels, noise, batch_size):
 def weight_noise(
     model: keras.Model, scale: float, *, relative: bool = False, seed: Any = 0
 ) -> Iterator[None]:
-    """Add Gaussian noise to all trainable weights of a model for a while.
+    """Add Gaussian noise to all weights of a model for a while, frozen ones too.
 
     Args:
         model: Any built model.
         scale: Standard deviation of the noise.
         relative: Whether it counts in root mean squares of each weight tensor.
         seed: Of NumPy's generator.
+
+    Raises:
+        ValueError: The model has no weights that training could change.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
@@ -150,7 +155,13 @@ def weight_noise(
         True
     """
     random = np.random.default_rng(seed)
-    variables = model.trainable_variables
+    variables = parameters(model)
+    if not variables:
+        raise ValueError(
+            f"There is nothing to put noise on. Received: model {model.name!r} without "
+            "weights that training could change. Expected: a model with floating-point "
+            "weights."
+        )
     # Copies: of a PyTorch tensor, NumPy would show the variable's own memory.
     before = [np.array(keras.ops.convert_to_numpy(v.value)) for v in variables]
     try:

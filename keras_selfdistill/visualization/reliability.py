@@ -90,7 +90,7 @@ def _draw(ax, name, found):
 
 def _check(probabilities):
     off = np.abs(probabilities.sum(axis=-1) - 1).max()
-    if off > 1e-2 or probabilities.min() < 0:
+    if not (off <= 1e-2 and probabilities.min() >= 0):  # Nor is NaN.
         raise ValueError(
             "Reliability needs probabilities. Received: rows whose sum is off 1 by up "
             f"to {off:.3g}, smallest value {probabilities.min():.3g}. Pass logits "
