@@ -52,6 +52,7 @@ class Cascade:
         places = {id(tensor): i for i, tensor in enumerate(graph.base.inputs)}
         self._inputs = {places[id(tensor)]: tensor for tensor in models[0].inputs}
         self._feeder = Feeder(graph.base)
+        self._fixed_batch_size = _fixed_batch_size(graph.base)
 
     @property
     def compile_count(self) -> int:
@@ -60,8 +61,8 @@ class Cascade:
 
     def warm_up(self, batch_size: int) -> None:
         """Compile every section for every number of rows that it may be given."""
-        _check_batch_size(batch_size)
-        for rows in bucket_sizes(batch_size):
+        batch_size, fixed = self._batch_size(batch_size)
+        for rows in bucket_sizes(batch_size, fixed=fixed):
             tensors: Any = [
                 np.zeros((rows, *tensor.shape[1:]), tensor.dtype)
                 for tensor in self._inputs.values()
@@ -120,7 +121,7 @@ class Cascade:
 
     def _run(self, x, y, decide, batch_size):
         """Send samples through the sections; return their labels, batch by batch."""
-        _check_batch_size(batch_size)
+        batch_size, fixed = self._batch_size(batch_size)
         labels = []
 
         def chunks():
@@ -138,8 +139,31 @@ class Cascade:
             decide,
             answer=self._scorer.reads,
             batch_size=batch_size,
+            fixed=fixed,
         )
         return labels
+
+    def _batch_size(self, wanted):
+        """Return how many samples a section takes, and whether it takes no others."""
+        _check_batch_size(wanted)
+        return self._fixed_batch_size or wanted, self._fixed_batch_size is not None
+
+
+def _fixed_batch_size(base):
+    """Return the one batch size that a base takes; `None` if it takes any.
+
+    Raises:
+        ValueError: Its inputs fix different ones, so that no row is a sample.
+    """
+    sizes = {tensor.shape[0] for tensor in base.inputs} - {None}
+    if len(sizes) > 1:
+        shapes = {tensor.name: tuple(tensor.shape) for tensor in base.inputs}
+        raise ValueError(
+            "The inputs of the base must have the same batch size. Received: shapes "
+            f"{shapes} of model {base.name!r}. Expected: None as the first size of "
+            "each, as keras.Input(shape=...) makes it."
+        )
+    return sizes.pop() if sizes else None
 
 
 def _known(count):

@@ -267,7 +267,8 @@ class EarlyExit:
                 PyTorch `DataLoader`, `keras.utils.PyDataset` or generator of batches,
                 of inputs or of (inputs, labels), labels ignored.
             batch_size: Samples a section takes at once, whatever the size of batches
-                that `x` comes in.
+                that `x` comes in. A base of a fixed batch size takes that many; what
+                is missing is filled up.
 
         Raises:
             ValueError: There are no thresholds yet, or the data does not fit.
@@ -318,26 +319,34 @@ class EarlyExit:
         }
         write_early_exit(path, self._model, settings)
 
-    def export(self, path: str | os.PathLike, format: str = "tf_saved_model") -> None:
+    def export(self, path: str | os.PathLike, format: str | None = None) -> None:
         """Write files that stop early without Keras or this library.
 
-        `"tf_saved_model"` and `"litert"`: one artifact for one sample at a time, whose
-        graph runs a section only where the exits before were not sure. Its input is
-        `input` (several have the base's names), its outputs are `prediction`, `exit`
-        (number from 0) and `score`. `"onnx"` and `"openvino"`: a
-        folder of one model for each section, a manifest, and `section_runner.py`,
-        which runs them on batches with NumPy and the runtime alone.
+        `"tf_saved_model"` and `"litert"`: one artifact whose graph runs a section only
+        for samples of which the exits before were not sure. Its input is `input`
+        (several have the base's names), its outputs are `prediction`, `exit` (number
+        from 0) and `score`. A SavedModel takes any number of samples, each of which
+        leaves by itself; `litert` takes one sample a call, and more are an error.
+        `"onnx"` and `"openvino"`: a folder of one model for each section, a manifest,
+        and `section_runner.py`, which runs them on batches with NumPy and the runtime
+        alone.
 
         Scores are computed in float32, here in float64: a sample whose score equals a
         threshold but for rounding may leave at another exit.
 
         Args:
-            path: Of the folder, or of the `litert` file; replaced if it exists.
-            format: One of those above.
+            path: Path of the folder, or of the `litert` file. It comes there complete
+                or not at all; what is there is replaced only if it is an earlier
+                artifact of the same format, or an empty folder.
+            format: One of those above. Left out, it is `"litert"` for a path that ends
+                in `.tflite`, and else `"tf_saved_model"`.
 
         Raises:
             ValueError: There are no thresholds yet, the criterion is a function of
-                your own, or the backend in use cannot write the format.
+                your own, the format contradicts the path's suffix, the backend in use
+                cannot write it, the base has a fixed batch size, or its predictions do
+                not repeat.
+            FileExistsError: At the path is something else.
         """
         if self._thresholds is None:
             raise ValueError(

@@ -79,13 +79,19 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
     )
 
 
-def bucket_sizes(batch_size: int) -> list[int]:
+def bucket_sizes(batch_size: int, *, fixed: bool = False) -> list[int]:
     """Return the batch sizes that sections are compiled for, ascending.
+
+    Args:
+        batch_size: How many samples a section takes at most.
+        fixed: Whether it takes no other number.
 
     Example:
         >>> bucket_sizes(48)
         [1, 2, 4, 8, 16, 32, 48]
     """
+    if fixed:
+        return [batch_size]
     powers = [2**power for power in range(batch_size.bit_length())]
     return [size for size in powers if size < batch_size] + [batch_size]
 
@@ -105,7 +111,7 @@ def next_bucket(samples: int, buckets: Sequence[int]) -> int:
     enough = next(size for size in buckets if size >= samples)
     if samples >= (1 - _MOST_PADDING) * enough:
         return enough
-    return max(size for size in buckets if size <= samples)
+    return max((size for size in buckets if size <= samples), default=enough)
 
 
 class _Queue:
@@ -141,6 +147,7 @@ def run_sections(
     *,
     answer: str,
     batch_size: int,
+    fixed: bool = False,
 ) -> None:
     """Send samples through the sections until each has left.
 
@@ -154,8 +161,9 @@ def run_sections(
             every section that the sample reaches.
         answer: The key of the answers in what the sections return.
         batch_size: How many samples a section takes at most.
+        fixed: Whether it takes no other number, so that fewer are always padded.
     """
-    buckets = bucket_sizes(batch_size)
+    buckets = bucket_sizes(batch_size, fixed=fixed)
     queues = [_Queue() for _ in range(len(sections) + 1)]
 
     def step(number):

@@ -788,3 +788,30 @@ def test_what_is_no_number_is_not_sure_and_not_right(probable, criterion):
     assert found.accuracy <= 0.5
     fast.thresholds = 0.0
     assert set(fast.predict(x).exits[10:]) == {"final"}
+
+
+def test_a_base_of_a_fixed_batch_size():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(batch_shape=(5, 4))
+    x = layers.Dense(6, "tanh", name="tap")(inputs)
+    x = keras.ops.reshape(x, (5, 3, 2))  # So it takes no other.
+    x = layers.Dense(8, "tanh")(layers.Flatten()(x))
+    base = keras.Model(inputs, layers.Dense(3, "softmax")(x))
+    fast = ksd.EarlyExit(ksd.SelfDistiller(base, ["tap"], "byot", head="linear"))
+    x = np.random.default_rng(0).normal(size=(25, 4)).astype("float32")
+    expected = base.predict(x, batch_size=5, verbose=0)
+    first = fast.model.exit_model("exit_1").predict(x, batch_size=5, verbose=0)
+    threshold = float(np.median(first.max(axis=-1))) + 1e-4
+    leaves = first.max(axis=-1) >= threshold
+    fast.thresholds = threshold
+    for samples in (25, 13, 5, 1, 0):
+        for batch_size in (1, 32):
+            found = fast.predict(x[:samples], batch_size=batch_size)
+            wanted = np.where(leaves[:, None], first, expected)[:samples]
+            np.testing.assert_allclose(found.predictions, wanted, atol=1e-5)
+            assert ((found.exits == "exit_1") == leaves[:samples]).all()
+    fast.warm_up()
+    assert fast.compile_count in (0, 2)
+    if keras.backend.backend() == "tensorflow":
+        with pytest.raises(ValueError, match="fixed batch size"):
+            fast.export("nothing")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import keras_selfdistill as ksd
+from keras_selfdistill.export import format_of
 from keras_selfdistill.section_runner import SectionRunner
 
 from .conftest import miss, small_base
@@ -143,48 +144,74 @@ OPTIONS = {
 }
 
 
+def in_batches(call, x, sizes):
+    """Join what a SavedModel returns for batches of some sizes, one after another."""
+    parts, start = [], 0
+    for size in sizes:
+        found = call(x[start : start + size])
+        start += size
+        assert {len(each) for each in found.values()} == {size}
+        parts.append(found)
+    assert start == len(x)
+    keys = ("prediction", "exit", "score")
+    return [np.concatenate([each[key] for each in parts]) for key in keys]
+
+
 @on_tensorflow
 @pytest.mark.parametrize("name", OPTIONS)
-def test_one_file_decides_in_its_graph(trained, images, tmp_path, name):
-    need("ai_edge_litert")
+def test_a_saved_model_routes_each_sample_of_a_batch(trained, images, tmp_path, name):
     import tensorflow as tf
-    from ai_edge_litert.interpreter import Interpreter
 
     fast = thresholds_between(trained, images, **OPTIONS[name])
     fast.export(tmp_path / "saved")
     loaded = tf.saved_model.load(str(tmp_path / "saved"))
     names = [each.decode() for each in loaded.exit_names()["exit_names"].numpy()]
     assert names == fast.exit_names
-    found = [loaded.serve(image[None]) for image in images[0]]
-    answer = [
-        np.concatenate([each[key] for each in found])
-        for key in ("prediction", "exit", "score")
-    ]
-    answer[1] = np.array(names)[answer[1]]
-    check(fast, images[0], answer)
-
-    fast.export(tmp_path / "model.tflite", format="litert")
-    interpreter = Interpreter(str(tmp_path / "model.tflite"))
-    runner = interpreter.get_signature_runner()
-    (input_name,) = interpreter.get_signature_list()["serving_default"]["inputs"]
-    found = [runner(**{input_name: image[None]}) for image in images[0]]
-    answer = [
-        np.concatenate([each[key] for each in found])
-        for key in ("prediction", "exit", "score")
-    ]
-    answer[1] = np.array(names)[answer[1]]
-    check(fast, images[0], answer)
+    serving = loaded.signatures["serving_default"]
+    for call in (loaded.serve, lambda x: serving(input=tf.constant(x))):
+        for sizes in ([1] * 64, [7, 32, 0, 25], [64]):
+            prediction, exits, score = in_batches(call, images[0], sizes)
+            check(fast, images[0], (prediction, np.array(names)[exits], score))
 
 
 @on_tensorflow
-def test_patience_in_the_graph(trained, images, tmp_path):
+@pytest.mark.parametrize("name", ["confidence", "ensemble"])
+def test_litert_takes_one_sample_and_refuses_more(trained, images, tmp_path, name):
+    need("ai_edge_litert")
+    from ai_edge_litert.interpreter import Interpreter
+
+    fast = thresholds_between(trained, images, **OPTIONS[name])
+    fast.export(tmp_path / "model.tflite")
+    interpreter = Interpreter(str(tmp_path / "model.tflite"))
+    runner = interpreter.get_signature_runner()
+    (input_name,) = interpreter.get_signature_list()["serving_default"]["inputs"]
+    prediction, exits, score = in_batches(
+        lambda x: runner(**{input_name: x}), images[0], [1] * 64
+    )
+    check(fast, images[0], (prediction, np.array(fast.exit_names)[exits], score))
+    with pytest.raises(RuntimeError, match=r"(?i)reshape"):
+        runner(**{input_name: images[0][:2]})
+
+
+@on_tensorflow
+def test_patience_in_the_graph(images, tmp_path):
     import tensorflow as tf
 
-    fast = ksd.EarlyExit(trained, "patience", thresholds=2.0)
+    model = ksd.SelfDistiller(small_base(), ["stem_relu", "out_1"], "byot")
+    fast = ksd.EarlyExit(model, "patience", thresholds=2.0)
+    for seed in range(50):  # Until the exits agree on some samples.
+        random = np.random.default_rng(seed)
+        for name in ("exit_1_logits", "exit_2_logits"):
+            kernel, bias = model.get_layer(name).get_weights()
+            kernel = 3 * random.normal(size=kernel.shape)
+            model.get_layer(name).set_weights([kernel, bias])
+        expected = fast.predict(images[0])
+        if len(set(expected.exits)) > 1:
+            break
     fast.export(tmp_path / "saved")
     loaded = tf.saved_model.load(str(tmp_path / "saved"))
-    exits = np.concatenate([loaded.serve(image[None])["exit"] for image in images[0]])
-    expected = fast.predict(images[0])
+    exits = loaded.serve(images[0])["exit"].numpy()
+    assert len(set(expected.exits)) > 1
     assert np.array(fast.exit_names)[exits].tolist() == expected.exits.tolist()
 
 
@@ -283,6 +310,131 @@ def test_an_artifact_is_replaced_whole(trained, tmp_path, monkeypatch):
     for _ in range(2):
         fast.export(tmp_path / "saved")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["model.tflite", "saved"]
+
+
+FORMATS = {
+    "tf_saved_model": "saved",
+    "litert": "model.tflite",
+    "onnx": "sections",
+    "openvino": "sections",
+}
+
+
+def content(path):
+    """Return the bytes of a file, or of all files of a folder by name."""
+    if path.is_dir() and not path.is_symlink():
+        return {each.name: content(each) for each in path.iterdir()}
+    return path.read_bytes()
+
+
+@on_tensorflow
+@pytest.mark.parametrize("format", ["tf_saved_model", "onnx"])
+def test_an_export_replaces_nothing_but_its_like(trained, tmp_path, format):
+    need("onnxruntime")
+    fast = ksd.EarlyExit(trained, thresholds=0.9)
+    path = tmp_path / "model"
+    path.mkdir()  # An empty folder loses nothing.
+    fast.export(path, format)
+    fast.thresholds = 0.5
+    before = content(path)
+    fast.export(path, format)
+    assert content(path) != before
+    assert content(path).keys() == before.keys()
+    other = next(each for each in FORMATS if each not in (format, "litert"))
+    cases = {
+        "notes.txt": lambda: (path / "notes.txt").write_text("mine"),
+        "data": lambda: (path / "data").mkdir(),
+        r"changed|not the file": lambda: next(path.rglob("*.[po][bn]*")).write_bytes(
+            b"mine"
+        ),
+    }
+    kept = content(path)
+    for hint, put in cases.items():
+        put()
+        now = content(path)
+        with pytest.raises(FileExistsError, match=hint) as error:
+            fast.export(path, format)
+        assert str(path) in str(error.value)
+        assert content(path) == now
+        for name in now.keys() - kept.keys():
+            (path / name).unlink() if (path / name).is_file() else (path / name).rmdir()
+    with pytest.raises(FileExistsError, match=r"folder of|export of format"):
+        fast.export(path, other)
+    assert [each.name for each in tmp_path.iterdir()] == ["model"]
+
+
+@on_tensorflow
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_a_user_has_there_stays(trained, tmp_path, format, monkeypatch):
+    fast = ksd.EarlyExit(trained, thresholds=0.9)
+    project = tmp_path / FORMATS[format]
+    (project / "src").mkdir(parents=True)
+    (project / "src" / "main.py").write_text("mine")
+    link = tmp_path / "links" / FORMATS[format]
+    link.parent.mkdir()
+    link.symlink_to(project)
+    file = tmp_path / "files" / FORMATS[format]
+    file.parent.mkdir()
+    file.write_text("mine")
+    before = content(tmp_path / "files"), content(project)
+    monkeypatch.chdir(project / "src")
+    for path, hint in (
+        (project, "a folder of 'src'"),
+        (link, "a link to"),
+        (file, "a file"),
+        ("..", "a folder of"),
+        (".", "a folder of 'main.py'"),
+    ):
+        with pytest.raises(FileExistsError, match=hint):
+            fast.export(path, format)
+    assert (content(tmp_path / "files"), content(project)) == before
+    assert link.is_symlink()
+
+
+@on_tensorflow
+def test_a_failed_export_leaves_no_folders(trained, tmp_path, monkeypatch):
+    fast = ksd.EarlyExit(trained, thresholds=0.9)
+    import tensorflow as tf
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(tf.saved_model, "save", fail)
+    with pytest.raises(RuntimeError, match="disk full"):
+        fast.export(tmp_path / "a" / "b" / "saved")
+    assert not list(tmp_path.iterdir())
+
+
+@on_tensorflow
+def test_what_draws_numbers_is_not_exported(tmp_path):
+    class AlwaysDropout(keras.layers.Dropout):
+        def call(self, inputs, training=False):
+            return super().call(inputs, training=True)
+
+    inputs = keras.Input((4,))
+    x = AlwaysDropout(0.5)(keras.layers.Dense(4, name="tap")(inputs))
+    x = keras.layers.Dense(4)(x)
+    base = keras.Model(inputs, keras.layers.Dense(3, "softmax")(x))
+    model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
+    with pytest.raises(ValueError, match="seed_generator_state"):
+        ksd.EarlyExit(model, thresholds=0.9).export(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.once
+def test_the_suffix_names_the_format():
+    assert format_of("a.tflite") == format_of("a.TFLITE", "litert") == "litert"
+    assert format_of("a") == format_of("model.v1.2") == "tf_saved_model"
+    assert format_of("sections", "onnx") == "onnx"
+    for path, format, hint in (
+        ("q.tflite", "tf_saved_model", "litert"),
+        ("q.onnx", None, "folder of sections"),
+        ("q.onnx", "onnx", "folder of sections"),
+        ("q.xml", "openvino", "folder of sections"),
+        ("q.keras", None, "EarlyExit.load"),
+    ):
+        with pytest.raises(ValueError, match=hint):
+            format_of(path, format)
 
 
 def test_wrong_exports_are_refused(trained, tmp_path):
