@@ -58,19 +58,20 @@ _TASKS = (
 _KERAS = tuple(each for functions, _ in _TASKS for each in functions)
 
 
-def as_loss(identifier: Any) -> losses.Loss:
+def as_loss(identifier: Any, task: Task) -> losses.Loss:
     """Return a Keras loss for anything that `compile` takes as the loss of one output.
 
     Args:
         identifier: Name, function `(y_true, y_pred) -> per-sample values`, or `Loss`.
+        task: Of one unit, Keras takes `"crossentropy"` for the binary one.
 
     Raises:
         ValueError: The name is unknown, or the loss does not reduce to a scalar.
         TypeError: `identifier` is missing or a collection.
 
     Example:
-        >>> as_loss("sparse_categorical_crossentropy").name
-        'sparse_categorical_crossentropy'
+        >>> as_loss("ce", Task("binary", 1, "sigmoid")).fn.__name__
+        'binary_crossentropy'
     """
     if identifier is None or isinstance(identifier, (dict, list, tuple)):
         raise TypeError(
@@ -79,7 +80,9 @@ def as_loss(identifier: Any) -> losses.Loss:
             "loss='sparse_categorical_crossentropy'. The recipe weighs the exits."
         )
     if isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce"):
-        return loss_of_function(crossentropy, identifier)
+        single = task.units == 1
+        function = losses.binary_crossentropy if single else crossentropy
+        return loss_of_function(function, identifier)
     try:
         loss = losses.get(identifier)
     except ValueError as error:
@@ -103,38 +106,16 @@ def _named(function, name):
 
 
 def crossentropy(y_true: Any, y_pred: Any, **options: Any) -> Any:
-    """Return the crossentropy of each sample that fits the labels' shape.
+    """Return the crossentropy of each sample, for class indices or one-hot labels.
 
     Args:
-        y_true: Labels: yes or no, class indices, or one-hot.
-        y_pred: Outputs.
+        y_true: Labels.
+        y_pred: Outputs of several units.
         options: Further arguments of Keras' crossentropies.
     """
-    found = by_shape(
-        y_true,
-        y_pred,
-        binary=losses.binary_crossentropy,
-        sparse=losses.sparse_categorical_crossentropy,
-        one_hot=losses.categorical_crossentropy,
-    )
-    return found(y_true, y_pred, **options)
-
-
-def by_shape(labels: Any, outputs: Any, *, binary: Any, sparse: Any, one_hot: Any):
-    """Return what Keras chooses by shape for `"accuracy"` and `"crossentropy"`.
-
-    A single unit is yes or no, whatever the task; of several, labels of fewer axes than
-    the outputs, or of a last axis of one, are class indices.
-
-    Example:
-        >>> import numpy as np
-        >>> choice = {"binary": "yes or no", "sparse": "indices", "one_hot": "one-hot"}
-        >>> by_shape(np.zeros((8,)), np.zeros((8, 1)), **choice)
-        'yes or no'
-    """
-    if outputs.shape[-1] == 1:
-        return binary
-    return sparse if is_sparse(labels, outputs) else one_hot
+    if is_sparse(y_true, y_pred):
+        return losses.sparse_categorical_crossentropy(y_true, y_pred, **options)
+    return losses.categorical_crossentropy(y_true, y_pred, **options)
 
 
 def is_sparse(labels: Any, outputs: Any) -> bool:
@@ -166,8 +147,7 @@ def on_logits(loss: losses.Loss, task: Task) -> losses.Loss | None:
     readers = _READS_LOGITS.get(task.activation, ())
     function, options = loss_function(loss)
     if function is crossentropy:
-        # Of several sigmoids, Keras takes a crossentropy of classes.
-        reads = bool(readers) and (task.activation == "sigmoid") == (task.units == 1)
+        reads = task.activation == "softmax"
     else:
         last = readers is _BINARY or options.get("axis", -1) == -1
         reads = is_one_of(function, readers) and last
@@ -192,7 +172,7 @@ def check_task(loss: losses.Loss, task: Task) -> None:
     Example:
         >>> check_task(losses.MeanSquaredError(), Task("regression", 1, "linear"))
     """
-    meant = [each for each in _tasks_of(loss, task.units) if each in task.possible()]
+    meant = [each for each in _tasks_of(loss) if each in task.possible()]
     if task.activation != "linear" or not meant or task.name in meant:
         return
     raise ValueError(
@@ -204,10 +184,10 @@ def check_task(loss: losses.Loss, task: Task) -> None:
     )
 
 
-def _tasks_of(loss, units):
+def _tasks_of(loss):
     function, _ = loss_function(loss)
     if function is crossentropy:
-        return ("binary",) if units == 1 else ("multiclass",)
+        return ("multiclass",)
     for functions, tasks in _TASKS:
         if is_one_of(function, functions):
             return tasks

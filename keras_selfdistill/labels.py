@@ -9,7 +9,6 @@ from keras_selfdistill.keras_internals import loss_function
 from keras_selfdistill.label_loss import (
     ONE_HOT_LOSSES,
     SPARSE_LOSSES,
-    by_shape,
     crossentropy,
     is_one_of,
     is_sparse,
@@ -29,7 +28,7 @@ def label_form(loss: losses.Loss, labels: Any, outputs: Any) -> str | None:
     """
     function, _ = loss_function(loss)
     if function is crossentropy:
-        return by_shape(labels, outputs, binary=None, sparse=SPARSE, one_hot=ONE_HOT)
+        return SPARSE if is_sparse(labels, outputs) else ONE_HOT
     if is_one_of(function, SPARSE_LOSSES):
         return SPARSE
     return ONE_HOT if is_one_of(function, ONE_HOT_LOSSES) else None

@@ -7,7 +7,7 @@ import keras
 
 from keras_selfdistill.config import unknown_name
 from keras_selfdistill.keras_internals import copy_metric, object_name, set_direction
-from keras_selfdistill.label_loss import by_shape, crossentropy
+from keras_selfdistill.label_loss import crossentropy, is_sparse
 
 
 def exit_metrics(
@@ -74,7 +74,7 @@ def _resolve(identifier):
     if name and name.lower() in ("accuracy", "acc"):
         return _mean(_accuracy, name, "up")
     if name and name.lower() in ("crossentropy", "ce"):
-        return _mean(crossentropy, name, "down")
+        return _mean(_crossentropy, name, "down")
     try:
         metric = keras.metrics.get(identifier)
     except ValueError as error:
@@ -105,11 +105,18 @@ def _copy(metric, output):
 
 
 def _accuracy(labels, outputs):
-    found = by_shape(
-        labels,
-        outputs,
-        binary=keras.metrics.binary_accuracy,
-        sparse=keras.metrics.sparse_categorical_accuracy,
-        one_hot=keras.metrics.categorical_accuracy,
-    )
-    return found(labels, outputs)
+    """Return the accuracy that Keras chooses by shape: of one unit, the binary one."""
+    if outputs.shape[-1] == 1:
+        return keras.metrics.binary_accuracy(labels, outputs)
+    if is_sparse(labels, outputs):
+        return keras.metrics.sparse_categorical_accuracy(labels, outputs)
+    return keras.metrics.categorical_accuracy(labels, outputs)
+
+
+def _crossentropy(labels, outputs):
+    """Return the crossentropy that `compile` takes for a loss of that name."""
+    if outputs.shape[-1] != 1:
+        return crossentropy(labels, outputs)
+    if len(labels.shape) < len(outputs.shape):
+        labels = keras.ops.expand_dims(labels, -1)
+    return keras.metrics.binary_crossentropy(labels, outputs)

@@ -50,7 +50,7 @@ class Objective:
         self.recipe = recipe
         self.task = task
         self.exit_names = list(exit_names)
-        self.label_loss = as_loss(label_loss)
+        self.label_loss = as_loss(label_loss, task)
         self._loss_of_logits = on_logits(self.label_loss, task)
         self.pair_losses = list(pair_losses)
         weights = recipe.at(0).weights(self.exit_names)

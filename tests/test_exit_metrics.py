@@ -225,7 +225,8 @@ def probability_base(units, positions=()):
         (3, (5,), (12, 5, 1)),
     ],
 )
-def test_accuracy_is_the_one_that_keras_chooses(name, units, positions, shape):
+def test_names_mean_what_keras_chooses_by_shape(name, units, positions, shape):
+    """The accuracy and the crossentropy, as metrics and as loss."""
     if name != "accuracy" and shape != (12,):
         return
     x = RANDOM.normal(size=(12, *positions, 3)).astype("float32")
@@ -236,11 +237,19 @@ def test_accuracy_is_the_one_that_keras_chooses(name, units, positions, shape):
     base.compile("sgd", loss, metrics=[name], run_eagerly=True)
     expected = base.test_on_batch(x, y, return_dict=True)
     model = ksd.SelfDistiller(base, ["a"], "deep_supervision")
-    model.compile("sgd", loss, metrics=[name], run_eagerly=True)
+    model.compile("sgd", loss, metrics=[name, "ce"], run_eagerly=True)
     found = model.test_on_batch(x, y, return_dict=True)
     outputs = model.predict(x, verbose=0)
     for output, key in (("final", name), ("exit_1", f"exit_1_{name}")):
         scores = outputs[output]
         chosen = scores.argmax(-1) if units > 1 else scores[..., 0] > 0.5
         assert found[key] == pytest.approx((chosen == classes).mean(), abs=1e-6)
+        if units > 1:
+            right = np.take_along_axis(scores, classes[..., None], -1)
+        else:
+            right = np.where(classes, scores[..., 0], 1 - scores[..., 0])
+        crossentropy = -np.log(right).mean()
+        assert found[key.replace(name, "ce")] == pytest.approx(crossentropy, rel=1e-5)
+    assert found["label_loss"] == pytest.approx(found["ce"] + found["exit_1_ce"])
+    assert found["ce"] == pytest.approx(expected["loss"], rel=1e-5)
     assert found[name] == pytest.approx(expected[name], abs=1e-6)

@@ -82,7 +82,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_label_loss_is_that_of_true_logits(case):
     identifier, task, labels, targets = CASES[case]
-    loss = on_logits(as_loss(identifier), task)
+    loss = on_logits(as_loss(identifier, task), task)
     value, (gradient,) = value_and_gradients(lambda z: loss(labels, z), [LOGITS])
     expected = (multiclass if task is SOFTMAX else binary)(targets)
     assert value == pytest.approx(expected[0], rel=1e-5)
@@ -93,7 +93,7 @@ def test_one_unit_is_binary_whatever_the_labels_shape():
     logits = LOGITS[:1].T
     for labels in (np.array([1, 0, 1]), np.array([[1], [0], [1]])):
         for name in ("crossentropy", "ce", "binary_crossentropy"):
-            loss = as_loss(name)
+            loss = as_loss(name, BINARY)
             assert all_exist(labels, logits, loss) is True
             value = float(on_logits(loss, BINARY)(labels, logits))
             assert value == pytest.approx(binary(labels.reshape(-1, 1), logits)[0])
@@ -133,12 +133,12 @@ def sparse_categorical_crossentropy(y_true, y_pred):
     ],
 )
 def test_losses_that_read_outputs(loss, task):
-    assert on_logits(as_loss(loss), task) is None
+    assert on_logits(as_loss(loss, task), task) is None
 
 
 @pytest.mark.parametrize("loss", [ce, sparse_categorical_crossentropy, Masked()])
 def test_a_users_own_loss_is_not_taken_for_one_of_keras_of_that_name(loss):
-    assert all_exist(np.array([-1, 7]), LOGITS, as_loss(loss)) is True
+    assert all_exist(np.array([-1, 7]), LOGITS, as_loss(loss, SOFTMAX)) is True
 
 
 def test_the_users_loss_object_stays_as_it_is():
@@ -241,7 +241,7 @@ def test_labels_of_any_dtype(dtype):
     )
     labels = ops.cast(labels, dtype) if dtype == "bfloat16" else labels
     outputs = ops.zeros((3, classes))
-    loss = as_loss("crossentropy")
+    loss = as_loss("crossentropy", SOFTMAX)
     assert bool(all_exist(labels, outputs, loss))
     too_few = ops.zeros((3, min(limit, classes - 1)))
     if dtype not in ("bool", "bfloat16"):
@@ -260,7 +260,8 @@ def test_an_ignored_class_is_compared_as_a_number():
     partial = functools.partial(
         losses.sparse_categorical_crossentropy, ignore_class=255
     )
-    assert bool(all_exist(np.array([3, 255], "uint8"), outputs, as_loss(partial)))
+    loss = as_loss(partial, SOFTMAX)
+    assert bool(all_exist(np.array([3, 255], "uint8"), outputs, loss))
 
 
 @pytest.mark.parametrize("kind", ["arrays", "batches"])

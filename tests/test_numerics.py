@@ -12,6 +12,7 @@ from keras_selfdistill import losses
 from keras_selfdistill.label_loss import as_loss
 from keras_selfdistill.labels import all_exist
 from keras_selfdistill.nonfinite import PATIENCE, StopWithoutProgress
+from keras_selfdistill.task import Task
 
 from .conftest import (
     finite_differences,
@@ -340,7 +341,8 @@ def test_labels_that_do_not_exist_teach_nothing(trained):
     ],
 )
 def test_which_labels_exist(loss, labels, exist):
-    found = all_exist(np.array(labels), np.zeros((2, 4)), as_loss(loss))
+    loss = as_loss(loss, Task("multiclass", 4, "softmax"))
+    found = all_exist(np.array(labels), np.zeros((2, 4)), loss)
     assert bool(found) == exist
 
 

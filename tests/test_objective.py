@@ -224,7 +224,7 @@ def test_distillation_is_reduced_as_the_label_loss_is(reduction):
 def test_crossentropy_is_chosen_by_the_labels_shape(identifier, labels):
     logits = exit_arrays()[0]
     rows = ONE_HOT if labels.dtype.kind == "i" else labels
-    value = float(as_loss(identifier)(labels, keras.ops.softmax(logits)))
+    value = float(as_loss(identifier, TASK)(labels, keras.ops.softmax(logits)))
     assert value == pytest.approx(cross_entropy(rows, logits).mean(), rel=1e-5)
 
 
@@ -232,7 +232,7 @@ def test_a_function_serves_as_loss():
     def absolute(y_true, y_pred):
         return keras.ops.mean(keras.ops.abs(y_true - y_pred), axis=-1)
 
-    value = float(as_loss(absolute)(ONE_HOT, np.zeros_like(ONE_HOT)))
+    value = float(as_loss(absolute, TASK)(ONE_HOT, np.zeros_like(ONE_HOT)))
     assert value == pytest.approx(1 / CLASSES)
 
 
