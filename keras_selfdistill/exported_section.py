@@ -9,6 +9,8 @@ from keras_selfdistill import criteria
 from keras_selfdistill.scoring import Scorer
 from keras_selfdistill.sections import Section
 
+_SMALLEST_SCORE = -3.4e38  # Of float32, below every threshold that is written.
+
 
 class ScoredSection(keras.Model):
     """A section, the score of its exit, and what the next section has to know.
@@ -68,6 +70,9 @@ class ScoredSection(keras.Model):
             ops.cast(found[self._scorer.reads], "float32"), before
         )
         score = _SCORES[type(self._scorer.criterion)](probabilities, before, after)
+        # What is no number is not sure, whatever a criterion makes of it.
+        missing = ops.isnan(ops.sum(probabilities, axis=-1))
+        score = ops.where(missing, _SMALLEST_SCORE, score)
         remembered = [after[name] for name in self._remembered(self._number + 1)]
         return [prediction, score, *found["alive"], *remembered]
 

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 import keras_selfdistill as ksd
+from keras_selfdistill.deciding import batched_function
 from keras_selfdistill.export import format_of
+from keras_selfdistill.exported_section import ScoredSection
 from keras_selfdistill.section_runner import SectionRunner
+from keras_selfdistill.sections import cut_sections
 
 from .conftest import miss, small_base
 
@@ -213,6 +216,22 @@ def test_patience_in_the_graph(images, tmp_path):
     exits = loaded.serve(images[0])["exit"].numpy()
     assert len(set(expected.exits)) > 1
     assert np.array(fast.exit_names)[exits].tolist() == expected.exits.tolist()
+
+
+@on_tensorflow
+@pytest.mark.parametrize("criterion", ["confidence", "margin", "entropy", "patience"])
+def test_what_is_no_number_is_not_sure(trained, images, criterion):
+    fast = ksd.EarlyExit(trained, criterion, thresholds=0.0)
+    x = images[0][:4].copy()
+    x[1::2] = np.nan
+    expected = fast.predict(x).exits.tolist()
+    assert expected[::2] == ["exit_1"] * 2
+    assert "exit_1" not in expected[1::2]
+    graph = trained._graph
+    parts = cut_sections(graph, ["output"])
+    scored = [ScoredSection(part, fast._scorer, i, 4) for i, part in enumerate(parts)]
+    exits = batched_function(scored, parts[0].inputs, [0.0, 0.0])(x)["exit"].numpy()
+    assert np.array(fast.exit_names)[exits].tolist() == expected
 
 
 @on_tensorflow
