@@ -65,7 +65,13 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "recipe", "byot", list(ksd.recipes.RECIPES), "How the exits learn."
     )
-    flags.DEFINE_integer("taps", 3, "Exits before the final one.", 1)
+    flags.DEFINE_integer(
+        "taps",
+        None,
+        "Exits before the final one. Default: 3; 2 for digits, whose network has no "
+        "more places.",
+        1,
+    )
     flags.DEFINE_integer(
         "images", 2000, "Training and test images to analyse, drawn at random.", 1
     )
@@ -157,6 +163,8 @@ def main(argv: Sequence[str]) -> None:
             f"Received --noise={','.join(FLAGS.noise)}; expected numbers, separated by "
             "commas."
         ) from None
+    if FLAGS.taps is None:
+        FLAGS.taps = 2 if FLAGS.data == "digits" else 3
     image_sets.quiet_tensorflow()
     folder = pathlib.Path(FLAGS.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)

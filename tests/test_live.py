@@ -81,6 +81,61 @@ def test_all_exits_share_a_chart_in_tensorboard(trained):
     assert len(found) == len(history)
 
 
+ENDS = {
+    # task: (shape of a sample, units, activation, metric)
+    "multiclass": ((4,), 3, "softmax", "accuracy"),
+    "multilabel": ((4,), 3, "sigmoid", "binary_accuracy"),
+    "binary": ((4,), 1, "sigmoid", "accuracy"),
+    "regression": ((4,), 2, None, "mae"),
+    "multiclass at positions": ((5, 4), 3, "softmax", "accuracy"),
+    "binary at positions": ((5, 4), 1, "sigmoid", "accuracy"),
+}
+LOSSES = {
+    "multiclass": "sparse_categorical_crossentropy",
+    "multilabel": "binary_crossentropy",
+    "binary": "binary_crossentropy",
+    "regression": "mse",
+}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("task", ENDS)
+def test_exits_of_every_task_are_shown(task, tmp_path, capsys):
+    shape, units, activation, metric = ENDS[task]
+    name = task.split()[0]
+    inputs = keras.Input(shape)
+    x = keras.layers.Dense(5, activation="relu", name="tapped")(inputs)
+    x = keras.layers.Dense(5, activation="relu")(x)
+    outputs = keras.layers.Dense(units, activation=activation)(x)
+    model = ksd.SelfDistiller(
+        keras.Model(inputs, outputs),
+        ["tapped"],
+        "deep_supervision",
+        head=None if "positions" in task else "linear",
+        task=name,
+    )
+    model.compile("sgd", LOSSES[name], metrics=[metric], run_eagerly=True)
+    random = np.random.default_rng(0)
+    x = random.normal(size=(8, *shape)).astype("float32")
+    y = random.integers(0, 2, (8, *shape[:-1], units))
+    y = y[..., 0] if name == "multiclass" else y
+    callbacks = [ksd.callbacks.EpochTable(), ksd.callbacks.TensorBoard(tmp_path)]
+    history = model.fit(
+        x, y, validation_data=(x, y), verbose=0, callbacks=callbacks
+    ).history
+    table = dict(re.findall(r"^(\w+) +([\d. ]+)$", capsys.readouterr().out, re.M))
+    found = scalars(tmp_path)
+    assert list(table) == ["exit_1", "final", "ensemble"]
+    for source, row in table.items():
+        key = metric if source == "final" else f"{source}_{metric}"
+        expected = [history[key][0], history[f"val_{key}"][0]]
+        assert row.split() == [f"{value:.4f}" for value in expected]
+        for part, value in zip(("train", "validation"), expected, strict=True):
+            ((step, shown),) = found[f"{part}/{source}", f"epoch_{metric}"]
+            assert (step, shown) == (0, pytest.approx(value, rel=1e-6))
+    assert len(found) == len(history)
+
+
 @pytest.mark.once
 def test_gradients_by_section_share_a_chart(tmp_path):
     callback = ksd.callbacks.TensorBoard(tmp_path)

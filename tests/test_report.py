@@ -19,7 +19,7 @@ from keras_selfdistill.paired import sign_flip_p
 from keras_selfdistill.reports import Report, Row
 from keras_selfdistill.task import Task
 
-from .conftest import require_backend, small_base
+from .conftest import require_backend, small_base, to_numpy
 
 RANDOM = np.random.default_rng(5)
 CLASSES = 7
@@ -187,12 +187,12 @@ def head_of(task, units):
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(8, 3, activation="relu", padding="same", name="tap")(inputs)
     x = layers.Conv2D(8, 3, activation="relu", padding="same")(x)
-    if task != "pixels":
+    task, *pixels = task.split()
+    if not pixels:
         x = layers.GlobalAveragePooling2D()(x)
-    ends = {"regression": None, "pixels": "softmax"}
+    ends = {"regression": None, "multiclass": "softmax"}
     x = layers.Dense(units, activation=ends.get(task, "sigmoid"))(x)
     base = keras.Model(inputs, x)
-    task = "multiclass" if task == "pixels" else task
     return spread(ksd.SelfDistiller(base, ["tap"], "deep_supervision", task=task))
 
 
@@ -225,7 +225,10 @@ TASKS = {
     "multilabel": (4, RANDOM.integers(0, 2, (12, 4)), yes_or_no),
     "binary": (1, RANDOM.integers(0, 2, (12, 1)), yes_or_no),
     "regression": (2, RANDOM.normal(size=(12, 2)), numbers),
-    "pixels": (3, RANDOM.integers(0, 3, (12, 8, 8)), pixels),
+    "multiclass pixels": (3, RANDOM.integers(0, 3, (12, 8, 8)), pixels),
+    "multilabel pixels": (2, RANDOM.integers(0, 2, (12, 8, 8, 2)), yes_or_no),
+    "binary pixels": (1, RANDOM.integers(0, 2, (12, 8, 8, 1)), yes_or_no),
+    "regression pixels": (2, RANDOM.normal(size=(12, 8, 8, 2)), numbers),
 }
 
 
@@ -244,10 +247,67 @@ def test_other_tasks(task):
             assert shown == (value if value is None else pytest.approx(value, 1e-4)), (
                 key
             )
-    assert ("crossentropy" in found.render()) == (task != "regression")
-    assert ("ECE" in found.render()) == (task != "regression")
-    label = "mean absolute error" if task == "regression" else "accuracy"
+    classes = not task.startswith("regression")
+    assert ("crossentropy" in found.render()) == classes
+    assert ("ECE" in found.render()) == classes
+    label = "accuracy" if classes else "mean absolute error"
     assert found.plot().axes[0].get_ylabel() == label
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("task", TASKS)
+def test_other_tasks_are_compared(task):
+    """Each difference is that of what NumPy says of both."""
+    units, labels, by_hand = TASKS[task]
+    x = IMAGES[:12]
+    models = {name: head_of(task, units) for name in ("one", "other")}
+    for weight in models["other"].trainable_variables:
+        weight.assign(-0.7 * to_numpy(weight))
+    found = ksd.compare(models, (x, labels), repeats=0, batch_size=12, verbose=0)
+    expected = {}
+    for name, model in models.items():
+        answers = model.predict(x, verbose=0)
+        for exit_name, answer in answers.items():
+            expected[name, exit_name] = by_hand(
+                answer.astype("float64"), labels, answers["final"]
+            )
+    lines = {(line.run, line.exit): line for line in found.lines}
+    assert lines.keys() == expected.keys() | {(name, "ensemble") for name in models}
+    main = "absolute_error" if task.startswith("regression") else "accuracy"
+    for exit_name in ("exit_1", "final"):
+        one, other = (expected[name, exit_name] for name in models)
+        line = lines["other", exit_name]
+        assert line.against == ("one", exit_name)
+        assert main in line.numbers
+        for key in {main, "loss", "calibration_error"} & line.numbers.keys():
+            summary = line.numbers[key]
+            assert summary.mean == pytest.approx(other[key], rel=1e-4)
+            difference = other[key] - one[key]
+            assert summary.difference == pytest.approx(difference, rel=1e-3, abs=1e-6)
+    assert "other" in found.render()
+
+
+@pytest.mark.once
+def test_padding_is_no_part_of_an_answer():
+    """A masked text classifier: the report is that of what it predicts."""
+    is_word = np.arange(6) < RANDOM.integers(2, 7, (26, 1))
+    words = np.where(is_word, LABELS[:, None] + 1, 0)
+    inputs = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(CLASSES + 1, 8, mask_zero=True)(inputs)
+    x = layers.LSTM(8, return_sequences=True, name="tap")(x)
+    x = layers.LSTM(8)(x)
+    base = keras.Model(inputs, layers.Dense(CLASSES, activation="softmax")(x))
+    model = spread(ksd.SelfDistiller(base, ["tap"], "deep_supervision", head="linear"))
+    found = ksd.report(model, (words, LABELS), repeats=0, batch_size=5, verbose=0)
+    answers = {
+        name: answer.astype("float64")
+        for name, answer in model.predict(words, verbose=0).items()
+    }
+    assert not np.array_equal(answers["exit_1"], answers["final"])
+    for name, answer in answers.items():
+        expected = by_numpy(answer, LABELS, answers["final"])
+        for key, value in expected.items():
+            assert getattr(found[name], key) == pytest.approx(value, abs=1e-5), key
 
 
 @pytest.mark.once
