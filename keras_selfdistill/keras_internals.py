@@ -124,15 +124,21 @@ def loss_function(loss: keras.losses.Loss) -> tuple[Any, Mapping[str, Any]]:
     return loss.fn, loss._fn_kwargs
 
 
-def with_loss_options(loss: keras.losses.Loss, **options: Any) -> keras.losses.Loss:
-    """Return a copy of a loss that `loss_function` knows, with other options.
+def with_loss_function(
+    loss: keras.losses.Loss, function: Any, options: Mapping[str, Any]
+) -> keras.losses.Loss:
+    """Return a copy of a loss that computes another function, and is reduced alike.
 
     Its config would not do, as it holds no dtype, nor would `copy.copy`, which is by
     way of the config.
+
+    Args:
+        loss: One that `loss_function` knows.
+        function: Of labels and outputs.
+        options: All further arguments of the function.
     """
     copied = object.__new__(type(loss))
-    changed = {"_fn_kwargs": {**loss._fn_kwargs, **options}, **options}
-    vars(copied).update(vars(loss), **changed)
+    vars(copied).update(vars(loss), fn=function, _fn_kwargs=dict(options))
     return copied
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 from keras import losses
 
+from keras_selfdistill import focal_loss
 from keras_selfdistill.config import unknown_name
 from keras_selfdistill.keras_internals import (
     loss_function,
     loss_of_function,
     object_name,
-    with_loss_options,
+    with_loss_function,
 )
 from keras_selfdistill.task import Task
 
@@ -36,6 +37,11 @@ _READS_LOGITS: dict[str, tuple[Any, ...]] = {
         losses.categorical_focal_crossentropy,
     ),
     "sigmoid": _BINARY,
+}
+# Keras' own clip logits, too.
+_UNCLIPPED = {
+    losses.binary_focal_crossentropy: focal_loss.binary_focal_crossentropy,
+    losses.categorical_focal_crossentropy: focal_loss.categorical_focal_crossentropy,
 }
 # What outputs are if they are trained by a loss; other losses leave it open.
 _TASKS = (
@@ -134,15 +140,15 @@ def on_logits(loss: losses.Loss, task: Task) -> losses.Loss | None:
         task: Says by which activation outputs come from logits.
 
     Returns:
-        A copy of the loss with `from_logits=True`; `None` where the loss has no such
-        option, has it set, or reads another activation's outputs.
+        A copy of the loss that reads logits; `None` where the loss has no option to,
+        has it set, or reads another activation's outputs.
 
     Example:
         >>> task = Task("multiclass", 10, "softmax")
         >>> smoothed = losses.CategoricalCrossentropy(label_smoothing=0.1)
         >>> found = on_logits(smoothed, task)
-        >>> found.from_logits, found.label_smoothing, smoothed.from_logits
-        (True, 0.1, False)
+        >>> loss_function(found)[1]["from_logits"], found.label_smoothing
+        (True, 0.1)
     """
     readers = _READS_LOGITS.get(task.activation, ())
     function, options = loss_function(loss)
@@ -153,7 +159,10 @@ def on_logits(loss: losses.Loss, task: Task) -> losses.Loss | None:
         reads = is_one_of(function, readers) and last
     if not reads or options.get("from_logits"):
         return None
-    return with_loss_options(loss, from_logits=True)
+    if function in _UNCLIPPED:
+        others = {key: each for key, each in options.items() if key != "from_logits"}
+        return with_loss_function(loss, _UNCLIPPED[function], others)
+    return with_loss_function(loss, function, {**options, "from_logits": True})
 
 
 def check_task(loss: losses.Loss, task: Task) -> None:

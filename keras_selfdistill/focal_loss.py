@@ -1,0 +1,90 @@
+"""Focal crossentropies of logits: Keras' own make probabilities of them, and clip.
+
+Lin et al., *Focal Loss for Dense Object Detection*, ICCV 2017, equation 5. The values
+are those of Keras wherever its clipping changes nothing.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def categorical_focal_crossentropy(
+    y_true: Any,
+    logits: Any,
+    alpha: Any = 0.25,
+    gamma: float = 2.0,
+    label_smoothing: float = 0.0,
+    axis: int = -1,
+) -> Any:
+    """Return `Σ_c −α · (1 − p_c)^γ · y_c · log p_c` with `p = softmax(logits)`.
+
+    Args:
+        y_true: One-hot labels, shape `(batch, classes)`.
+        logits: Of that shape.
+        alpha: Weight of each class, or of all.
+        gamma: Focusing parameter, γ.
+        label_smoothing: Share of a label that goes to all classes alike.
+        axis: Of the classes.
+
+    Example:
+        >>> import numpy as np
+        >>> label = np.array([[1.0, 0.0]])
+        >>> found = categorical_focal_crossentropy(label, np.array([[-90.0, 0.0]]))
+        >>> print(float(found[0]))
+        22.5
+    """
+    logits = ops.convert_to_tensor(logits)
+    y_true = ops.cast(y_true, logits.dtype)
+    if label_smoothing:
+        share = label_smoothing / logits.shape[axis]
+        y_true = y_true * (1.0 - label_smoothing) + share
+    log_p = ops.log_softmax(logits, axis=axis)
+    focus = alpha * _power(1.0 - ops.exp(log_p), gamma)
+    return ops.sum(-focus * y_true * log_p, axis=axis)
+
+
+def binary_focal_crossentropy(
+    y_true: Any,
+    logits: Any,
+    apply_class_balancing: bool = False,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    label_smoothing: float = 0.0,
+    axis: int = -1,
+) -> Any:
+    """Return the mean over labels of `(1 − p_t)^γ` times the binary crossentropy.
+
+    `p_t` is the probability of the label, with `p = σ(logits)`.
+
+    Args:
+        y_true: 1 for yes, 0 for no, shape `(batch, labels)`.
+        logits: Of that shape.
+        apply_class_balancing: Whether yes is weighed by α and no by 1 − α.
+        alpha: Weight of yes, α.
+        gamma: Focusing parameter, γ.
+        label_smoothing: Share of a label that goes to yes and no alike.
+        axis: Of the labels.
+
+    Example:
+        >>> import numpy as np
+        >>> found = binary_focal_crossentropy(np.ones((1, 1)), np.full((1, 1), -90.0))
+        >>> print(float(found[0]))
+        90.0
+    """
+    logits = ops.convert_to_tensor(logits)
+    y_true = ops.cast(y_true, logits.dtype)
+    if label_smoothing:
+        y_true = y_true * (1.0 - label_smoothing) + 0.5 * label_smoothing
+    crossentropy = ops.binary_crossentropy(y_true, logits, from_logits=True)
+    p = ops.sigmoid(logits)
+    loss = _power(1.0 - (y_true * p + (1.0 - y_true) * (1.0 - p)), gamma) * crossentropy
+    if apply_class_balancing:
+        loss = (y_true * alpha + (1.0 - y_true) * (1.0 - alpha)) * loss
+    return ops.mean(loss, axis=axis)
+
+
+def _power(base, gamma):
+    # Below γ = 1 the gradient at 0 is infinite.
+    return ops.power(ops.maximum(base, keras.config.epsilon()), gamma)
