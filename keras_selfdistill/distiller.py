@@ -21,6 +21,7 @@ from keras_selfdistill.nonfinite import StopWithoutProgress, Verdict
 from keras_selfdistill.objective import Objective
 from keras_selfdistill.pair_losses import pair_losses
 from keras_selfdistill.placement import Tap
+from keras_selfdistill.quantized import quantizations, quantize
 from keras_selfdistill.recipe import Scalar
 from keras_selfdistill.safe_config import check_config
 from keras_selfdistill.section_gradients import mean_magnitudes, section_weights
@@ -589,6 +590,7 @@ class SelfDistiller(keras.Model):
             "frozen": [
                 layer.name for layer in self._added_layers if not layer.trainable
             ],
+            "quantized": quantizations(self._added_layers),
         }
 
     @classmethod
@@ -603,8 +605,9 @@ class SelfDistiller(keras.Model):
         scope = keras.saving.custom_object_scope
         with scope(custom_objects) if custom_objects else contextlib.nullcontext():
             check_config(config, code=True)
-        needed = {*_SERIALIZED, "taps", "frozen"}
-        known = {*inspect.signature(cls.__init__).parameters, "frozen"} - {"self"}
+        own = {"frozen", "quantized"}  # No arguments, but what was done to the layers.
+        needed = {*_SERIALIZED, "taps", *own}
+        known = {*inspect.signature(cls.__init__).parameters, *own} - {"self"}
         if not needed <= config.keys() <= known:
             raise ValueError(
                 "The wrapper's config has other fields than this version writes. "
@@ -612,7 +615,7 @@ class SelfDistiller(keras.Model):
                 f"{sorted(known - needed)}."
             )
         config = dict(config)
-        frozen = set(config.pop("frozen"))
+        frozen, quantized = set(config.pop("frozen")), config.pop("quantized")
         for key in _SERIALIZED:
             config[key] = keras.saving.deserialize_keras_object(
                 config[key], custom_objects
@@ -620,6 +623,7 @@ class SelfDistiller(keras.Model):
         model = cls(**config)
         for layer in model._added_layers:
             layer.trainable = layer.name not in frozen
+        quantize(model, model._added_layers, quantized)
         return model
 
     @property

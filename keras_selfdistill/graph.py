@@ -221,12 +221,16 @@ def dtype_policy(tensor):
     """Return the dtype policy of the layer that a tensor comes from.
 
     Where an operation without one, such as `x + shortcut`, made the tensor, it is that
-    of the nearest layer before.
+    of the nearest layer before. Of a quantised layer it is the one from before: layers
+    are made with weights to train, and quantised later, if at all.
     """
     node = producer(tensor)
     while not isinstance(node.operation, keras.Layer):
         node = producer(node.input_tensors[0])
-    return node.operation.dtype_policy
+    policy = node.operation.dtype_policy
+    if policy.quantization_mode is None:
+        return policy
+    return keras.dtype_policies.get(policy.get_config()["source_name"])
 
 
 def ancestors(tensor):

@@ -234,3 +234,17 @@ def parameters(model: keras.Model) -> list[Any]:
         for variable in layer._trainable_variables
     }
     return [variable for variable in model.weights if id(variable) in trained]
+
+
+def flatten_layers(layer: Any) -> list[Any]:
+    """Return a layer and all layers inside of it, the layer itself first.
+
+    `layer.layers` is there in models alone, and lists no layers of layers.
+
+    Example:
+        >>> import keras
+        >>> rnn = keras.layers.RNN(keras.layers.GRUCell(2))
+        >>> [type(each).__name__ for each in flatten_layers(rnn)]
+        ['RNN', 'GRUCell']
+    """
+    return list(layer._flatten_layers())

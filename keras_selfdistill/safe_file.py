@@ -41,6 +41,7 @@ _OF_THE_MACHINE = {
     if hasattr(errno, name)  # Windows lacks some.
 }
 _LONGEST_TEXT = 1 << 26  # Bytes of a JSON document; the largest of Keras' are 2 MB.
+_QUANTISED = 8  # Bytes of a weight in float32 for those that int4 has of it, in halves.
 _SLACK = 1 << 26  # Bytes of variables that no file holds: seeds and metrics' counts.
 
 
@@ -217,10 +218,23 @@ def _check_file(file):
     # In a thread, because Keras keeps the scope, names and variables of each by itself.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         needed = thread.submit(_needed_bytes, config).result()
-    if needed > stored + _SLACK:
+    if needed > stored * (_QUANTISED if _quantises(config) else 1) + _SLACK:
         raise ValueError(
             f"its config asks for {needed} bytes of weights, but it holds {stored}."
         )
+
+
+def _quantises(value):
+    """Tell whether a config quantises exits, which are made in full before that."""
+    if isinstance(value, list):
+        return any(map(_quantises, value))
+    if not isinstance(value, dict):
+        return False
+    return _quantises_itself(value) or any(map(_quantises, value.values()))
+
+
+def _quantises_itself(fields):
+    return "frozen" in fields and bool(fields.get("quantized"))
 
 
 def _needed_bytes(config):
@@ -245,6 +259,8 @@ def _uncompiled(value, compiled):
     if not isinstance(value, dict):
         return value
     found = {key: _uncompiled(each, compiled) for key, each in value.items()}
+    if _quantises_itself(found):  # Which would compute with the weights.
+        found["quantized"] = {}
     arguments = found.pop("compile_config", None)
     if isinstance(arguments, dict):
         compiled.append({k: v for k, v in arguments.items() if k != "optimizer"})

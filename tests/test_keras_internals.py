@@ -7,6 +7,7 @@ from keras import layers, losses, ops
 
 from keras_selfdistill import keras_internals as internals
 from keras_selfdistill.keras_internals import (
+    flatten_layers,
     parameters,
     run_in_inference_mode,
     value_without_autocast,
@@ -161,3 +162,14 @@ def test_parameters_are_what_trains_where_nothing_is_frozen():
     inner.trainable = False
     model.layers[-1].kernel.trainable = False
     assert [id(variable) for variable in parameters(model)] == trained
+
+
+def test_layers_inside_of_layers_are_found():
+    inner = keras.layers.Dense(2)
+    model = keras.Sequential([keras.layers.TimeDistributed(inner)])
+    assert [type(each).__name__ for each in flatten_layers(model)] == [
+        "Sequential",
+        "TimeDistributed",
+        "Dense",
+    ]
+    assert flatten_layers(inner) == [inner]
