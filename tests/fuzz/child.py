@@ -43,6 +43,14 @@ def _read_checkpoint(path):
     training_state.check_content(checkpoints.read(path))
 
 
+def _read_run(path):
+    """Go on with a training, as `Resume` does, and leave the next checkpoint."""
+    run = checkpoints.Checkpoints(path, keep=1)
+    found = run.newest(training_state.check_content)
+    if found is not None:
+        run.write(found._replace(epoch=found.epoch + 1))
+
+
 TARGETS = {
     "plain.keras": (mutations.mutate_wrapper, _read_wrapper, ksd.RefusedFileError),
     "full.keras": (mutations.mutate_wrapper, _read_wrapper, ksd.RefusedFileError),
@@ -53,8 +61,9 @@ TARGETS = {
     ),
     "exported": (mutations.mutate_folder, read_manifest, ValueError),
     "last.checkpoint": (mutations.mutate_checkpoint, _read_checkpoint, ValueError),
+    "run": (mutations.mutate_run, _read_run, (ValueError, FileExistsError)),
 }
-_SHARES = (4, 3, 4, 2, 2)
+_SHARES = (4, 3, 4, 2, 2, 2)
 
 
 def content_of(path):
@@ -65,7 +74,10 @@ def content_of(path):
 
 
 def put(path, content):
-    """Write what `content_of` returned; a string in a folder is a link's target."""
+    """Write what `content_of` returned.
+
+    In a folder, a string is a link's target, `None` a pipe, and `{}` a folder.
+    """
     if isinstance(content, bytes):
         path.write_bytes(content)
         return
@@ -73,6 +85,10 @@ def put(path, content):
     for name, each in content.items():
         if isinstance(each, str):
             (path / name).symlink_to(each)
+        elif each is None:
+            os.mkfifo(path / name)
+        elif isinstance(each, dict):
+            (path / name).mkdir()
         else:
             (path / name).write_bytes(each)
 
@@ -118,7 +134,9 @@ def main():
     warnings.simplefilter("ignore")
     corpus = {name: content_of(options.folder / "corpus" / name) for name in TARGETS}
     for name, (_, read, _) in TARGETS.items():
-        read(options.folder / "corpus" / name)  # What is first used is imported now.
+        with tempfile.TemporaryDirectory() as copy:  # Some are written to, too.
+            put(pathlib.Path(copy) / name, corpus[name])
+            read(pathlib.Path(copy) / name)  # What is first used is imported now.
     tempfile.tempdir = str(inside)
     watch = Watch(inside, options.folder / "outside")
     addresses = memory("VmSize") + _ADDRESSES

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import shutil
 
 import h5py
 import keras
@@ -83,7 +84,7 @@ def _write_checkpoint(path):
     resume.on_epoch_begin(0)
     resume.on_train_batch_end(0)
     (written,) = (path.parent / "run").iterdir()
-    written.rename(path)
+    shutil.copy(written, path)
 
 
 def _write_folder(folder):

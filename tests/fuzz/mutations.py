@@ -47,6 +47,12 @@ def hostile(outside):
         symbol("keras.utils", "get_file", origin=address, fname=path),
         symbol("keras.callbacks", "CSVLogger", filename=f"{outside}/made.csv"),
         symbol("keras.metrics", "AUC", num_thresholds=10**8),
+        [symbol("keras.metrics", "AUC", num_thresholds=10**5)] * 500,
+        [symbol("keras.metrics", "F1Score")] * 5000,
+        symbol("keras.src.ops.numpy", "Split", indices_or_sections=3 * 10**6),
+        symbol("keras.layers", "SpectralNormalization", power_iterations=10**9),
+        symbol("keras.optimizers", "Muon", exclude_layers=["(a+)+$"]),
+        symbol("keras.dtype_policies", "DTypePolicyMap", policy_map={"(a+)+$": None}),
         symbol("keras.layers", "Dense", units=10**9, name="huge"),
         symbol("keras.src.backend.torch", "Variable"),
         symbol("keras_hub.models", "Backbone"),
@@ -376,7 +382,29 @@ def mutate_folder(files, random, outside):
     elif kind < 0.85:
         files[name] = mutate_bytes(files[name], random)
     elif kind < 0.95:
-        files[name] = f"{outside}/secret.txt"
+        files[name] = random.choice([f"{outside}/secret.txt", None])
     else:
         del files[name]
+    return files
+
+
+def mutate_run(files, random, outside):
+    """Return the files of a training's folder, with others that look like them."""
+    ((name, content),) = files.items()
+    files = dict(files)
+    if random.random() < 0.3:
+        files[name] = mutate_checkpoint(content, random, outside)
+    for _ in range(random.choice([1, 2, 5])):
+        epoch, batch = random.choice([0, 1, 7, 10**6, 10**9]), random.randrange(3)
+        other = random.choice(
+            [
+                f"epoch_{epoch:06d}_batch_{batch:08d}.checkpoint",
+                f"epoch_{epoch:06d}_batch_{batch:08d}_best.checkpoint",
+                f"epoch_{epoch}_batch_{batch}.checkpoint",
+                ".unfinished.checkpoint",
+                ".keras_selfdistill_abcdefgh",
+            ]
+        )
+        kinds = [f"{outside}/secret.txt", str(outside), f"{outside}/made", None, {}]
+        files.setdefault(other, random.choice([*kinds, content, b""]))
     return files
