@@ -489,6 +489,34 @@ def test_steps_per_execution(batch):
     assert_equal_weights(double, single, tolerance=1e-4)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX's compilation cache")
+def test_a_step_is_the_same_program_wherever_its_variables_lie():
+    """Or the compilation cache of one process is of no use to the next."""
+    import jax
+
+    programs, apart = set(), []
+    data = np.zeros((2, 3), "float32"), np.zeros(2, "int32")
+    for _ in range(2):
+        inputs = x = keras.Input((3,))
+        for width in range(2, 6):
+            # Between what is freed, variables get addresses in no order.
+            apart.append([keras.Variable(0.0) for _ in range(40)][::3])
+            x = layers.BatchNormalization()(layers.Dense(width, name=f"d{width}")(x))
+        base = keras.Model(inputs, layers.Dense(4, activation="softmax")(x))
+        model = wrap(base, "deep_supervision", taps=["d4"])
+        model.evaluate(*data, verbose=0)
+        model.optimizer.build(model.trainable_variables)
+        groups = (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            model.optimizer.variables,
+            model.metrics_variables,
+        )
+        state = tuple([variable.value for variable in group] for group in groups)
+        programs.add(jax.jit(model.train_step).lower(state, data).as_text())
+    assert len(programs) == 1
+
+
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="tf.data sets without shapes"
 )

@@ -19,7 +19,7 @@ def train_step(self, state, data):
 
     gradients, (step, updates) = jax.grad(scaled_loss, has_aux=True)(trainable)
     verdict = Verdict(
-        forward=all_finite([step.loss, *updates.values()]),
+        forward=all_finite([step.loss, *(new for new in updates if new is not None)]),
         gradients=all_finite(gradients),
     )
     with keras.StatelessScope(state_mapping=scaling):
@@ -29,12 +29,8 @@ def train_step(self, state, data):
         verdict.applies(self.optimizer), updated, (trainable, optimizer_variables)
     )
     non_trainable = [
-        _choose(verdict.finite, updates[id(variable)], value)
-        if id(variable) in updates
-        else value
-        for variable, value in zip(
-            self.non_trainable_variables, non_trainable, strict=True
-        )
+        value if new is None else _choose(verdict.finite, new, value)
+        for new, value in zip(updates, non_trainable, strict=True)
     ]
     logs, metrics_variables = _logs(self, metrics_variables, step, verdict, magnitudes)
     return logs, (trainable, non_trainable, optimizer_variables, metrics_variables)
@@ -45,17 +41,15 @@ def test_step(self, state, data):
     trainable, non_trainable, metrics_variables = state
     step, updates = _forward(self, trainable, non_trainable, data, training=False)
     non_trainable = [
-        updates.get(id(variable), value)
-        for variable, value in zip(
-            self.non_trainable_variables, non_trainable, strict=True
-        )
+        value if new is None else new
+        for new, value in zip(updates, non_trainable, strict=True)
     ]
     logs, metrics_variables = _logs(self, metrics_variables, step)
     return logs, (trainable, non_trainable, metrics_variables)
 
 
 def _forward(self, trainable, non_trainable, data, training):
-    """Return what a batch gave, and the values assigned to variables, by their id."""
+    """Return what a batch gave, and each non-trainable variable's new value or `None`."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     mapping = [
         *zip(self.trainable_variables, trainable, strict=True),
@@ -63,7 +57,11 @@ def _forward(self, trainable, non_trainable, data, training):
     ]
     with HeldUpdates(mapping) as held:
         step = self._run_exits(x, y, sample_weight, training=training)
-    return step, {id(variable): value for variable, value in held.updates}
+    # A list in the variables' order. JAX would sort a dictionary by its keys, which are
+    # memory addresses: every process would compile another program, and JAX's
+    # compilation cache would never find one.
+    assigned = {id(variable): value for variable, value in held.updates}
+    return step, [assigned.get(id(v)) for v in self.non_trainable_variables]
 
 
 def _choose(condition, yes, no):
