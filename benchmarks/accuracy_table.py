@@ -66,8 +66,9 @@ def _caption(cells, timed, select):
         f"Accuracy on CIFAR-100's {kind} in per cent, mean ± standard deviation of a "
         f"sample over seeds: {settings['model']}, width multiplier "
         f"{settings['width_multiplier']}, {images} training images, "
-        f"{settings['epochs']} epochs. A network is evaluated once, after its last "
-        "epoch. Published: full width, all images, 200 epochs, PyTorch."
+        f"{settings['epochs']} epochs, {settings['dtype']}. A network is evaluated "
+        "once, after its last epoch. Published: full width, all images, 200 epochs, "
+        "PyTorch."
     )
     if timed:
         clock = "clock" if timed["machine"]["accelerators"] else "processor"

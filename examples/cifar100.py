@@ -3,6 +3,10 @@
 `load` reads either a TensorFlow Datasets folder or three npz files of PNG images, which
 need no TensorFlow. Both hold the images in the same order, so "the first 50 images of
 every class" means the same everywhere.
+
+An npz file holds `png` (uint8, its PNG files end to end), `offset` (int64, n + 1, where
+each begins and the last ends), `label` (int64, n, 0 to 99) and `split` (uint8, n, 0 for
+training images, 1 for test images). All three together hold the training images first.
 """
 
 import importlib.util

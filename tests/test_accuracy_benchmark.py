@@ -231,6 +231,7 @@ def test_the_table_holds_mean_and_deviation(tmp_path):
     expected = [f"{value} ± {deviation:.2f}" for value in ("42.00", "52.00", "62.00")]
     assert [rows["byot"][column] for column in (1, 4, 5)] == expected
     assert rows["byot"][6:8] == ["2", "1.50"]
+    assert ", 2 epochs, float32. A network is evaluated once" in text
     assert "The teacher of kd, resnet34: 62.50." in text
     assert rows["byot.strong"][4:8] == ["70.00", "–", "1", "–"]
     assert "by the processor, median of 7 interleaved rounds" in text

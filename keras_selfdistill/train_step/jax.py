@@ -49,7 +49,7 @@ def test_step(self, state, data):
 
 
 def _forward(self, trainable, non_trainable, data, training):
-    """Return what a batch gave, and each non-trainable variable's new value or `None`."""
+    """Return what a batch gave, and new values or `None` of non-trainable variables."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     mapping = [
         *zip(self.trainable_variables, trainable, strict=True),
