@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from keras import layers
 
-from keras_selfdistill.flat import FlatModel, original
+from keras_selfdistill.flat import FlatModel
 from keras_selfdistill.graph import ancestors, model_nodes, producer
+from keras_selfdistill.shells import original
 
 # Tensors that a cut may hand on, and the share of the multiply-adds that a stretch
 # without a narrower cut must hold before a wider one counts as the end of a block.

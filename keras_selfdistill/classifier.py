@@ -8,9 +8,9 @@ import keras
 from keras import layers
 
 from keras_selfdistill.config import PACKAGE
-from keras_selfdistill.flat import original
 from keras_selfdistill.graph import check_functional, producer
 from keras_selfdistill.layout import data_format_of, format_said_by
+from keras_selfdistill.shells import original
 from keras_selfdistill.task import Task, decide_task
 
 # Layers that may stand between the last weights and the output, or between the

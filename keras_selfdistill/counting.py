@@ -15,10 +15,11 @@ from absl import logging
 from keras import layers
 
 from keras_selfdistill.classifier import PreActivation
-from keras_selfdistill.flat import original, takes_training
+from keras_selfdistill.flat import takes_training
 from keras_selfdistill.graph import calls_inside, model_nodes
 from keras_selfdistill.layer_rules import has_rule, is_free, rule
 from keras_selfdistill.operation_rules import count_operation, is_primitive, size
+from keras_selfdistill.shells import original
 
 # Of one sample of each input, without the batch, by the id of its symbolic tensor.
 Shapes = Mapping[int, tuple[int, ...]]

@@ -10,72 +10,10 @@ from typing import Any
 
 import keras
 
-from keras_selfdistill.config import PACKAGE
 from keras_selfdistill.graph import input_structure, model_nodes
+from keras_selfdistill.keras_internals import mask_of
 from keras_selfdistill.opened import holds_layers, opened
-
-
-@keras.saving.register_keras_serializable(package=PACKAGE)
-class Renamed(keras.Layer):
-    """An operation under a name of its own, where two nested models share names.
-
-    Args:
-        operation: Layer or operation; shared, not copied.
-
-    Example:
-        >>> layer = keras.layers.Flatten(name="flatten")
-        >>> outputs = Renamed(layer, name="inner")(keras.Input((4, 2)))
-        >>> outputs.shape
-        (None, 8)
-    """
-
-    def __init__(self, operation, **kwargs):
-        kwargs.setdefault("dtype", getattr(operation, "dtype_policy", None))
-        super().__init__(autocast=False, **kwargs)
-        self.operation = operation
-        self.supports_masking = getattr(operation, "supports_masking", False)
-        self.built = getattr(operation, "built", True)
-
-    def build(self, input_shape):
-        """Build the operation."""
-        self.operation.build(input_shape)
-
-    def call(self, *args, **kwargs):
-        """Call the operation."""
-        return self.operation(*args, **kwargs)
-
-    def compute_output_spec(self, *args, **kwargs):
-        """Return what the operation would."""
-        return self.operation.compute_output_spec(*args, **kwargs)
-
-    def compute_mask(self, inputs, previous_mask=None):
-        """Return the operation's mask."""
-        if isinstance(self.operation, keras.Layer):
-            return self.operation.compute_mask(inputs, previous_mask)
-        return previous_mask
-
-    def get_config(self):
-        """Return the arguments that make an equal layer."""
-        operation = keras.saving.serialize_keras_object(self.operation)
-        return {**super().get_config(), "operation": operation}
-
-    @classmethod
-    def from_config(cls, config):
-        """Make the layer from what `get_config` returned."""
-        config = dict(config)
-        operation = keras.saving.deserialize_keras_object(config.pop("operation"))
-        return cls(operation, **config)
-
-
-def original(operation: Any) -> Any:
-    """Return the user's operation behind a `Renamed` one, or the one given.
-
-    Example:
-        >>> dense = keras.layers.Dense(2)
-        >>> original(Renamed(dense)) is original(dense) is dense
-        True
-    """
-    return operation.operation if isinstance(operation, Renamed) else operation
+from keras_selfdistill.shells import Renamed, WithMask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,12 +131,17 @@ class _Spread:
             values.update(zip(map(id, node.outputs), outputs, strict=True))
 
     def _run_nested(self, inner, node, values, path, training):
-        given = [values[id(tensor)] for tensor in node.arguments.keras_tensors]
+        args, kwargs = node.arguments.fill_in(values)
+        given = _given(inner, args, kwargs)
+        masks = keras.tree.flatten(kwargs.get("mask")) if "mask" in kwargs else []
+        masks += [None] * (len(given) - len(masks))
         inside = {
-            id(tensor): _as_dtype(value, tensor.dtype, f"{path}_{i}")
-            for i, (tensor, value) in enumerate(zip(inner.inputs, given, strict=True))
+            id(tensor): _taken_over(value, mask, tensor.dtype, f"{path}_{i}")
+            for i, (tensor, value, mask) in enumerate(
+                zip(inner.inputs, given, masks, strict=True)
+            )
         }
-        training = node.arguments.kwargs.get("training", training)
+        training = kwargs.get("training", training)
         self.run(inner, inside, f"{path}/", training)
         return [inside[id(tensor)] for tensor in inner.outputs]
 
@@ -276,10 +219,32 @@ def _collect(model, prefix, found, nested):
             found.setdefault(id(operation), (prefix + operation.name, operation))
 
 
-def _as_dtype(tensor, dtype, name):
-    """Cast what a nested model casts its input to."""
+def _given(inner, args, kwargs):
+    """Return what a call gives for each input of the model inside, in their order."""
+    if not _is_nested(inner):  # A layer was opened: its tensors as they come.
+        return [
+            value
+            for value in keras.tree.flatten((args, kwargs))
+            if isinstance(value, keras.KerasTensor)
+        ]
+    inputs = args[0] if args else kwargs["inputs"]
+    if isinstance(inputs, dict) and not isinstance(input_structure(inner), dict):
+        return [inputs[tensor.name] for tensor in inner.inputs]  # Keras goes by name.
+    return keras.tree.flatten(inputs)
+
+
+def _taken_over(tensor, mask, dtype, name):
+    """Return an input of a nested model as Keras hands it on: cast, mask and all."""
+    mask = mask_of(tensor) if mask is None else mask
+    if mask is not None:
+        # Always: the layers of a wrapper from a file must come in the same order.
+        return WithMask(dtype, name=_layer_name(name) + "_mask")(tensor, mask=mask)
     if tensor.dtype == dtype:
         return tensor
     cast = keras.ops.cast(tensor, dtype)
-    cast._keras_history.operation.name = name.replace("/", "_") + "_cast"
+    cast._keras_history.operation.name = _layer_name(name) + "_cast"
     return cast
+
+
+def _layer_name(path):
+    return path.replace("/", "_")

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 from keras.src import backend
+from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.losses.losses import LossFunctionWrapper
 from keras.src.utils.naming import get_object_name
@@ -248,3 +249,31 @@ def flatten_layers(layer: Any) -> list[Any]:
         ['RNN', 'GRUCell']
     """
     return list(layer._flatten_layers())
+
+
+def mask_of(tensor: Any) -> Any:
+    """Return the mask that a tensor carries, `None` if it carries none.
+
+    Keras hands masks from layer to layer beside the tensors, symbolic ones too; public
+    is only what a layer computes of them.
+
+    Example:
+        >>> import keras
+        >>> ids = keras.Input((5,))
+        >>> mask_of(keras.layers.Embedding(9, 2, mask_zero=True)(ids)).shape
+        (None, 5)
+    """
+    return get_keras_mask(tensor)
+
+
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Let a tensor carry a mask, as Keras' own models do with what they are given.
+
+    Example:
+        >>> import keras
+        >>> tensor, mask = keras.Input((5, 2)), keras.Input((5,), dtype="bool")
+        >>> set_mask(tensor, mask)
+        >>> mask_of(tensor) is mask
+        True
+    """
+    set_keras_mask(tensor, mask)

@@ -5,8 +5,8 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_selfdistill.flat import original
 from keras_selfdistill.graph import producer
+from keras_selfdistill.shells import original
 
 # Layers that compute along the last axis, whatever the global image format is.
 _FEATURES_LAST = (

@@ -11,7 +11,7 @@ from absl import logging
 from keras_selfdistill.blocks import BlockEnd, block_ends
 from keras_selfdistill.classifier import Classifier, find_classifier
 from keras_selfdistill.counting import Count, multiply_adds
-from keras_selfdistill.flat import FlatModel, flatten, original
+from keras_selfdistill.flat import FlatModel, flatten
 from keras_selfdistill.graph import (
     check_functional,
     model_nodes,
@@ -20,6 +20,7 @@ from keras_selfdistill.graph import (
 )
 from keras_selfdistill.layout import data_format_of
 from keras_selfdistill.opened import holds_layers
+from keras_selfdistill.shells import original
 from keras_selfdistill.sizes import nominal_shapes
 
 # What two neighbouring taps of one resolution count for, in steps between targets.

@@ -14,9 +14,10 @@ from keras_selfdistill.counting import (
     multiply_adds,
 )
 from keras_selfdistill.distiller import SelfDistiller
-from keras_selfdistill.flat import flatten, original
+from keras_selfdistill.flat import flatten
 from keras_selfdistill.graph import check_functional, graph_nodes, model_nodes
 from keras_selfdistill.sections import calls_by_section
+from keras_selfdistill.shells import original
 from keras_selfdistill.sizes import given_shapes
 from keras_selfdistill.table import Table, compact
 

@@ -8,8 +8,8 @@ import keras
 from keras import ops
 
 from keras_selfdistill.exits import ExitGraph
-from keras_selfdistill.flat import original
 from keras_selfdistill.graph import ancestors, model_nodes
+from keras_selfdistill.shells import original
 
 
 def section_weights(graph: ExitGraph) -> dict[str, list[Any]]:

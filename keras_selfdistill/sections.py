@@ -12,9 +12,9 @@ from keras import layers
 
 from keras_selfdistill.counting import Count, Shapes, multiply_adds
 from keras_selfdistill.exits import ExitGraph
-from keras_selfdistill.flat import original
 from keras_selfdistill.graph import ancestors, graph_nodes
 from keras_selfdistill.keras_internals import run_in_inference_mode
+from keras_selfdistill.shells import original
 
 ANSWERS = ("output", "logits")
 

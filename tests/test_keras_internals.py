@@ -8,8 +8,10 @@ from keras import layers, losses, ops
 from keras_selfdistill import keras_internals as internals
 from keras_selfdistill.keras_internals import (
     flatten_layers,
+    mask_of,
     parameters,
     run_in_inference_mode,
+    set_mask,
     value_without_autocast,
     writes_legacy_format,
 )
@@ -173,3 +175,13 @@ def test_layers_inside_of_layers_are_found():
         "Dense",
     ]
     assert flatten_layers(inner) == [inner]
+
+
+def test_a_mask_travels_beside_a_tensor():
+    table = layers.Embedding(9, 2, mask_zero=True)
+    ids = keras.ops.convert_to_tensor([[1, 0]])
+    assert keras.ops.convert_to_numpy(mask_of(table(ids))).tolist() == [[True, False]]
+    steps = keras.ops.ones((1, 2, 2))
+    set_mask(steps, keras.ops.convert_to_tensor([[False, True]]))
+    behind = mask_of(layers.Dropout(0.5)(steps))
+    assert keras.ops.convert_to_numpy(behind).tolist() == [[False, True]]

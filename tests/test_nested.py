@@ -6,8 +6,9 @@ import pytest
 from keras import layers
 
 import keras_selfdistill as ksd
-from keras_selfdistill.flat import Renamed, flatten
+from keras_selfdistill.flat import flatten
 from keras_selfdistill.sections import cut_sections
+from keras_selfdistill.shells import Renamed
 
 from .conftest import to_numpy
 
@@ -251,6 +252,27 @@ def test_one_encoder_for_two_inputs():
     with pytest.raises(ValueError, match=r"'encoder@1/hidden', 'encoder@2/hidden'"):
         ksd.SelfDistiller(base, ["encoder/hidden"], "byot", head="linear")
     compiled(model).fit(data, np.arange(9) % 3, verbose=0)
+
+
+def test_inputs_of_a_nested_model_are_given_by_name():
+    """In another order than the nested model's own, which Keras goes by."""
+    left, right = keras.Input((4,), name="b"), keras.Input((4,), name="a")
+    inside = [layers.Dense(3, name="first")(left), layers.Dense(3)(right)]
+    inner = keras.Model([left, right], layers.Subtract()(inside), name="inner")
+    x, y = keras.Input((4,), name="x"), keras.Input((4,), name="y")
+    joined = layers.Dense(5, "relu")(inner({"a": y, "b": x}))
+    base = keras.Model([x, y], layers.Dense(2, "softmax")(joined))
+    model = ksd.SelfDistiller(base, ["inner/first"], "byot", head="linear")
+    data = list(np.random.default_rng(1).normal(size=(2, 3, 4)).astype("float32"))
+    np.testing.assert_array_equal(
+        outputs_of(model, data)["final"], to_numpy(base(data))
+    )
+    tapped = inner.get_layer("first")(data[0])
+    head = model.get_layer("exit_1_feature")
+    seen = keras.Model(model.inputs, head.output)
+    np.testing.assert_allclose(
+        to_numpy(seen(data)), to_numpy(head(tapped)), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_image_and_metadata(batch):

@@ -12,10 +12,11 @@ import keras
 import numpy as np
 
 from keras_selfdistill.distiller import SelfDistiller
-from keras_selfdistill.flat import flatten, original
+from keras_selfdistill.flat import flatten
 from keras_selfdistill.graph import model_nodes
 from keras_selfdistill.log_names import parse_log_names
 from keras_selfdistill.nonfinite import HeldUpdates
+from keras_selfdistill.shells import original
 from keras_selfdistill.visualization import style
 
 
