@@ -9,10 +9,11 @@ from collections.abc import Collection
 from typing import Any
 
 import keras
+from keras import layers
 
 from keras_selfdistill.graph import input_structure, model_nodes
 from keras_selfdistill.keras_internals import mask_of
-from keras_selfdistill.opened import holds_layers, opened
+from keras_selfdistill.opened import LayerGraph, holds_layers, opened
 from keras_selfdistill.shells import Renamed, WithMask
 
 
@@ -95,7 +96,7 @@ class _Nested:
         self._opened: dict[int, Any] = {}
 
     def model(self, node, path):
-        """Return the functional model inside a call, `None` if it stays closed."""
+        """Return the model or graph inside a call, `None` if it stays closed."""
         operation = node.operation
         if _is_nested(operation):
             return operation
@@ -116,7 +117,7 @@ class _Spread:
 
     def run(self, model, values, prefix, training):
         """Fill `values`: what each tensor of a model is in the flat one."""
-        for label, node in _labelled(model_nodes(model)):
+        for label, node in _labelled(_calls_of(model)):
             path = prefix + label
             if node.is_input:
                 if not prefix:
@@ -143,7 +144,8 @@ class _Spread:
         }
         training = kwargs.get("training", training)
         self.run(inner, inside, f"{path}/", training)
-        return [inside[id(tensor)] for tensor in inner.outputs]
+        outputs = [inside[id(tensor)] for tensor in inner.outputs]
+        return _regularized(node.operation, outputs, f"{path}_activity")
 
     def _run_operation(self, node, values, training):
         if all(values[id(tensor)] is tensor for tensor in node.input_tensors):
@@ -154,6 +156,10 @@ class _Spread:
             kwargs.setdefault("training", training)
         call = self._renamed.get(id(operation), operation)
         return keras.tree.flatten(call(*args, **kwargs))
+
+
+def _calls_of(model):
+    return model.nodes if isinstance(model, LayerGraph) else model_nodes(model)
 
 
 def _all_nodes(model):
@@ -208,7 +214,7 @@ def _renamed(model, nested):
 
 def _collect(model, prefix, found, nested):
     """Add (path, operation) of every operation in a model and those nested in it."""
-    for label, node in _labelled(model_nodes(model)):
+    for label, node in _labelled(_calls_of(model)):
         operation = node.operation
         if node.is_input and prefix:
             continue
@@ -244,6 +250,20 @@ def _taken_over(tensor, mask, dtype, name):
     cast = keras.ops.cast(tensor, dtype)
     cast._keras_history.operation.name = _layer_name(name) + "_cast"
     return cast
+
+
+def _regularized(operation, outputs, name):
+    """Return outputs of a layer that is spread out, with its own activity loss."""
+    regularizer = getattr(operation, "activity_regularizer", None)
+    if regularizer is None:
+        return outputs
+    identity = layers.Identity(
+        activity_regularizer=regularizer,
+        autocast=False,
+        dtype=operation.dtype_policy,
+        name=_layer_name(name),
+    )
+    return [identity(tensor) for tensor in outputs]
 
 
 def _layer_name(path):

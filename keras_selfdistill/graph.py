@@ -6,13 +6,16 @@ node lists is here.
 
 import collections
 import contextlib
-import functools
 import graphlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 from absl import logging
+
+# Keras' lists of calls are plain lists: one thread at a time adds and takes out.
+_GRAPH = threading.RLock()
 
 
 def check_functional(base):
@@ -101,56 +104,92 @@ def calls_inside(function, args, kwargs, inputs, through):
         >>> [node.operation.name for node in nodes]
         ['a']
     """
-    try:
-        with _run_through(through), keras.StatelessScope(collect_losses=True):
-            outputs = function(*args, **kwargs)
-    finally:
-        nodes = _behind(inputs)
-        for node in nodes:
-            node.operation._inbound_nodes.remove(node)
-            for tensor in node.input_tensors:
-                readers = tensor._keras_history.operation._outbound_nodes
-                readers[:] = [reader for reader in readers if reader is not node]
+    scope = keras.StatelessScope(collect_losses=True)
+    nodes, outputs = trace_calls(function, args, kwargs, inputs, through, scope)
+    return needed_calls(nodes, outputs), outputs
+
+
+def trace_calls(function, args, kwargs, inputs, through, scope):
+    """Return every call that a function makes, in an order that runs, and its result.
+
+    Args:
+        function: As in `calls_inside`.
+        args: Likewise.
+        kwargs: Likewise.
+        inputs: Likewise.
+        through: Likewise.
+        scope: `keras.StatelessScope` in which the function runs.
+    """
+    with _GRAPH:
+        try:
+            with _run_through(through), scope:
+                outputs = function(*args, **kwargs)
+        finally:
+            nodes = _behind(inputs)
+            for node in nodes:
+                node.operation._inbound_nodes.remove(node)
+                for tensor in node.input_tensors:
+                    readers = tensor._keras_history.operation._outbound_nodes
+                    readers[:] = [reader for reader in readers if reader is not node]
+    return nodes, outputs
+
+
+def needed_calls(nodes, outputs):
+    """Return those of some calls, in an order that runs, that the outputs need.
+
+    Example:
+        >>> inputs = keras.Input((4,))
+        >>> outputs = keras.layers.Dense(2, name="a")(inputs)
+        >>> unused = keras.layers.Dense(2, name="b")(inputs)
+        >>> nodes = [producer(each) for each in (outputs, unused)]
+        >>> [node.operation.name for node in needed_calls(nodes, outputs)]
+        ['a']
+    """
     needed = {id(tensor) for tensor in keras.tree.flatten(outputs)}
     for node in reversed(nodes):
         if any(id(tensor) in needed for tensor in node.outputs):
             needed.update(id(tensor) for tensor in node.input_tensors)
-    made = [node for node in nodes if needed & {id(each) for each in node.outputs}]
-    return made, outputs
+    return [node for node in nodes if needed & {id(each) for each in node.outputs}]
 
 
 @contextlib.contextmanager
 def _run_through(layers):
     """Let layers run on symbolic tensors, where they would only say their shapes.
 
-    Python looks for `__call__` in the class alone, so they get another one meanwhile.
+    Python looks for `__call__` in the class alone, so their classes get another one
+    meanwhile. It is for these layers in this thread; all others are called as ever.
     """
-    classes: dict[int, Any] = {id(layer): type(layer) for layer in layers}
+    chosen = {id(layer) for layer in layers}
+    classes = {type(layer): type(layer).__call__ for layer in layers}
+    own = {each: vars(each).get("__call__") for each in classes}
     try:
-        for layer in layers:
-            object.__setattr__(layer, "__class__", _transparent(classes[id(layer)]))
+        for each, usual in classes.items():
+            each.__call__ = _transparent(usual, chosen, threading.get_ident())
         yield
     finally:
-        for layer in layers:
-            object.__setattr__(layer, "__class__", classes[id(layer)])
+        for each, call in own.items():
+            if call is not None:
+                each.__call__ = call
+            elif "__call__" in vars(each):
+                del each.__call__
 
 
-@functools.cache
-def _transparent(layer_class):
-    """Return a layer's class whose symbolic calls leave no node but those inside."""
+def _transparent(usual, chosen, thread):
+    """Return a `__call__` whose symbolic calls leave no node but those inside."""
 
     def call(self, *args, **kwargs):
-        values = keras.tree.flatten((args, kwargs))
-        if any(isinstance(value, keras.KerasTensor) for value in values):
-            try:
-                return self.call(*args, **kwargs)
-            # It may ask anything of tensors that have no values. Keras then calls it in
-            # its own way, and raises what is wrong there, too.
-            except Exception as error:
-                logging.debug("%s stays one call: %r", self.name, error)
-        return layer_class.__call__(self, *args, **kwargs)
+        if id(self) in chosen and threading.get_ident() == thread:
+            values = keras.tree.flatten((args, kwargs))
+            if any(isinstance(value, keras.KerasTensor) for value in values):
+                try:
+                    return self.call(*args, **kwargs)
+                # It may ask anything of tensors that have no values. Keras then calls
+                # it in its own way, and raises what is wrong there, too.
+                except Exception as error:
+                    logging.debug("%s stays one call: %r", self.name, error)
+        return usual(self, *args, **kwargs)
 
-    return type(layer_class.__name__, (layer_class,), {"__call__": call})
+    return call
 
 
 def _behind(tensors):
@@ -176,6 +215,7 @@ def unrecorded(model: Any) -> Iterator[None]:
 
     Keras lists such calls in the layers whose tensors they take, and never reads that
     list. It would keep alive, as long as the model, all that was ever built on it.
+    Threads that build on the same layers wait for each other.
 
     Example:
         >>> dense = keras.layers.Dense(2)
@@ -185,13 +225,14 @@ def unrecorded(model: Any) -> Iterator[None]:
         >>> dense._outbound_nodes
         []
     """
-    operations = {id(node.operation): node.operation for node in model_nodes(model)}
-    known = {key: len(each._outbound_nodes) for key, each in operations.items()}
-    try:
-        yield
-    finally:
-        for key, operation in operations.items():
-            del operation._outbound_nodes[known[key] :]
+    with _GRAPH:
+        operations = {id(node.operation): node.operation for node in model_nodes(model)}
+        known = {key: len(each._outbound_nodes) for key, each in operations.items()}
+        try:
+            yield
+        finally:
+            for key, operation in operations.items():
+                del operation._outbound_nodes[known[key] :]
 
 
 def input_structure(model):

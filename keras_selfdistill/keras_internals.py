@@ -1,15 +1,22 @@
 """What is read of Keras that Keras does not publish: one small function for each."""
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 from keras.src import backend
 from keras.src.backend import get_keras_mask, set_keras_mask
-from keras.src.backend.common.global_state import get_global_attribute
+from keras.src.backend.common.global_state import (
+    get_global_attribute,
+    set_global_attribute,
+)
+from keras.src.layers.layer import CallContext
 from keras.src.losses.losses import LossFunctionWrapper
 from keras.src.utils.naming import get_object_name
+
+_CALL_CONTEXT = "current_call_ctx"
 
 
 def writes_legacy_format() -> bool:
@@ -277,3 +284,28 @@ def set_mask(tensor: Any, mask: Any) -> None:
         True
     """
     set_keras_mask(tensor, mask)
+
+
+@contextlib.contextmanager
+def call_context(layer: Any, training: bool | None) -> Iterator[None]:
+    """Let layers called in the scope be called as from inside of another layer's call.
+
+    They then train or not as that layer does, where they are not told; Keras keeps this
+    in a global attribute that only `Layer.__call__` sets.
+
+    Example:
+        >>> import keras
+        >>> outer, drop = keras.layers.ReLU(), keras.layers.Dropout(1 - 1e-6, seed=1)
+        >>> with call_context(outer, training=True):
+        ...     values = drop(keras.ops.ones((2, 3)))
+        >>> float(keras.ops.convert_to_numpy(keras.ops.max(values)))
+        0.0
+    """
+    context = CallContext(entry_layer=layer)
+    context.set_value("training", training)
+    before = get_global_attribute(_CALL_CONTEXT)
+    set_global_attribute(_CALL_CONTEXT, context)
+    try:
+        yield
+    finally:
+        set_global_attribute(_CALL_CONTEXT, before)

@@ -65,6 +65,93 @@ class Stubborn(Stack):
         return keras.KerasTensor(x.shape, x.dtype)
 
 
+class Branching(Stack):
+    """Does more in training than in inference."""
+
+    def call(self, x, training=None):
+        x = super().call(x, training=training)
+        return 2 * x if training else x
+
+
+class Scaled(Stack):
+    """Multiplies by a number that depends on training."""
+
+    def call(self, x, training=None):
+        return super().call(x, training=training) * (0.5 if training else 1.0)
+
+
+class Untold(Stack):
+    """Does other work where it is not told whether it trains."""
+
+    def call(self, x, training=None):
+        x = super().call(x, training=training)
+        return -x if training is None else x
+
+
+class Frozen(Stack):
+    """Keeps its normalisation in inference mode."""
+
+    def call(self, x, training=None):
+        return self.norm(self.blocks[1](self.blocks[0](x)), training=False)
+
+
+class Tied(Stack):
+    """Reads the weights of a layer, transposed."""
+
+    def call(self, x, training=None):
+        transposed = keras.ops.transpose(self.blocks[0].kernel)
+        return keras.ops.matmul(super().call(x, training=training), transposed)
+
+
+class Reading(Stack):
+    """Reads the weights of a layer as they are."""
+
+    def call(self, x, training=None):
+        x = super().call(x, training=training)
+        return keras.ops.matmul(x, self.blocks[0].kernel)
+
+
+class Noisy(Stack):
+    """Draws random numbers of its own."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.seeds = keras.random.SeedGenerator(1)
+
+    def call(self, x, training=None):
+        noise = keras.random.normal((8,), seed=self.seeds)
+        return super().call(x, training=training) + noise
+
+
+class Losing(Stack):
+    """Adds a loss of its layers' weights."""
+
+    def call(self, x, training=None):
+        self.add_loss(keras.ops.sum(keras.ops.square(self.blocks[0].kernel)))
+        return super().call(x, training=training)
+
+
+class Wasteful(Stack):
+    """Calls a layer for its loss alone."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.penalty = layers.ActivityRegularization(l2=1.0, name="penalty")
+
+    def call(self, x, training=None):
+        self.penalty(x)
+        return super().call(x, training=training)
+
+
+class Plain(Stack):
+    """Says nothing of training, and adds numbers that depend on nothing."""
+
+    def call(self, x):
+        for block in self.blocks:
+            x = self.drop(block(x)) + keras.ops.arange(8, dtype="float32") / 8
+        return self.norm(x)
+
+
 def base(stack=Stack, nested=False, **options):
     """A classifier of rows around one stack, maybe inside a backbone."""
     keras.utils.set_random_seed(3)
@@ -133,14 +220,76 @@ def test_the_inside_computes_in_the_layers_own_dtype():
 
 @pytest.mark.once
 @pytest.mark.parametrize(
-    ("stack", "reason"), [(Biased, "bias"), (Stubborn, "fails on symbolic tensors")]
+    ("stack", "reason"),
+    [
+        (Biased, "weights of its own.*bias"),
+        (Stubborn, "fails on symbolic tensors"),
+        (Branching, "calls.*in training"),
+        (Scaled, "other values, in training"),
+        (Untold, "if it is not told"),
+        (Frozen, "tells 'norm' training=False"),
+        (Tied, "other values.*other weights"),
+        (Reading, "reads weights.*kernel"),
+        (Noisy, "assigns variables.*seed"),
+        (Losing, "adds losses"),
+        (Wasteful, "not need 'penalty'"),
+    ],
 )
 def test_a_layer_that_cannot_be_opened(stack, reason):
     model = base(stack)
     with pytest.raises(ValueError, match=reason) as caught:
         ksd.SelfDistiller(model, ["stack/block_1"], "byot")
-    assert "Received" in str(caught.value)
-    ksd.SelfDistiller(model, ["stack"], "byot")
+    message = str(caught.value)
+    assert all(part in message for part in ("'stack'", "Received", "Expected"))
+    wrapper = ksd.SelfDistiller(model, ["stack"], "byot")
+    found = to_numpy(wrapper(ROWS)["final"])
+    if stack is not Noisy:
+        np.testing.assert_allclose(found, to_numpy(model(ROWS)), rtol=1e-5)
+
+
+def test_a_call_without_a_word_on_training_trains_inside():
+    """Layers inside follow the call around them, as in Keras."""
+    model, plain = base(Plain, rate=0.5), base(Plain, rate=0.5)
+    plain.set_weights(model.get_weights())
+    wrapper = ksd.SelfDistiller(model, ["stack/block_2"], "byot")
+    for training in (None, False):
+        found = to_numpy(wrapper(ROWS, training=training)["final"])
+        expected = to_numpy(plain(ROWS, training=training))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    norms = [each.get_layer("stack").norm for each in (model, plain)]
+    wrapper(ROWS, training=True)
+    plain(ROWS, training=True)
+    # Dropout's seeds differ: what stays the same is that statistics move.
+    assert all(to_numpy(norm.moving_mean.value).any() for norm in norms)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_activity_loss_of_what_is_opened_counts(nested):
+    penalty = keras.regularizers.L2(0.5)
+    model = base(nested=nested, activity_regularizer=penalty)
+    path = "backbone/stack" if nested else "stack"
+    wrapper = ksd.SelfDistiller(model, [f"{path}/block_1"], "byot")
+    stack = (model.get_layer("backbone") if nested else model).get_layer("stack")
+    by_hand = 0.5 * np.square(to_numpy(stack(ROWS))).sum() / len(ROWS)
+    wrapper(ROWS)
+    (found,) = wrapper.losses
+    assert float(to_numpy(found)) == pytest.approx(by_hand, rel=1e-5)
+    wrapper.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    logs = wrapper.test_on_batch(ROWS, CLASSES, return_dict=True)
+    terms = sum(logs[name] for name in logs if name.endswith("_loss"))
+    assert logs["loss"] == pytest.approx(terms + by_hand, rel=1e-4)
+
+
+@pytest.mark.once
+def test_looking_into_a_layer_leaves_nothing_behind():
+    model = base()
+    inside = model.get_layer("stack").blocks
+    calls = [len(block._inbound_nodes) for block in inside]
+    with pytest.raises(ValueError, match="mean 'stack/block_1'"):
+        ksd.SelfDistiller(model, ["stack/blok_1"], "byot")
+    for block, before in zip(inside, calls, strict=True):
+        assert len(block._inbound_nodes) <= before + 1  # That of the flat model.
+        assert not block._losses
 
 
 @pytest.mark.once
