@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,9 +95,12 @@ class Checkpoint(keras.callbacks.Callback):
             path.unlink()
 
     def _files(self):
+        """Returns the checkpoints by epoch; copies with other names are none."""
+        name = re.compile(rf"epoch_(\d+){re.escape(self._SUFFIX)}")
         return {
-            int(path.name[len("epoch_") : -len(self._SUFFIX)]): path
+            int(match[1]): path
             for path in self._folder.glob(f"epoch_*{self._SUFFIX}")
+            if (match := name.fullmatch(path.name)) and path.is_file()
         }
 
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 from absl import app, flags
+
+from keras_selfdistill import atomic
 
 
 def begin(
@@ -84,14 +85,13 @@ def refuse_changes(
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives the path of a new file, which replaces another once it is complete.
 
-    A program that is killed meanwhile, or an error, leaves the old file as it was.
+    A program that is killed meanwhile, or an error, leaves the old file as it was. What
+    it left beside it goes with the next file that is written there. Only a file is
+    replaced, no link or folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the old file, because only within a file system is it replaced at once;
-    # hidden; and with its suffix, by which Keras chooses the format.
-    temporary = path.with_name(f".unfinished_{path.name}")
-    yield temporary
-    os.replace(temporary, path)
+    with atomic.replacing(path) as temporary:
+        yield temporary
 
 
 def write(path: pathlib.Path, content: bytes) -> None:

@@ -136,7 +136,7 @@ def test_digits_from_nothing(finished):
     assert found["flags"]["external_weight"] == 1.0
     assert found["flags"]["backend"] == keras.backend.backend()
     assert (folder / "rounds.png").read_bytes()[:4] == b"\x89PNG"
-    assert not list(folder.glob("*unfinished*"))
+    assert not list(folder.glob(".keras_selfdistill_*"))
 
 
 @pytest.mark.long

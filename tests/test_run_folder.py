@@ -28,6 +28,21 @@ def test_a_model_is_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         run_folder.save(model, path)
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_files_are_replaced(tmp_path):
+    victim, link = tmp_path / "victim.txt", tmp_path / "run" / "flags.json"
+    victim.write_text("kept")
+    link.parent.mkdir()
+    link.symlink_to(victim)
+    (link.parent / ".unfinished_flags.json").symlink_to(victim)
+    with pytest.raises(FileExistsError, match="a link"):
+        run_folder.write_json(link, {})
+    link.unlink()
+    run_folder.write_json(link, {"seed": 0})
+    assert json.loads(link.read_text()) == {"seed": 0}
+    assert victim.read_text() == "kept"
 
 
 def test_a_run_goes_on_with_the_settings_it_was_begun_with(tmp_path):
