@@ -1,12 +1,12 @@
 """What an export may replace: an earlier one of its format, and nothing else."""
 
-import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Callable
 
 from keras_selfdistill import section_runner
+from keras_selfdistill.digest import sha256
 
 SAVED_MODEL_MANIFEST = "early_exit.json"
 _SAVED_MODEL_FORMAT = "keras_selfdistill.saved_model"
@@ -16,7 +16,7 @@ _LITERT_MARK = b"TFL3"  # Bytes 4 to 8 of every such file.
 def digest(path: pathlib.Path) -> str:
     """Return the SHA-256 digest of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(file)
 
 
 def write_saved_model_manifest(folder: pathlib.Path) -> None:

@@ -305,10 +305,11 @@ class EarlyExit:
         your own is saved by its registered name.
 
         Args:
-            path: Of the file, such as `"model.earlyexit"`; replaced if it exists.
+            path: Path of the file, such as `"model.earlyexit"`; replaced if it exists.
 
         Raises:
             ValueError: The criterion is not registered with Keras.
+            OSError: It cannot be written, or a folder, a link or the like is there.
         """
         settings = {
             "criterion": criteria.to_config(self._scorer.criterion),
@@ -378,7 +379,8 @@ class EarlyExit:
             RefusedFileError: The file was changed, truncated, or written by something
                 else, or it names a criterion that is not registered here. It is a
                 `ValueError`.
-            OSError: The file cannot be opened.
+            OSError: The file cannot be opened, is no regular file, or the temporary
+                folder has no room for a copy.
         """
         model, settings = read_early_exit(path)
         try:
