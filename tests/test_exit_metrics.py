@@ -83,6 +83,7 @@ def required(kind):
     ]
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # By Keras, on JAX.
 def test_a_copy_computes_what_the_metric_computes():
     for name, kind in METRICS.items():
@@ -173,6 +174,7 @@ class Shift:
         return y_pred[:, 0]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "identifier",
     [
@@ -212,6 +214,7 @@ def probability_base(units, positions=()):
     return keras.Model(inputs, layers.Dense(units, end, name="end")(x))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["accuracy", "acc", "Accuracy"])
 @pytest.mark.parametrize(
     ("units", "positions", "shape"),

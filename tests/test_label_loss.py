@@ -354,6 +354,7 @@ def test_boolean_labels(units):
     assert np.isfinite(model.fit(x, y > 0, verbose=0).history["loss"]).all()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("units", "loss", "task"),
     [
@@ -376,6 +377,7 @@ def test_a_loss_that_contradicts_a_linear_end(units, loss, task):
         ksd.SelfDistiller(base, ["a"], "byot", task=meant).compile("sgd", loss)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("units", "activation", "loss"),
     [
@@ -393,6 +395,7 @@ def test_losses_that_an_end_allows(units, activation, loss):
     ksd.SelfDistiller(base_of(units, activation), ["a"], "byot").compile("sgd", loss)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("loss", "shape"),
     [
