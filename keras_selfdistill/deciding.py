@@ -128,33 +128,3 @@ def _as_functions(sections) -> list[Callable]:
         return run
 
     return [as_function(section) for section in sections]
-
-
-def check_constant(section: ScoredSection) -> None:
-    """Refuse a section whose inference assigns variables, which an artifact cannot.
-
-    Raises:
-        ValueError: It does: a layer draws numbers, or counts.
-    """
-    import tensorflow as tf
-
-    found: list[str] = []
-
-    def run(*tensors):
-        with keras.StatelessScope() as scope:
-            section(list(tensors))
-        found.extend(
-            each.path
-            for each in section.variables
-            if scope.get_current_value(each) is not None
-        )
-
-    signature = [tf.TensorSpec(each.shape, each.dtype) for each in section.input_specs]
-    tf.function(run, input_signature=signature, autograph=False).get_concrete_function()
-    if found:
-        raise ValueError(
-            "An exported network cannot change from call to call. Received: layers "
-            f"that assign {sorted(set(found))} in inference, as those do that draw "
-            "numbers. Expected: a base whose predictions repeat. Serve this EarlyExit "
-            "itself, or export a base without such layers."
-        )

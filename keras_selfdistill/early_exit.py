@@ -333,7 +333,8 @@ class EarlyExit:
         alone.
 
         Scores are computed in float32, here in float64: a sample whose score equals a
-        threshold but for rounding may leave at another exit.
+        threshold but for rounding may leave at another exit. Layers that draw numbers
+        in inference, as for Monte-Carlo dropout, draw the same ones in every call.
 
         Args:
             path: Path of the folder, or of the `litert` file. It comes there complete
@@ -345,8 +346,7 @@ class EarlyExit:
         Raises:
             ValueError: There are no thresholds yet, the criterion is a function of
                 your own, the format contradicts the path's suffix, the backend in use
-                cannot write it, the base has a fixed batch size, or its predictions do
-                not repeat.
+                cannot write it, or the base has a fixed batch size.
             FileExistsError: At the path is something else.
         """
         if self._thresholds is None:

@@ -18,11 +18,7 @@ import numpy as np
 from keras_selfdistill import section_runner
 from keras_selfdistill.atomic import replacing
 from keras_selfdistill.config import did_you_mean
-from keras_selfdistill.deciding import (
-    batched_function,
-    check_constant,
-    single_function,
-)
+from keras_selfdistill.deciding import batched_function, single_function
 from keras_selfdistill.earlier_export import (
     check_earlier_export,
     digest,
@@ -68,7 +64,7 @@ def export_sections(
 
     Raises:
         ValueError: The format is unknown or contradicts the suffix, the backend is not
-            TensorFlow, or the network cannot be exported.
+            TensorFlow, or the base has a fixed batch size.
         FileExistsError: At the path is something else.
         ImportError: A package that writes the format is missing.
     """
@@ -92,8 +88,6 @@ def export_sections(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_folders_of(pathlib.Path(path)))
         new = stack.enter_context(replacing(path, check_earlier_export(format)))
-        for section in sections:
-            check_constant(section)
         _WRITERS[format](new, sections, inputs, list(exits), limits)
 
 
