@@ -14,7 +14,11 @@ from keras_selfdistill import heads, recipes
 from keras_selfdistill import train_step as backend_step
 from keras_selfdistill.config import PACKAGE, did_you_mean, for_any_backend
 from keras_selfdistill.exits import attach_exits
-from keras_selfdistill.keras_internals import writes_legacy_format
+from keras_selfdistill.keras_internals import (
+    is_cloned_by,
+    loss_of_hook,
+    writes_legacy_format,
+)
 from keras_selfdistill.label_loss import check_task
 from keras_selfdistill.logs import Logs
 from keras_selfdistill.nonfinite import StopWithoutProgress, Verdict
@@ -144,6 +148,7 @@ class SelfDistiller(keras.Model):
         # Kept in plain objects, whose layers and metrics Keras does not track twice.
         self._graph = graph
         self._turn = threading.RLock()
+        self._batch = types.SimpleNamespace(now=None)  # The one that `fit` is at.
         self._recipe = recipe
         self._head = graph.head
         self._given = types.SimpleNamespace(
@@ -428,43 +433,122 @@ class SelfDistiller(keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        """Return the total loss of a batch.
+        """Return the total loss of a batch; override it to train something else.
 
-        `y_pred` is not read: the hint compares features, which outputs do not hold, so
-        the exits run on `x`.
+        What it returns is what `fit` trains and logs as `loss`. The loss terms that are
+        logged beside it are those of the one call of this method; of none or several,
+        none are.
+
+        Args:
+            x: Inputs of the batch.
+            y: Labels of the batch.
+            y_pred: Output of every exit by name, as the model returned it. The loss
+                compares features, too, which come from the same forward pass; without
+                one, the exits run on `x`.
+            sample_weight: `None` or shape `(batch,)`.
+            training: Whether the model trains.
+
+        Raises:
+            ValueError: `y_pred` was changed, as features cannot be changed with it.
+
+        Example:
+            Train the final exit to be sure, beside the recipe:
+
+            >>> class Sure(SelfDistiller):
+            ...     def compute_loss(self, x, y, y_pred, sample_weight, training=True):
+            ...         loss = super().compute_loss(
+            ...             x, y, y_pred, sample_weight, training)
+            ...         return loss - 0.1 * ops.mean(ops.max(y_pred["final"], axis=-1))
         """
-        return self._run_exits(x, y, sample_weight, training=training).loss
+        batch = self._batch.now
+        if batch is None:
+            batch = self._forward(x, training)
+            loss, _ = self._recipe_loss(batch, y, sample_weight)
+            if training:
+                self._step.assign_add(1)
+            return loss
+        if y_pred is not None and not all(
+            y_pred.get(name) is output for name, output in batch.outputs.items()
+        ):
+            raise ValueError(
+                "compute_loss must be given the outputs as the model returned them. "
+                "Received: a changed `y_pred`, which features and logits of the recipe "
+                "would not follow. Expected: y_pred itself; add a term of what you "
+                "made of it to what super().compute_loss returns."
+            )
+        loss, terms = self._recipe_loss(batch, y, sample_weight)
+        batch.terms.append(terms)
+        return loss
 
     def _run_exits(self, x, y, sample_weight, *, training) -> Step:
         """Run all exits once on a batch and compute the loss, on any backend."""
         # Before the exits run: batch normalisation would already have learned.
         self._objective.check_labels(y, self.base.outputs[0])
+        batch = self._forward(x, training)
+        self._batch.now = batch
+        try:
+            loss = loss_of_hook(
+                self, x, y, dict(batch.outputs), sample_weight, training=training
+            )
+        finally:
+            self._batch.now = None
+        if loss is None or len(loss.shape):
+            raise ValueError(
+                f"{type(self).__name__}.compute_loss must return a scalar. Received: "
+                f"{None if loss is None else f'shape {tuple(loss.shape)}'}. Take the "
+                "mean over the batch."
+            )
+        if training:
+            self._step.assign_add(1)
+        terms = batch.terms[0] if len(batch.terms) == 1 else {}
+        outputs = {**batch.outputs, "ensemble": batch.ensemble}
+        return Step(loss, terms, outputs, y, sample_weight)
+
+    def _forward(self, x, training):
+        """Run everything that a batch's loss is computed from."""
         found = self._graph.training_network(x, training=training)
         exits = found["exits"]
         external_logits = None
         if self._teacher is not None:
             external_logits = self._teacher(x, training=False)
+        return types.SimpleNamespace(
+            exits=exits,
+            outputs={name: exits[name]["output"] for name in self.exit_names},
+            ensemble=found["ensemble"],
+            external_logits=external_logits,
+            terms=[],  # One mapping for each call of `compute_loss`.
+        )
+
+    def _recipe_loss(self, batch, y, sample_weight):
+        """Return the total loss of a batch that was run, and its terms."""
         terms = self._objective(
             y,
-            exits,
+            batch.exits,
             sample_weight,
             step=self._step.value,
             distillation_scale=self._distillation_scale.value,
-            external_logits=external_logits,
+            external_logits=batch.external_logits,
         )
         if "distillation_loss" in terms:
             # A mean over the batch of one replica, as the base's own losses are sums.
             terms["distillation_loss"] = self._aggregate_additional_loss(
                 terms["distillation_loss"]
             )
-        if training:
-            self._step.assign_add(1)
         # Keras scales the base's own losses for the number of replicas here.
         own_losses = [self._aggregate_additional_loss(loss) for loss in self.losses]
-        outputs = {name: exits[name]["output"] for name in self.exit_names}
-        outputs["ensemble"] = found["ensemble"]
-        loss = sum([*terms.values(), *own_losses])
-        return Step(loss, terms, outputs, y, sample_weight)
+        return sum([*terms.values(), *own_losses]), terms
+
+    def _run_through_graph(self, inputs, operation_fn=lambda each: each, call_fn=None):
+        """Refuse to be cloned as a plain model; called by Keras."""
+        if is_cloned_by(operation_fn):
+            raise TypeError(
+                "keras.models.clone_model makes a plain model without recipe, heads "
+                f"and training of a wrapper. Received: {type(self).__name__} "
+                f"{self.name!r}. Expected: copy.deepcopy(model), a wrapper with the "
+                "same weights, or type(model).from_config(model.get_config()), one "
+                "with new weights."
+            )
+        return super()._run_through_graph(inputs, operation_fn, call_fn)
 
     def _gradient_magnitudes(self, gradients) -> dict[str, Any]:
         """Return what is to be logged of the gradients of the scaled loss."""
@@ -494,8 +578,10 @@ class SelfDistiller(keras.Model):
         counted = True if verdict is None else verdict.forward
         batch_size = ops.shape(step.labels)[0]
         losses = {"loss": step.loss, **step.terms}
-        for name, mean in self._logs.losses.items():
-            mean.add(losses[name] * replicas, counted=counted, weight=batch_size)
+        self._logs.show(step.terms)
+        for name, loss in losses.items():
+            mean = self._logs.losses[name]
+            mean.add(loss * replicas, counted=counted, weight=batch_size)
         if verdict is not None:
             skipped = ops.logical_not(verdict.finite)
             self._logs.nonfinite_steps.update_state(

@@ -309,3 +309,20 @@ def call_context(layer: Any, training: bool | None) -> Iterator[None]:
         yield
     finally:
         set_global_attribute(_CALL_CONTEXT, before)
+
+
+def loss_of_hook(model: keras.Model, *args: Any, training: bool) -> Any:
+    """Return what a model's `compute_loss` says, whether or not it takes `training`.
+
+    Overrides written for older versions of Keras do not; Keras' own steps call them so.
+    """
+    return model._compute_loss(*args, training=training)
+
+
+def is_cloned_by(operation_fn: Any) -> bool:
+    """Tell whether `keras.models.clone_model` runs a graph to copy it.
+
+    It asks nothing of the model that it copies; only its function is its own.
+    """
+    cloning = keras.models.clone_model.__module__
+    return getattr(operation_fn, "__module__", None) == cloning

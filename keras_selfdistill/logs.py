@@ -84,12 +84,20 @@ class Logs:
         self.nonfinite_steps = keras.metrics.Sum(name="nonfinite_steps")
         self.gradients = {name: MeanOfCounted(name=name) for name in gradients}
         self._training = True
+        # Of training and of evaluation: terms that an overridden loss does not have.
+        self._missing: dict[bool, tuple[str, ...]] = {True: (), False: ()}
         # Keras prefixes the name of a metric with that of its output.
         self._names = {
             f"{output}_{metric.name}": metric.name
             for output in self._outputs
             for metric in self.metrics[output] + self.weighted_metrics[output]
         }
+
+    def show(self, terms: Iterable[str]) -> None:
+        """Leave out the loss terms that are not among those that a step computes."""
+        shown = {"loss", *terms}
+        missing = tuple(name for name in self.losses if name not in shown)
+        self._missing = {**self._missing, self._training: missing}
 
     def trackers(self, metrics: Iterable[keras.Metric]) -> list[keras.Metric]:
         """Return all that counts, in order, around the user's metrics."""
@@ -113,6 +121,7 @@ class Logs:
     def named(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Return Keras' results under the names that the logs show."""
         left_out = () if self._training else ("nonfinite_steps", *self.gradients)
+        left_out += self._missing[self._training]
         return {
             self._names.get(name, name): each
             for name, each in results.items()

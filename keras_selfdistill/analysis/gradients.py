@@ -195,8 +195,9 @@ def _gradients(model, batch, variables):
             id(v): (v, value) for v, value in zip(variables, values, strict=True)
         }
         with HeldUpdates(mapping.values()):
-            wraps = isinstance(model, SelfDistiller)
-            outputs = None if wraps else model(x, training=True)
+            if isinstance(model, SelfDistiller):
+                return model._run_exits(x, y, None, training=True).loss
+            outputs = model(x, training=True)
             return model.compute_loss(x, y, outputs, training=True)
 
     values = [variable.value for variable in variables]
