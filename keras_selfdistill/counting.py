@@ -14,11 +14,11 @@ import keras
 from absl import logging
 from keras import layers
 
-from keras_selfdistill.classifier import PreActivation
 from keras_selfdistill.flat import takes_training
 from keras_selfdistill.graph import calls_inside, model_nodes
 from keras_selfdistill.layer_rules import has_rule, is_free, rule
 from keras_selfdistill.operation_rules import count_operation, is_primitive, size
+from keras_selfdistill.pre_activation import PreActivation
 from keras_selfdistill.shells import original
 
 # Of one sample of each input, without the batch, by the id of its symbolic tensor.
@@ -167,9 +167,7 @@ def _count(node, tensors, outputs):
 
 def _behind_shells(operation):
     operation = original(operation)
-    if isinstance(operation, PreActivation) and has_rule(operation.layer):
-        return operation.layer
-    return operation
+    return operation.layer if isinstance(operation, PreActivation) else operation
 
 
 def _layers(operation):

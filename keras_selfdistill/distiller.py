@@ -142,7 +142,7 @@ class SelfDistiller(keras.Model):
         graph = attach_exits(model, taps, head, recipe, task)
         super().__init__(
             inputs=graph.inputs,
-            outputs={name: e.output for name, e in graph.exits.items()},
+            outputs=graph.outputs,
             name=name or f"self_distilled_{model.name}",
         )
         # Kept in plain objects, whose layers and metrics Keras does not track twice.

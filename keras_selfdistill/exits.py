@@ -34,7 +34,7 @@ class Exit:
 
     Args:
         output: In the base's own form, shape `(batch, classes)`.
-        logits: Shape `(batch, classes)`; of all but the final exit in float32.
+        logits: Shape `(batch, classes)`; of all but the final exit in float32 at least.
         feature: Shape `(batch, width)`.
         hint: What the hint loss compares with the teacher's feature: this feature, or
             what an adapter made of it.
@@ -61,8 +61,8 @@ class ExitGraph:
             own form.
         training_network: Model of all that training reads: for every exit
             `{"output": …, "logits": …, "feature": …, "hint": …}`, and the ensemble's
-            output. The final exit's logits may come from a `PreActivation` layer,
-            which has no weights of its own.
+            output. The final exit's may come from a `PreActivation` layer, which has no
+            weights of its own, so that the base's last layer runs once.
         dtype_policy: That of the deepest tap.
     """
 
@@ -75,6 +75,12 @@ class ExitGraph:
     ensemble: Any
     training_network: Any
     dtype_policy: Any
+
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """Every exit's output; the final one's is the base's own."""
+        found = {name: each.output for name, each in self.exits.items()}
+        return {**found, "final": self.flat.model.outputs[0]}
 
     @property
     def inputs(self) -> Any:
@@ -148,7 +154,7 @@ def _attach(base, flat, taps, head, recipe, task):
         for name, feature in features.items()
     }
     exits["final"] = Exit(end.output, end.logits, end.feature, end.feature)
-    ensemble = _ensemble(exits, end.task.activation)
+    ensemble = _ensemble(exits, end.activation)
     network = keras.Model(
         input_structure(base),
         {"exits": {name: vars(e) for name, e in exits.items()}, "ensemble": ensemble},
@@ -208,22 +214,27 @@ def _make_exit(name, feature, end: Classifier, head: Head, adapt: bool):
             f"{head!r} made shape {tuple(feature.shape)} for {name!r}. Expected: "
             f"{tuple(end.feature.shape)}."
         )
-    logits = layers.Dense(end.task.units, name=f"{name}_logits", dtype="float32")(
-        feature
-    )
+    dtype = _full_precision(end.output)
+    logits = layers.Dense(end.task.units, name=f"{name}_logits", dtype=dtype)(feature)
     logits = resize_positions(logits, end.task.positions, f"{name}_resized")
-    output = layers.Activation(end.task.activation, name=name, dtype="float32")(logits)
+    output = layers.Activation(end.activation, name=name, dtype=dtype)(logits)
     hint = feature
     if adapt:
-        hint = layers.Dense(width, name=f"{name}_adapter", dtype="float32")(feature)
+        hint = layers.Dense(width, name=f"{name}_adapter", dtype=dtype)(feature)
     return Exit(output, logits, feature, hint)
 
 
 def _ensemble(exits, activation):
-    logits = layers.Average(name="ensemble_logits", dtype="float32")(
+    dtype = _full_precision(exits["final"].output)
+    logits = layers.Average(name="ensemble_logits", dtype=dtype)(
         [each.logits for each in exits.values()]
     )
-    return layers.Activation(activation, name="ensemble", dtype="float32")(logits)
+    return layers.Activation(activation, name="ensemble", dtype=dtype)(logits)
+
+
+def _full_precision(output):
+    """Return the dtype of exits: not of half precision, where the base's end is."""
+    return "float64" if output.dtype == "float64" else "float32"
 
 
 def _target(end: Classifier, calls):

@@ -125,9 +125,9 @@ class Objective:
         values: dict[str, list[Any]] = {term: [] for term in self.terms}
         for term, loss in losses:
             values[term].append(
-                loss if term == "label_loss" else distillation_scale * loss
+                loss if term == "label_loss" else _times(distillation_scale, loss)
             )
-        terms = {term: sum(each, start=ops.zeros(())) for term, each in values.items()}
+        terms = {term: _sum(each) for term, each in values.items()}
         # JAX, and GPUs, would take labels that do not exist for ones of no class.
         exist = all_exist(labels, exits[self.exit_names[-1]]["output"], self.label_loss)
         label_loss = ops.where(exist, terms["label_loss"], float("nan"))
@@ -147,18 +147,20 @@ class Objective:
             student = exits[name]
             if is_used(weights.label):
                 loss = self._label_loss(labels, student, _copy(sample_weight))
-                yield "label_loss", weights.label * loss
+                yield "label_loss", _times(weights.label, loss)
             teachers = recipe.teachers_of(name, self.exit_names)
             for teacher in (self._lesson(teacher, exits) for teacher in teachers):
                 if is_used(weights.soft_target):
                     loss = soft_target_loss(
                         teacher[compares], student[compares], _copy(sample_weight)
                     )
-                    yield "soft_target_loss", weights.soft_target * loss / len(teachers)
+                    share = _times(weights.soft_target, loss) / len(teachers)
+                    yield "soft_target_loss", share
                 if is_used(weights.hint):
                     weight = weights_at_positions(sample_weight, student["hint"])
                     loss = hint_loss(teacher["feature"], student["hint"], _copy(weight))
-                    yield "hint_loss", weights.hint * loss / len(teachers)
+                    share = _times(weights.hint, loss) / len(teachers)
+                    yield "hint_loss", share
                 for pair_loss in self.pair_losses:
                     yield (
                         "distillation_loss",
@@ -168,7 +170,7 @@ class Objective:
                 loss = soft_target_loss(
                     external_logits, student[compares], _copy(sample_weight)
                 )
-                yield "external_loss", recipe.external_weight * loss
+                yield "external_loss", _times(recipe.external_weight, loss)
 
     def _label_loss(self, labels, student, sample_weight):
         """Return the label loss of an exit, from its true logits where it can be."""
@@ -192,6 +194,15 @@ class Objective:
         if self.recipe.detach_teacher or teacher == "ensemble":
             found = {key: ops.stop_gradient(value) for key, value in found.items()}
         return {**found, "feature": ops.stop_gradient(feature)}
+
+
+def _times(weight, loss):
+    """Return a loss times a weight in the loss's dtype, which may be float64."""
+    return ops.cast(weight, loss.dtype) * loss
+
+
+def _sum(losses):
+    return functools.reduce(ops.add, losses) if losses else ops.zeros(())
 
 
 def _copy(sample_weight):

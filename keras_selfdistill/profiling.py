@@ -15,7 +15,13 @@ from keras_selfdistill.counting import (
 )
 from keras_selfdistill.distiller import SelfDistiller
 from keras_selfdistill.flat import flatten
-from keras_selfdistill.graph import check_functional, graph_nodes, model_nodes
+from keras_selfdistill.graph import (
+    check_functional,
+    graph_nodes,
+    model_nodes,
+    producer,
+)
+from keras_selfdistill.pre_activation import PreActivation
 from keras_selfdistill.sections import calls_by_section
 from keras_selfdistill.shells import original
 from keras_selfdistill.sizes import given_shapes
@@ -226,12 +232,20 @@ def share_of(cost: Cost | Count, of_base: Cost | Count) -> float:
 def _layer_costs(counts, sections, calls):
     """Return the row of every node that was counted."""
     paths = {id(tensor): path for path, tensor in calls.items()}
+    # The base's last layer may run in front of its activation, by another call.
+    by_layer = {
+        id(original(producer(tensor).operation)): path for path, tensor in calls.items()
+    }
     own = _own_parameters(counts, sections)
     rows = {}
     for node, count in counts.items():
         layer = original(node.operation)
+        path = paths.get(id(node.outputs[0]), node.operation.name)
+        if isinstance(layer, PreActivation):
+            layer = layer.layer
+            path = by_layer.get(id(layer), path)
         rows[node] = LayerCost(
-            name=paths.get(id(node.outputs[0]), node.operation.name),
+            name=path,
             kind=type(layer).__name__,
             section=sections.get(node, "ensemble"),
             parameters=own[node],

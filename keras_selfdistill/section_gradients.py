@@ -83,6 +83,6 @@ def mean_magnitudes(
             ops.sum(ops.abs(ops.cast(g, "float32"))) for g in found if g is not None
         ]
         count = sum(math.prod(weight.shape) for weight in weights)
-        total = sum(sums, start=ops.zeros(()))
-        means[f"{section}_gradient"] = total / (count * scale)
+        total = sum(sums, start=ops.zeros((), "float32"))
+        means[f"{section}_gradient"] = total / (count * ops.cast(scale, "float32"))
     return means

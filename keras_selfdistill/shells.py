@@ -23,7 +23,8 @@ class Renamed(keras.Layer):
     """
 
     def __init__(self, operation, **kwargs):
-        kwargs.setdefault("dtype", getattr(operation, "dtype_policy", None))
+        # Not the operation's policy, by which Keras would take this for quantised.
+        kwargs.setdefault("dtype", getattr(operation, "compute_dtype", None))
         super().__init__(autocast=False, **kwargs)
         self.operation = operation
         self.supports_masking = getattr(operation, "supports_masking", False)
