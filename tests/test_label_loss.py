@@ -246,7 +246,6 @@ def masked_base():
     return keras.Model(inputs, layers.Dense(3, "softmax", name="end")(x))
 
 
-@pytest.mark.filterwarnings("ignore:Layer 'end_logits'")
 def test_the_loss_of_logits_leaves_padding_out():
     x = np.array([[1, 2, 0, 0], [3, 1, 4, 0]])
     base = masked_base()
@@ -261,6 +260,19 @@ def test_the_loss_of_logits_leaves_padding_out():
     ]
     expected = sum(each[x > 0].mean() for each in losses_of)
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_metrics_of_the_ensemble_leave_padding_out():
+    x = np.array([[1, 2, 0, 0], [3, 1, 4, 0]])
+    labels = RANDOM.integers(0, 3, (2, 4))
+    others = np.where(x > 0, labels, (labels + 1) % 3)
+    model = ksd.SelfDistiller(masked_base(), ["a"], "byot")
+    model.compile("sgd", "crossentropy", metrics=["accuracy"], run_eagerly=True)
+    found = model.evaluate(x, labels, verbose=0, return_dict=True)
+    assert model.evaluate(x, others, verbose=0, return_dict=True) == found
+    chosen = model.ensemble_model().predict(x, verbose=0).argmax(-1)
+    accuracy = (chosen == labels)[x > 0].mean()
+    assert found["ensemble_accuracy"] == pytest.approx(accuracy)
 
 
 DTYPES = {
