@@ -58,7 +58,7 @@ def _arguments(node):
 
 def _places(graph):
     """Return where each tensor of a graph comes from, by its id."""
-    places = {id(tensor): ("input", i) for i, tensor in enumerate(graph.inputs)}
+    places = {id(tensor): (-1, i) for i, tensor in enumerate(graph.inputs)}
     for i, node in enumerate(graph.nodes):
         places |= {id(tensor): (i, j) for j, tensor in enumerate(node.outputs)}
     return places
