@@ -72,12 +72,12 @@ def unsized():
     return keras.Model(inputs, layers.Dense(4, activation="softmax")(x))
 
 
-def pooled_softmax():
-    """The mean of softmaxes is no softmax of any logits."""
+def flattened_softmax():
+    """Distributions side by side are no softmax of any logits."""
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, name="conv")(inputs)
     x = layers.Conv2D(4, 1, activation="softmax")(x)
-    return keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, layers.Flatten()(x))
 
 
 def flat():
@@ -185,7 +185,7 @@ GRAPHS = {  # Read once; no backend changes them.
     "no classes": wrap("include_top", headless),
     "relu end": wrap("relu", lambda: ends_in("relu")),
     "tanh end": wrap("softmax, sigmoid or linear", lambda: ends_in("tanh")),
-    "pooled softmax": wrap("logits", pooled_softmax, taps=["conv"]),
+    "flattened softmax": wrap("logits", flattened_softmax, taps=["conv"]),
     "classes for a classifier": wrap("classes", classes=4),
     "no such task": wrap("'multilabel'", task="multilable"),
     "task of another end": wrap("softmax", task="regression"),
