@@ -300,6 +300,30 @@ def test_pooling_leaves_masked_steps_out():
         np.testing.assert_allclose(long[name], value, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("end", ["dense", "activation"])
+def test_no_metric_reads_labels_of_masked_steps(end):
+    inputs = keras.Input((6,), dtype="int32", name="tokens")
+    x = layers.Embedding(9, 4, mask_zero=True, name="embedding")(inputs)
+    x = layers.Dense(4, "relu", name="hidden")(layers.Dense(4, "tanh", name="tap")(x))
+    x = layers.Dense(3, "softmax" if end == "dense" else None, name="scores")(x)
+    if end == "activation":
+        x = layers.Activation("softmax", name="classes")(x)
+    model = ksd.SelfDistiller(keras.Model(inputs, x), ["tap"], "byot")
+    loss = "sparse_categorical_crossentropy"
+    model.compile("sgd", loss, metrics=["accuracy"], run_eagerly=True)
+    tokens = np.array([[1, 2, 3, 4, 0, 0], [5, 6, 7, 0, 0, 0]], "int32")
+    labels = np.array([[0, 1, 2, 0, 1, 1], [2, 1, 0, 2, 2, 2]])
+    others = np.where(tokens == 0, (labels + 1) % 3, labels)
+    expected = model.evaluate(tokens, labels, verbose=0, return_dict=True)
+    found = model.evaluate(tokens, others, verbose=0, return_dict=True)
+    assert found == pytest.approx(expected)
+    outputs = model.predict(tokens, verbose=0)
+    steps = tokens != 0
+    for name, prefix in (("exit_1", "exit_1_"), ("final", "")):
+        right = outputs[name].argmax(-1)[steps] == labels[steps]
+        assert found[f"{prefix}accuracy"] == pytest.approx(right.mean())
+
+
 def test_early_exit_is_for_classes(batch):
     model = ksd.SelfDistiller(small_base("sigmoid"), TAPS, "byot")
     with pytest.raises(ValueError, match=r"task 'multilabel'.*exit_model"):
