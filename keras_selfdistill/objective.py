@@ -4,11 +4,13 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_selfdistill.keras_internals import with_mask_of
 from keras_selfdistill.label_loss import as_loss, on_logits
 from keras_selfdistill.labels import all_exist, check_form
+from keras_selfdistill.losses import BinarySoftTargetLoss, OutputDistance
 from keras_selfdistill.pair_losses import PairLoss
 from keras_selfdistill.recipe import Recipe, is_used
 from keras_selfdistill.task import Task
@@ -141,7 +143,7 @@ class Objective:
         # depend on the batch size.
         reduction = self.label_loss.reduction
         compares = self.task.compares
-        soft_target_loss = self.task.soft_target_loss(recipe, reduction)
+        soft_target_loss = _soft_target_loss(self.task, recipe, reduction)
         hint_loss = recipe.hint_loss(reduction=reduction)
         for name, weights in recipe.weights(self.exit_names).items():
             student = exits[name]
@@ -255,3 +257,16 @@ def weights_at_positions(sample_weight: Any, feature: Any) -> Any:
         split += [own, size // own]
     blocks = ops.reshape(sample_weight, split)
     return ops.mean(blocks, axis=tuple(range(2, 2 * positions + 1, 2)))
+
+
+def _soft_target_loss(task: Task, recipe: Recipe, reduction: str) -> keras.losses.Loss:
+    """Return the loss between the predictions of a teacher and of a student.
+
+    The recipe's own for several classes; for yes or no the binary divergence of each
+    label; for numbers a squared distance, which knows no temperature.
+    """
+    if task.name == "multiclass":
+        return recipe.soft_target_loss(recipe.temperature, reduction=reduction)
+    if task.name == "regression":
+        return OutputDistance(reduction=reduction)
+    return BinarySoftTargetLoss(recipe.temperature, reduction=reduction)

@@ -3,10 +3,7 @@
 import dataclasses
 from typing import Any
 
-import keras
-
 from keras_selfdistill.config import did_you_mean
-from keras_selfdistill.losses import BinarySoftTargetLoss, OutputDistance
 
 TASKS = ("multiclass", "multilabel", "binary", "regression")
 
@@ -49,18 +46,6 @@ class Task:
             ('binary', 'regression')
         """
         return _possible(self.activation, self.units)
-
-    def soft_target_loss(self, recipe: Any, reduction: str) -> keras.losses.Loss:
-        """Return the loss between what a teacher and a student answer.
-
-        The recipe's own for several classes; for yes or no the binary divergence of
-        each label; for numbers a squared distance, which knows no temperature.
-        """
-        if self.name == "multiclass":
-            return recipe.soft_target_loss(recipe.temperature, reduction=reduction)
-        if self.name == "regression":
-            return OutputDistance(reduction=reduction)
-        return BinarySoftTargetLoss(recipe.temperature, reduction=reduction)
 
     def check_labels(self, labels: Any) -> None:
         """Refuse labels that no such base could be trained with.
