@@ -91,7 +91,8 @@ def compiled_loop(model, images, batch_size):
     """Return a function that runs a model on all images by bare compiled calls."""
     import keras
 
-    from keras_selfdistill.compiled import CompiledModel, to_numpy
+    from keras_selfdistill.backend.compiled import CompiledModel
+    from keras_selfdistill.backend.tensors import to_numpy
 
     call = CompiledModel(keras.Model(list(model.inputs), model.outputs[0]))
 

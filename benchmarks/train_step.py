@@ -147,7 +147,7 @@ def main(argv):
         memory = {kind: peak_memory(kind) for kind in ("plain", "wrapped")}
     import keras
 
-    from keras_selfdistill.counting import model_multiply_adds
+    from keras_selfdistill.costs.counting import model_multiply_adds
 
     plain, wrapped = build("plain"), build("wrapped")
     images, labels = batches()

@@ -75,7 +75,7 @@ def wrap(base):
 def measure(name):
     """Print the row of one network and return its two ratios."""
     from keras_selfdistill import suggest_taps
-    from keras_selfdistill.counting import model_multiply_adds
+    from keras_selfdistill.costs.counting import model_multiply_adds
 
     times = []
     for _ in range(FLAGS.rounds):

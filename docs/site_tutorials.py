@@ -1,7 +1,8 @@
 """What the site shows that lies elsewhere: tutorials with their outputs, and pictures.
 
 Notebooks of `tutorials/` become pages `tutorials/*.md`. Pictures that a page takes from
-`tests/pictures` (the references that image tests compare with) are shown, too.
+`tests/visualization/pictures` (the references that image tests compare with) are shown,
+too.
 """
 
 import base64
@@ -34,7 +35,7 @@ def on_files(files: Any, *, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """Let links that hold in the repository hold in the site."""
-    markdown = markdown.replace("../tests/pictures/", "pictures/")
+    markdown = markdown.replace("../tests/visualization/pictures/", "pictures/")
     return re.sub(r"\.\./(tutorials/\w+)\.ipynb", r"\1.md", markdown)
 
 

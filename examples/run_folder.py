@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from absl import app, flags
 
-from keras_selfdistill import atomic
+from keras_selfdistill.files import atomic
 
 
 def begin(

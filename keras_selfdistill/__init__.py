@@ -12,15 +12,15 @@ from keras_selfdistill import (
     recipes,
     visualization,
 )
-from keras_selfdistill.comparing import compare
-from keras_selfdistill.distiller import SelfDistiller
-from keras_selfdistill.early_exit import EarlyExit
-from keras_selfdistill.latency import pick_exit
-from keras_selfdistill.layer_rules import register_multiply_adds
-from keras_selfdistill.placement import suggest_taps
-from keras_selfdistill.profiling import profile
-from keras_selfdistill.reporting import report
-from keras_selfdistill.safe_file import RefusedFileError, load_model
+from keras_selfdistill.costs.layer_rules import register_multiply_adds
+from keras_selfdistill.early_exit.early_exit import EarlyExit
+from keras_selfdistill.exits.placement import suggest_taps
+from keras_selfdistill.files.archive import RefusedFileError, load_model
+from keras_selfdistill.reporting.compare import compare
+from keras_selfdistill.reporting.latency import pick_exit
+from keras_selfdistill.reporting.profile import profile
+from keras_selfdistill.reporting.report import report
+from keras_selfdistill.training.distiller import SelfDistiller
 
 __version__ = "0.1.0"
 __all__ = [

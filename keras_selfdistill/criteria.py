@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_selfdistill.config import PACKAGE, Config, resolve
+from keras_selfdistill.utils.config import PACKAGE, Config, resolve
 
 # What a criterion remembers of each sample from one exit to the next.
 Memory = dict[str, np.ndarray]

@@ -3,7 +3,7 @@
 import concurrent.futures
 import signal
 
-from .conftest import run_python
+from tests.conftest import run_python
 
 _KILL = """
 import os, signal

@@ -25,12 +25,24 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SURVIVORS = pathlib.Path(__file__).with_name("survivors.json")
 PACKAGE = "keras_selfdistill"
+MODULES = {
+    "losses": ["losses.soft_target", "losses.hint", "losses.regression"],
+    "recipes": [
+        "recipes.deep_supervision",
+        "recipes.byot",
+        "recipes.attention_byot",
+        "recipes.teskd",
+        "recipes.registry",
+    ],
+    "taps": ["exits.named_taps"],
+    "calibration": ["early_exit.thresholds.search"],
+}
 # What has to notice a change of each module, quick ones first.
 TESTS = {
-    "losses": ["tests/test_losses.py", "tests/test_objective.py"],
-    "recipes": ["tests/test_recipes.py", "tests/test_objective.py"],
-    "taps": ["tests/test_named_taps.py", "tests/test_taps.py"],
-    "calibration": ["tests/test_calibration.py"],
+    "losses": ["tests/losses/test_losses.py", "tests/training/test_objective.py"],
+    "recipes": ["tests/recipes/test_recipes.py", "tests/training/test_objective.py"],
+    "taps": ["tests/exits/test_named_taps.py", "tests/exits/test_taps.py"],
+    "calibration": ["tests/early_exit/test_calibration.py"],
 }
 SECONDS = 30  # Of computing, after which a mutant counts as noticed: it hangs.
 
@@ -150,6 +162,19 @@ def mutants_of(source):
     return found
 
 
+def all_mutants(name):
+    """Return (module, name, tree) of every mutant of the modules of one name."""
+    return [
+        (module, *mutant)
+        for module in MODULES[name]
+        for mutant in mutants_of(_path(module).read_text())
+    ]
+
+
+def _path(module):
+    return (ROOT / PACKAGE).joinpath(*module.split(".")).with_suffix(".py")
+
+
 def _short(node):
     if isinstance(node, (ast.If, ast.IfExp)):
         return f"if {ast.unparse(node.test)}"
@@ -192,8 +217,8 @@ class _Finder:
         )
 
 
-def notices(module, tree):
-    """Tell whether a test of a module fails with a changed tree.
+def notices(name, module, tree):
+    """Tell whether a test of one name fails with a changed tree of a module.
 
     In a child of this process, which has imported what takes long and run nothing.
     """
@@ -203,7 +228,7 @@ def notices(module, tree):
         nothing = os.open(os.devnull, os.O_RDWR)
         for number in (1, 2):
             os.dup2(nothing, number)
-        os._exit(_run_tests(module, tree))
+        os._exit(_run_tests(name, module, tree))
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     if code in (4, 5):
@@ -211,37 +236,37 @@ def notices(module, tree):
     return code != 0
 
 
-def _run_tests(module, tree):
+def _run_tests(name, module, tree):
     import pytest
 
-    path = ROOT / PACKAGE / f"{module}.py"
+    path = _path(module)
     loader = _Loader(f"{PACKAGE}.{module}", str(path), tree)
     sys.meta_path.insert(0, _Finder(loader))
     options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
     try:
         # Here, because pytest has a loader of its own for files that it is given.
         importlib.import_module(loader.name)
-        return int(pytest.main([*options, str(path), *TESTS[module]]))
+        return int(pytest.main([*options, str(path), *TESTS[name]]))
     except BaseException:
         return 1
 
 
-def check(module, *, sample=None, seed=0):
-    """Try the mutants of a module and return (how many, names of the survivors)."""
-    source = (ROOT / PACKAGE / f"{module}.py").read_text()
-    if notices(module, ast.parse(source)):
-        raise RuntimeError(f"The tests of {module} fail without a change.")
-    mutants = mutants_of(source)
+def check(name, *, sample=None, seed=0):
+    """Try the mutants of one name and return (how many, names of the survivors)."""
+    first = MODULES[name][0]
+    if notices(name, first, ast.parse(_path(first).read_text())):
+        raise RuntimeError(f"The tests of {name} fail without a change.")
+    mutants = all_mutants(name)
     if sample is not None and sample < len(mutants):
         mutants = random.Random(seed).sample(mutants, sample)
     survivors = []
-    for i, (name, tree) in enumerate(mutants, start=1):
-        if not notices(module, tree):
-            survivors.append(name)
-            print(f"{module}: {name}", flush=True)
+    for i, (module, change, tree) in enumerate(mutants, start=1):
+        if not notices(name, module, tree):
+            survivors.append(change)
+            print(f"{module}: {change}", flush=True)
         if i % 20 == 0:
             print(
-                f"{module}: {i} of {len(mutants)}, {len(survivors)} survived",
+                f"{name}: {i} of {len(mutants)}, {len(survivors)} survived",
                 file=sys.stderr,
                 flush=True,
             )

@@ -5,9 +5,8 @@ import re
 import pytest
 
 from keras_selfdistill import _keras_version
-
-from . import floors
-from .conftest import ROOT, run_python
+from tests import floors
+from tests.conftest import ROOT, run_python
 
 pytestmark = pytest.mark.once
 

@@ -187,7 +187,7 @@ print(f"accuracy drop on test images: {drop:.1%}")
 # tests on the other. There it lowers the thresholds step by step, and stops where it
 # could no longer rule out, with 95 % confidence, a drop of more than 2 points. That
 # holds for any distribution and any network; the docstring of
-# `keras_selfdistill.guarantee` names the method.
+# `keras_selfdistill.early_exit.thresholds.guarantee` names the method.
 #
 # **Predict:** will the guaranteed thresholds be higher or lower, and the saving larger
 # or smaller?

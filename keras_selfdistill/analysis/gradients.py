@@ -11,12 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_selfdistill.distiller import SelfDistiller
-from keras_selfdistill.flat import flatten
-from keras_selfdistill.graph import model_nodes
-from keras_selfdistill.log_names import parse_log_names
-from keras_selfdistill.nonfinite import HeldUpdates
-from keras_selfdistill.shells import original
+from keras_selfdistill.graph.flatten import flatten
+from keras_selfdistill.graph.nodes import model_nodes
+from keras_selfdistill.graph.shells import original
+from keras_selfdistill.training.distiller import SelfDistiller
+from keras_selfdistill.training.log_names import parse_log_names
+from keras_selfdistill.training.nonfinite import HeldUpdates
 from keras_selfdistill.visualization import style
 
 

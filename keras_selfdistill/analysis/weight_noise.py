@@ -13,8 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_selfdistill.feeding import right_answers
-from keras_selfdistill.keras_internals import parameters
+from keras_selfdistill.evaluation.data_adapter import right_answers
+from keras_selfdistill.utils.keras_internals import parameters
 from keras_selfdistill.visualization import style
 
 

@@ -10,7 +10,7 @@ from keras_selfdistill.visualization.accuracy import (
     plot_exit_shares,
 )
 from keras_selfdistill.visualization.history import plot_history
-from keras_selfdistill.visualization.network import plot_model
+from keras_selfdistill.visualization.model import plot_model
 from keras_selfdistill.visualization.reliability import plot_reliability
 
 __all__ = [

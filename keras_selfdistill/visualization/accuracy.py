@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_selfdistill.visualization import style
-from keras_selfdistill.visualization.labels import place_labels
+from keras_selfdistill.visualization.point_labels import place_labels
 
 
 def plot_accuracy_vs_compute(

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_selfdistill.confidence import BINS, binned
-from keras_selfdistill.feeding import right_answers
+from keras_selfdistill.evaluation.data_adapter import right_answers
+from keras_selfdistill.evaluation.reliability import BINS, binned
 from keras_selfdistill.visualization import style
 
 

@@ -18,8 +18,8 @@ import warnings
 import keras
 
 import keras_selfdistill as ksd
-from keras_selfdistill import checkpoints, training_state
-from keras_selfdistill.section_runner import read_manifest
+from keras_selfdistill.callbacks import checkpoints, training_state
+from keras_selfdistill.early_exit.export.section_runner import read_manifest
 
 from . import mutations
 from .watch import Watch, forget_peak, memory

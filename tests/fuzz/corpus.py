@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 import keras_selfdistill as ksd
-from keras_selfdistill import section_runner
+from keras_selfdistill.early_exit.export import section_runner
 
 
 def _base(name="base"):

@@ -1,0 +1,132 @@
+"""A section compiled once for each batch size, on each backend."""
+
+import operator
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+_Compiled = tuple[list[Any], dict[int, Callable[..., Any]]]
+
+
+class CompiledModel:
+    """A model of flat inputs that is compiled once for every batch size it meets.
+
+    Weights are read at every call, so later training shows; where variables are added
+    or replaced, as by `enable_lora` and `quantize`, it is compiled again. What the
+    model assigns in a call, such as the seeds of layers that draw numbers, is kept.
+    Calls may come from several threads.
+
+    Args:
+        model: A `Section`, or a functional model called with the list of its inputs.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> call = CompiledModel(keras.Model(model.inputs, model.outputs[0]))
+        >>> call([np.ones((3, 4), "float32")]).shape[0]
+        3
+        >>> call.compile_count <= 1
+        True
+    """
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+        # The variables for which it was compiled, and what came of it by rows.
+        self._compiled: _Compiled = [], {}
+        self._lock = threading.Lock()
+        self.compile_count = 0  # How often the backend traced the model.
+
+    def __call__(self, tensors: Sequence[Any]) -> Any:
+        """Return the model's outputs.
+
+        Args:
+            tensors: Arrays, or tensors of the backend, with the same number of rows.
+        """
+        rows = int(tensors[0].shape[0])
+        call = self._calls().get(rows)
+        return call(tensors) if call else self._first_call(rows, tensors)
+
+    def _calls(self):
+        """Return what was compiled for the variables that the model has now."""
+        variables, calls = self._compiled
+        now = self._model.variables
+        if len(now) != len(variables) or any(map(operator.is_not, now, variables)):
+            self._compiled = now, calls = now, {}
+        return calls
+
+    def _first_call(self, rows, tensors):
+        with self._lock:  # One thread compiles; the others wait and use it.
+            calls = self._calls()
+            call = calls.get(rows)
+            if call:
+                return call(tensors)
+            compile_ = _COMPILERS[keras.backend.backend()]
+            call = compile_(self._model, rows, self._count)
+            outputs = call(tensors)  # JAX compiles at the first call.
+            calls[rows] = call
+            return outputs
+
+    def _count(self):
+        self.compile_count += 1
+
+
+def _compile_tensorflow(model, rows, traced):
+    import tensorflow as tf
+
+    def run(*tensors):
+        traced()
+        return model(list(tensors), training=False)
+
+    signature = [
+        tf.TensorSpec((rows, *tensor.shape[1:]), tensor.dtype)
+        for tensor in model.inputs
+    ]
+    function = tf.function(
+        run, input_signature=signature, autograph=False, jit_compile=False
+    ).get_concrete_function()
+    return lambda tensors: function(*map(tf.convert_to_tensor, tensors))
+
+
+def _compile_jax(model, rows, traced):
+    import jax
+
+    trainable, others = model.trainable_variables, model.non_trainable_variables
+    assigned: list[int] = []  # Which of the others the model assigns: seeds, mostly.
+
+    @jax.jit
+    def run(weights, tensors):
+        traced()
+        outputs, after = model.stateless_call(*weights, tensors, training=False)
+        new = enumerate(zip(weights[1], after, strict=True))
+        assigned[:] = [i for i, (old, value) in new if value is not old]
+        return outputs, [after[i] for i in assigned]
+
+    def call(tensors):
+        weights = [
+            [variable.value for variable in group] for group in (trainable, others)
+        ]
+        outputs, values = run(weights, list(tensors))
+        for i, value in zip(assigned, values, strict=True):
+            others[i].assign(value)
+        return outputs
+
+    return call
+
+
+def _compile_torch(model, rows, traced):
+    import torch
+
+    def call(tensors):
+        with torch.inference_mode():
+            tensors = [keras.ops.convert_to_tensor(tensor) for tensor in tensors]
+            return model(tensors, training=False)
+
+    return call
+
+
+_COMPILERS = {
+    "tensorflow": _compile_tensorflow,
+    "jax": _compile_jax,
+    "torch": _compile_torch,
+}

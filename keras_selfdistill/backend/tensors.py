@@ -1,0 +1,66 @@
+"""Rows of arrays and tensors of any backend, on their own device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """Return a tensor of any of the backends as an array, without a copy if possible.
+
+    Example:
+        >>> to_numpy(keras.ops.ones((2,))).tolist()
+        [1.0, 1.0]
+    """
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        # NumPy has no bfloat16; TensorFlow and JAX bring their own.
+        return (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy()
+    return tensor.numpy() if hasattr(tensor, "numpy") else np.asarray(tensor)
+
+
+def take_rows(tensor: Any, rows: np.ndarray) -> Any:
+    """Return some rows of an array or tensor, on its own device.
+
+    On JAX the rows are gathered on the host, where a new number of rows compiles
+    nothing.
+
+    Example:
+        >>> take_rows(np.array([[1.0], [2.0]]), np.array([1])).tolist()
+        [[2.0]]
+    """
+    backend = keras.backend.backend()
+    if isinstance(tensor, np.ndarray) or backend == "jax":
+        return np.asarray(tensor)[rows]
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.gather(tensor, rows)
+    import torch
+
+    with torch.inference_mode():
+        return tensor.index_select(0, torch.from_numpy(rows).to(tensor.device))
+
+
+def join_rows(tensors: Sequence[Any]) -> Any:
+    """Return the rows of several arrays or tensors as one.
+
+    Example:
+        >>> join_rows([np.ones((1, 2)), np.ones((2, 2))]).shape
+        (3, 2)
+    """
+    if len(tensors) == 1:
+        return tensors[0]
+    backend = keras.backend.backend()
+    if backend == "jax" or isinstance(tensors[0], np.ndarray):
+        return np.concatenate([np.asarray(tensor) for tensor in tensors])
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.concat(tensors, axis=0)
+    import torch
+
+    with torch.inference_mode():
+        return torch.cat(list(tensors))

@@ -1,0 +1,8 @@
+"""Callbacks for training a wrapper."""
+
+from keras_selfdistill.callbacks.epoch_table import EpochTable
+from keras_selfdistill.callbacks.label_warm_up import LabelWarmUp
+from keras_selfdistill.callbacks.resume import Resume
+from keras_selfdistill.callbacks.tensorboard import TensorBoard
+
+__all__ = ["EpochTable", "LabelWarmUp", "Resume", "TensorBoard"]

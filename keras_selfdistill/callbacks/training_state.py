@@ -1,0 +1,100 @@
+"""What a checkpoint of a training holds, and whether it is one of a given model."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+
+from keras_selfdistill.backend.random_state import is_random_state
+from keras_selfdistill.callbacks.checkpoints import Checkpoint
+from keras_selfdistill.files.archive import check_fields
+
+
+def state_variables(model: keras.Model) -> list[keras.Variable]:
+    """Return the variables that training changes, but for the metrics."""
+    # Not model.weights, which leave out the seeds.
+    return [*model.variables, *model.optimizer.variables]
+
+
+def assign(variables: Iterable[keras.Variable], arrays: Iterable[Any]) -> None:
+    """Give each variable its array."""
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
+
+
+def signature(model: keras.Model) -> dict[str, Any]:
+    """Return what has to be the same where a checkpoint is restored, as JSON can hold.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> signature(model)["variables"]
+        [['kernel', [2, 1], 'float32'], ['bias', [1], 'float32']]
+    """
+    # Names but for those that Keras numbers: "kernel", not "dense_1/kernel".
+    weights = [[v.name, list(v.shape), v.dtype] for v in model.variables]
+    optimizer = [[list(v.shape), v.dtype] for v in model.optimizer.variables]
+    kind = type(model.optimizer).__name__
+    return {
+        "backend": keras.backend.backend(),
+        "variables": weights,
+        "optimizer": [kind, *optimizer],
+    }
+
+
+def check_content(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that holds other things than `Resume` saves.
+
+    Raises:
+        ValueError: A field is missing, unknown, or of another form.
+    """
+    try:
+        check_fields(checkpoint.about, _SCHEMA)
+    except ValueError as error:
+        raise ValueError(f"it is no checkpoint of Resume: {error}") from error
+
+
+_SCHEMA: dict[str, Callable[[Any], bool]] = {
+    "backend": lambda value: isinstance(value, str),
+    "variables": lambda value: isinstance(value, list),
+    "optimizer": lambda value: isinstance(value, list),
+    "random_at_epoch_begin": is_random_state,
+    "random_now": lambda value: value is None or is_random_state(value),
+}
+
+
+def check_backend(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint of another backend.
+
+    Raises:
+        ValueError: It is one, or none of `Resume`.
+    """
+    check_content(checkpoint)
+    theirs, ours = checkpoint.about["backend"], keras.backend.backend()
+    if theirs != ours:
+        raise ValueError(f"it was written on backend {theirs}, not {ours}")
+
+
+def check_model(checkpoint: Checkpoint, model: keras.Model) -> None:
+    """Refuse a checkpoint of another backend or model.
+
+    Raises:
+        ValueError: It is one, or none of `Resume`.
+    """
+    check_backend(checkpoint)
+    for key, ours in signature(model).items():
+        theirs = checkpoint.about[key]
+        if ours != theirs:
+            raise ValueError(f"it is of another model: {_difference(theirs, ours)}")
+    expected = [(tuple(v.shape), v.dtype) for v in state_variables(model)]
+    found = [(each.shape, each.dtype.name) for each in checkpoint.arrays]
+    if found[: len(expected)] != expected:
+        raise ValueError("its arrays are not those that it lists")
+
+
+def _difference(theirs, ours):
+    """Describe the first difference of two values of a signature."""
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} variables, expected {len(ours)}"
+    pairs = zip(theirs, ours, strict=True)
+    return next(f"{one}, expected {other}" for one, other in pairs if one != other)

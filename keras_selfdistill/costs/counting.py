@@ -1,0 +1,243 @@
+"""Multiply-adds of a model's calls, from their shapes.
+
+Counted are products that are summed: dense layers, convolutions of every kind, matrix
+products, attention. Activations, normalisation, pooling, resampling, lookups and sums
+count as zero, as is usual in the field. A layer without a rule is opened: its `call`
+runs on symbolic tensors, and what it calls is counted, down to Keras' own operations.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+from absl import logging
+from keras import layers
+
+from keras_selfdistill.costs.layer_rules import has_rule, is_free, rule
+from keras_selfdistill.costs.operation_rules import count_operation, is_primitive, size
+from keras_selfdistill.graph.ends.pre_activation import PreActivation
+from keras_selfdistill.graph.flatten import takes_training
+from keras_selfdistill.graph.nodes import calls_inside, model_nodes
+from keras_selfdistill.graph.shells import original
+
+# Of one sample of each input, without the batch, by the id of its symbolic tensor.
+Shapes = Mapping[int, tuple[int, ...]]
+
+
+class Count(NamedTuple):
+    """What a call costs for one sample.
+
+    Args:
+        multiply_adds: Of the parts that are known.
+        unknown: Names of those that are not.
+    """
+
+    multiply_adds: int = 0
+    unknown: tuple[str, ...] = ()
+
+    @classmethod
+    def total(cls, counts: "Iterable[Count]") -> "Count":
+        """Return the sum of several.
+
+        Example:
+            >>> Count.total([Count(2), Count(3, ("fft",))])
+            Count(multiply_adds=5, unknown=('fft',))
+        """
+        counts = list(counts)
+        names = [name for count in counts for name in count.unknown]
+        return cls(sum(count.multiply_adds for count in counts), tuple(names))
+
+
+def model_multiply_adds(model: Any, shapes: Shapes | None = None) -> Count:
+    """Return a functional model's multiply-adds, and the layers that are unknown.
+
+    Args:
+        model: The model.
+        shapes: Of its inputs, where it leaves sizes open.
+
+    Raises:
+        ValueError: A size is unknown on which a count depends.
+
+    Example:
+        >>> dense = keras.layers.Dense(8)
+        >>> model_multiply_adds(keras.Sequential([keras.Input((4,)), dense]))
+        Count(multiply_adds=32, unknown=())
+    """
+    return Count.total(multiply_adds(model_nodes(model), shapes).values())
+
+
+def multiply_adds(
+    nodes: Sequence[Any], shapes: Shapes | None = None
+) -> dict[Any, Count]:
+    """Return the multiply-adds of each call in a functional graph, for one sample.
+
+    Args:
+        nodes: What `model_nodes` returned.
+        shapes: Of inputs among them that leave sizes open.
+
+    Raises:
+        ValueError: A size is unknown on which a count depends.
+
+    Example:
+        >>> inputs = keras.Input((8, 8, 3))
+        >>> outputs = keras.layers.Conv2D(16, 3, padding="same")(inputs)
+        >>> counts = multiply_adds(model_nodes(keras.Model(inputs, outputs)))
+        >>> [count.multiply_adds for count in counts.values()]
+        [0, 27648]
+    """
+    counts = {}
+    sized: dict[int, Any] = {}  # What stands for each tensor: one sample of it.
+    for node in nodes:
+        given = {
+            id(tensor): sized.get(id(tensor), tensor) for tensor in node.input_tensors
+        }
+        counts[node], outputs = _count(node, given, _outputs(node, given, shapes or {}))
+        sized |= {
+            id(tensor): _of_rows(each, 1)
+            for tensor, each in zip(node.outputs, outputs, strict=True)
+        }
+    return counts
+
+
+def _outputs(node, given, shapes):
+    """Return a node's outputs for one sample, as far as their sizes are known."""
+    rows = max((each.shape[0] for each in given.values() if each.shape), default=1)
+    if _reshapes_the_batch(node):
+        before, after = node.input_tensors[0].shape, node.outputs[0].shape
+        rows = rows * math.prod(before[1:]) // math.prod(after[1:])
+    outputs = [
+        _of_rows(tensor, rows, shapes.get(id(tensor))) for tensor in node.outputs
+    ]
+    forgets = any(None in tensor.shape for tensor in outputs) and not node.is_input
+    if forgets and (is_primitive(node.operation) or _is_leaf(node.operation)):
+        # Its symbolic call did not know sizes that are known now.
+        args, kwargs = node.arguments.fill_in(given)
+        spec = node.operation.compute_output_spec(*args, **kwargs)
+        outputs = keras.tree.flatten(spec)
+    return outputs
+
+
+def _of_rows(tensor, rows, sample_shape=None):
+    """Return a symbolic tensor with so many rows where the batch is open."""
+    shape = tuple(tensor.shape)
+    if sample_shape is not None:
+        shape = (shape[0], *sample_shape)
+    if shape and shape[0] is None:
+        shape = (rows, *shape[1:])
+    return keras.KerasTensor(shape, tensor.dtype)
+
+
+def _reshapes_the_batch(node):
+    # `keras.ops.reshape`; the layer of this name leaves the batch axis alone.
+    kind = type(node.operation)
+    if kind.__name__ != "Reshape" or issubclass(kind, keras.Layer):
+        return False
+    before, after = node.input_tensors[0].shape, node.outputs[0].shape
+    return before[:1] == after[:1] == (None,) and None not in before[1:] + after[1:]
+
+
+def _count(node, tensors, outputs):
+    """Return the count of a call, and its outputs with all sizes.
+
+    Args:
+        node: The call.
+        tensors: What stands for each of its input tensors, by id.
+        outputs: What stands for its outputs, as far as it is known.
+    """
+    operation = _behind_shells(node.operation)
+    inputs = [tensors[id(tensor)] for tensor in node.input_tensors]
+    if node.is_input:
+        return Count(), outputs
+    if has_rule(operation):
+        counted = rule(operation, inputs, outputs)
+        return (counted if isinstance(counted, Count) else Count(counted)), outputs
+    if is_free(operation):
+        return Count(), outputs
+    args, kwargs = node.arguments.fill_in(tensors)
+    if is_primitive(operation):
+        known = count_operation(operation, args, kwargs, outputs[0])
+        unknown = () if known is not None else (operation.name,)
+        return Count(known or 0, unknown), outputs
+    kwargs.pop("training", None)
+    if takes_training(operation):
+        kwargs["training"] = False
+    return _count_inside(operation, operation.call, args, kwargs, outputs)
+
+
+def _behind_shells(operation):
+    operation = original(operation)
+    return operation.layer if isinstance(operation, PreActivation) else operation
+
+
+def _layers(operation):
+    """Return a layer and all that it holds."""
+    if not isinstance(operation, keras.Layer):
+        return []
+    return list(operation._flatten_layers())
+
+
+def _is_leaf(operation):
+    return is_free(operation) or has_rule(operation)
+
+
+def _count_inside(operation, function, args, kwargs, outputs=()):
+    """Count what a function of symbolic tensors calls."""
+    fresh = {
+        id(tensor): keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
+        for tensor in keras.tree.flatten((args, kwargs))
+        if isinstance(tensor, keras.KerasTensor)
+    }
+    args, kwargs = keras.tree.map_structure(
+        lambda value: fresh.get(id(value), value), (args, kwargs)
+    )
+    through = [each for each in _layers(operation) if not _is_leaf(each)]
+    try:
+        nodes, found = calls_inside(
+            function, args, kwargs, list(fresh.values()), through
+        )
+    # A user's call may raise anything on tensors without values.
+    except Exception as error:
+        logging.info("The work of %s is not known: %r", operation.name, error)
+        return Count(unknown=(operation.name,)), outputs
+    counts = multiply_adds(nodes)
+    # The names of Keras' own operations are new at each call: their kind stays.
+    unknown = [
+        f"{operation.name}/"
+        + (
+            type(node.operation).__name__.lower()
+            if is_primitive(node.operation)
+            else name
+        )
+        for node, count in counts.items()
+        for name in count.unknown
+    ]
+    found = keras.tree.flatten(found)
+    if len(found) == len(outputs):  # Also what comes from weights alone.
+        outputs = [
+            keras.KerasTensor(tuple(each.shape), spec.dtype)
+            for each, spec in zip(found, outputs, strict=True)
+        ]
+    return Count(Count.total(counts.values()).multiply_adds, tuple(unknown)), outputs
+
+
+@rule.register(layers.RNN)
+def _count_recurrent(layer, inputs, outputs):
+    sequence = inputs[0]
+    rows, steps, *rest = sequence.shape
+    size(sequence, layer.name)
+    states = keras.tree.map_structure(
+        lambda state: keras.KerasTensor(state.shape, state.dtype),
+        layer.get_initial_state(rows),
+    )
+    step = keras.KerasTensor((rows, *rest), sequence.dtype)
+    count, _ = _count_inside(layer, layer.cell, (step, states), {})
+    return Count(steps * count.multiply_adds, count.unknown)
+
+
+@rule.register(layers.TimeDistributed)
+def _count_each_step(layer, inputs, outputs):
+    size(inputs[0], layer.name)
+    rows, steps, *rest = inputs[0].shape
+    each = keras.KerasTensor((rows * steps, *rest), inputs[0].dtype)
+    return _count_inside(layer, layer.layer, (each,), {})[0]

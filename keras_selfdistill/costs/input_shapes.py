@@ -1,0 +1,123 @@
+"""Sizes that a model leaves open, such as the length of a text."""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_selfdistill.costs.counting import Shapes, model_multiply_adds
+from keras_selfdistill.graph.nodes import input_structure
+
+# What an open size is taken for where only shares of the whole matter, in the order in
+# which they are tried: some models have a longest text, some a shortest signal.
+_NOMINAL = (256, 64, 16, 4, 4096, 65536)
+
+
+def given_shapes(model: Any, input_shape: Any) -> Shapes:
+    """Return the shapes to count a model for, as its user gave them.
+
+    Args:
+        model: Functional or built Sequential model.
+        input_shape: Of one sample, without the batch, in the structure of the model's
+            inputs; `None` where the model leaves no size open.
+
+    Raises:
+        ValueError: Sizes are open and no shape was given, or it is not one that the
+            model takes.
+
+    Example:
+        >>> inputs = keras.Input((None, 3))
+        >>> model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+        >>> list(given_shapes(model, (10, 3)).values())
+        [(10, 3)]
+    """
+    structure = input_structure(model)
+    expected = keras.tree.map_structure(lambda each: tuple(each.shape[1:]), structure)
+    if input_shape is None:
+        if any(None in each.shape[1:] for each in model.inputs):
+            raise ValueError(
+                "Multiply-adds depend on sizes that the model leaves open. Received: "
+                f"no `input_shape`, and model {model.name!r} with inputs of shape "
+                f"{expected}. Expected: shapes of one sample instead of `None`, such "
+                f"as input_shape={_filled(structure)}."
+            )
+        return {}
+    shapes: dict[int, tuple[int, ...]] = {}
+
+    def take(tensor, shape):
+        if not _fits(tensor, shape):
+            raise ValueError
+        shapes[id(tensor)] = tuple(map(int, shape))
+
+    try:
+        keras.tree.map_structure_up_to(structure, take, structure, input_shape)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"`input_shape` is not of the model's inputs. Received: "
+            f"input_shape={input_shape!r}. Expected: whole numbers in the place of "
+            f"`None` in {expected}."
+        ) from None
+    return shapes
+
+
+def shapes_of(model: Any, arrays: Sequence[Any]) -> Shapes:
+    """Return the shapes to count a model for, of a batch that was read.
+
+    Args:
+        model: Functional or built Sequential model.
+        arrays: One for each of its inputs, whose first axis is the batch.
+    """
+    return {
+        id(tensor): tuple(array.shape[1:])
+        for tensor, array in zip(model.inputs, arrays, strict=True)
+    }
+
+
+def nominal_shapes(model: Any) -> Shapes:
+    """Return shapes to count shares of a model's multiply-adds for.
+
+    Example:
+        >>> inputs = keras.Input((None, 3))
+        >>> model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+        >>> list(nominal_shapes(model).values())
+        [(256, 3)]
+    """
+    if not any(None in each.shape[1:] for each in model.inputs):
+        return {}
+    found = []
+    for size in _NOMINAL:
+        shapes = {id(each): _filled(each, size) for each in model.inputs}
+        try:
+            unknown = model_multiply_adds(model, shapes).unknown
+        except ValueError as refused:
+            error = refused
+            continue
+        if not unknown:
+            return shapes
+        found.append((len(unknown), shapes))
+    if found:
+        return min(found, key=lambda pair: pair[0])[1]
+    raise ValueError(
+        "Multiply-adds depend on sizes that the model leaves open. Received: model "
+        f"{model.name!r} with inputs of shape {[each.shape for each in model.inputs]}, "
+        f"which cannot be computed for any of the sizes {_NOMINAL}. Expected: a base "
+        "built with a fixed input shape, e.g. input_shape=(224, 224, 3)."
+    ) from error
+
+
+def _filled(tensors, size=_NOMINAL[0]):
+    return keras.tree.map_structure(
+        lambda each: tuple(size if axis is None else axis for axis in each.shape[1:]),
+        tensors,
+    )
+
+
+def _fits(tensor, shape):
+    expected = tensor.shape[1:]
+    return len(shape) == len(expected) and all(
+        isinstance(given, numbers.Integral)
+        and int(given) > 0
+        and known in (None, given)
+        for given, known in zip(shape, expected, strict=True)
+    )

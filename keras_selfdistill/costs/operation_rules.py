@@ -1,0 +1,180 @@
+"""Multiply-adds of Keras' own operations, those of `keras.ops`, from their shapes."""
+
+import inspect
+import math
+import string
+from typing import Any
+
+import keras
+
+from keras_selfdistill.costs.free_operations import FREE_OPERATIONS
+
+_PRIMITIVE = ("keras.src.ops.", "keras.src.activations.")
+
+
+def is_primitive(operation: Any) -> bool:
+    """Tell one of Keras' own operations from layers, models and users' operations.
+
+    Example:
+        >>> is_primitive(keras.layers.Dense(2))
+        False
+    """
+    own = type(operation).__module__.startswith(_PRIMITIVE)
+    return own and not isinstance(operation, keras.Function)
+
+
+def count_operation(operation: Any, args: Any, kwargs: Any, output: Any) -> int | None:
+    """Return the multiply-adds of one call of one of Keras' own operations.
+
+    Args:
+        operation: For which `is_primitive`.
+        args: Of the call; symbolic tensors, variables and arrays with their shapes.
+        kwargs: Likewise.
+        output: Symbolic, with all sizes; the first one where there are several.
+
+    Returns:
+        0 of what is named in `FREE_OPERATIONS`; `None` where it is not known.
+
+    Raises:
+        ValueError: A size is unknown.
+    """
+    kind = type(operation).__name__
+    rule = _RULES.get(kind)
+    if rule is None:
+        return 0 if kind in FREE_OPERATIONS else None
+    given = inspect.signature(operation.call).bind(*args, **kwargs).arguments
+    return rule(operation, given, output)
+
+
+def size(tensor: Any, name: str) -> int:
+    """Return the number of a tensor's elements.
+
+    Args:
+        tensor: Anything with a shape.
+        name: Of the operation that asks, for the error.
+
+    Raises:
+        ValueError: A size is unknown.
+
+    Example:
+        >>> size(keras.KerasTensor((1, 8, 8, 3)), "conv")
+        192
+    """
+    if None in tensor.shape:
+        raise ValueError(
+            f"The cost of layer {name!r} depends on a size that is not known. "
+            f"Received: shape {tuple(tensor.shape)}. Expected: a base built with a "
+            "fixed input shape, e.g. input_shape=(224, 224, 3)."
+        )
+    return math.prod(tensor.shape)
+
+
+def _matmul(operation, given, output):
+    return size(output, operation.name) * _shape(given["x1"])[-1]
+
+
+def _contraction(operation, given, output):
+    """Every axis is of one factor and the output, or of both factors and summed."""
+    factors = list(given.values())[:2]
+    # (a·k) · (k·b) · (a·b) = (a·k·b)², with a, b and k the axes' sizes multiplied.
+    sizes = [math.prod(_shape(factor)) for factor in factors]
+    product = math.isqrt(math.prod(sizes) * size(output, operation.name))
+    return product if product > size(output, operation.name) else 0
+
+
+def _einsum(operation, given, output):
+    factors = given["operands"]
+    if len(factors) < 2:
+        return 0
+    if len(factors) > 2:
+        return None  # The order of the products is each backend's own choice.
+    for factor in factors:
+        size(factor, operation.name)
+    return einsum_multiply_adds(operation.subscripts, *map(_shape, factors))
+
+
+def einsum_multiply_adds(subscripts: str, *shapes: tuple[int, ...]) -> int:
+    """Return the multiply-adds of a product of two tensors, 0 where nothing is summed.
+
+    Example:
+        >>> einsum_multiply_adds("...a,ab->...b", (2, 5, 3), (3, 4))
+        120
+        >>> einsum_multiply_adds("ab,ab->ab", (2, 5), (2, 5))
+        0
+    """
+    terms, arrow, result = subscripts.replace(" ", "").partition("->")
+    if not arrow:
+        result = "".join(each for each in terms if terms.count(each) == 1)
+    free = [letter for letter in string.ascii_letters if letter not in subscripts]
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms.split(","), shapes, strict=True):
+        dots = len(shape) - len(term.replace("...", ""))
+        letters = term.replace("...", "".join(free[:dots][::-1]))
+        for letter, length in zip(letters, shape, strict=True):
+            sizes[letter] = max(length, sizes.get(letter, 1))
+    summed = sizes.keys() - set(result) - set(free)
+    return math.prod(sizes.values()) if summed else 0
+
+
+def _conv(operation, given, output):
+    return size(output, operation.name) * math.prod(_shape(given["kernel"])[:-1])
+
+
+def _depthwise_conv(operation, given, output):
+    return size(output, operation.name) * math.prod(_shape(given["kernel"])[:-2])
+
+
+def _separable_conv(operation, given, output):
+    depthwise, pointwise = map(
+        _shape, (given["depthwise_kernel"], given["pointwise_kernel"])
+    )
+    positions = size(output, operation.name) // pointwise[-1]
+    return positions * (math.prod(depthwise) + math.prod(pointwise))
+
+
+def _conv_transpose(operation, given, output):
+    kernel = _shape(given["kernel"])
+    return size(given["inputs"], operation.name) * math.prod(kernel[:-1])
+
+
+def _attention(operation, given, output):
+    batch, length, heads, width = given["query"].shape
+    *_, of_value = given["value"].shape
+    pairs = keras.KerasTensor((batch, length, given["key"].shape[1], heads))
+    return size(pairs, operation.name) * (width + of_value)
+
+
+def _average(operation, given, output):
+    weighted = given.get("weights") is not None
+    return size(given["x"], operation.name) if weighted else 0
+
+
+def _cross(operation, given, output):
+    return 2 * size(output, operation.name)
+
+
+def _grayscale(operation, given, output):
+    before, after = (size(x, operation.name) for x in (given["images"], output))
+    return before if before > after else 0
+
+
+_RULES = {
+    "Average": _average,
+    "Cross": _cross,
+    "RGBToGrayscale": _grayscale,
+    "Matmul": _matmul,
+    "Dot": _contraction,
+    "Inner": _contraction,
+    "Tensordot": _contraction,
+    "Vdot": _contraction,
+    "Einsum": _einsum,
+    "Conv": _conv,
+    "DepthwiseConv": _depthwise_conv,
+    "SeparableConv": _separable_conv,
+    "ConvTranspose": _conv_transpose,
+    "DotProductAttention": _attention,
+}
+
+
+def _shape(tensor):
+    return tuple(getattr(tensor, "shape", ()))

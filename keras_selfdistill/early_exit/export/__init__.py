@@ -1,0 +1,3 @@
+"""Artifacts that stop early without this library. Internal."""
+
+__all__ = ["deciding", "earlier_export", "scored_section", "section_runner", "writers"]

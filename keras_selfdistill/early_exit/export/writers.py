@@ -1,0 +1,203 @@
+"""Artifacts of early exit: files that stop early without this library.
+
+Two kinds: one file whose graph decides by control flow (`tf_saved_model`, `litert`),
+or a folder of one file for each section and a small runner (`onnx`, `openvino`).
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_selfdistill.early_exit.export import section_runner
+from keras_selfdistill.early_exit.export.deciding import (
+    batched_function,
+    single_function,
+)
+from keras_selfdistill.early_exit.export.earlier_export import (
+    check_earlier_export,
+    digest,
+    write_saved_model_manifest,
+)
+from keras_selfdistill.early_exit.export.scored_section import ScoredSection
+from keras_selfdistill.files.atomic import replacing
+from keras_selfdistill.utils.config import did_you_mean
+
+# The format that a suffix names, if one does; and what to give instead.
+_SUFFIXES = {".tflite": "litert", ".onnx": None, ".xml": None}
+_SUFFIXES |= {".keras": None, ".h5": None, ".earlyexit": None}
+_EXPECTED = {
+    ".tflite": "format='litert' for such a file, or a path without that suffix.",
+    ".onnx": "a folder of sections, without suffix, and format='onnx'.",
+    ".xml": "a folder of sections, without suffix, and format='openvino'.",
+    ".keras": "save(path), which writes what EarlyExit.load reads.",
+    ".h5": "save(path), which writes what EarlyExit.load reads.",
+    ".earlyexit": "save(path), which writes what EarlyExit.load reads.",
+}
+# Runtimes compute in float32, where a larger threshold would overflow.
+_LARGEST_THRESHOLD = 3e38
+
+
+def export_sections(
+    path: str | os.PathLike,
+    sections: Sequence[ScoredSection],
+    *,
+    inputs: Sequence[Any],
+    exits: Sequence[str],
+    thresholds: Sequence[float],
+    format: str | None,
+) -> None:
+    """Write an artifact of an early-exit network, atomically.
+
+    Args:
+        path: Path of the file (`litert`) or the folder; an earlier artifact of the same
+            format is replaced, nothing else.
+        sections: The network's, shallow to deep.
+        inputs: The base's symbolic inputs that the first section takes, in its order.
+        exits: Names of what can answer, shallow to deep.
+        thresholds: One for each exit but the last.
+        format: `"tf_saved_model"`, `"litert"`, `"onnx"`, `"openvino"`, or `None` for
+            the one that the path's suffix names.
+
+    Raises:
+        ValueError: The format is unknown or contradicts the suffix, the backend is not
+            TensorFlow, or the base has a fixed batch size.
+        FileExistsError: At the path is something else.
+        ImportError: A package that writes the format is missing.
+    """
+    format = format_of(path, format)
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"Keras on {keras.backend.backend()} cannot write an early-exit artifact; "
+            "on TensorFlow it can. Save this EarlyExit, load it under "
+            "KERAS_BACKEND=tensorflow, and export it there. (exit_model(...) and "
+            "final_model() export by Keras' own export() on other backends, too.)"
+        )
+    fixed = {tensor.name: tensor.shape for tensor in inputs if tensor.shape[0]}
+    if fixed:
+        raise ValueError(
+            "A base of a fixed batch size cannot be exported: at each exit some "
+            f"samples of a batch leave. Received: inputs {fixed}. Expected: None as "
+            "the first size. Build the base with keras.Input(shape=...), and copy the "
+            "weights."
+        )
+    limits = np.clip(thresholds, -_LARGEST_THRESHOLD, _LARGEST_THRESHOLD).tolist()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_folders_of(pathlib.Path(path)))
+        new = stack.enter_context(replacing(path, check_earlier_export(format)))
+        _WRITERS[format](new, sections, inputs, list(exits), limits)
+
+
+def format_of(path: str | os.PathLike, format: str | None = None) -> str:
+    """Return the format of an artifact.
+
+    Args:
+        path: Path of the file or folder.
+        format: What the user asked for, if anything.
+
+    Raises:
+        ValueError: It is unknown, or contradicts the path's suffix.
+
+    Example:
+        >>> format_of("model.tflite"), format_of("saved_model")
+        ('litert', 'tf_saved_model')
+    """
+    if format is not None and format not in _WRITERS:
+        raise ValueError(
+            f"Unknown format. Received: format={format!r}. Expected one of "
+            f"{', '.join(map(repr, _WRITERS))}."
+            f"{did_you_mean(str(format), list(_WRITERS))}"
+        )
+    suffix = pathlib.PurePath(path).suffix.lower()
+    named = _SUFFIXES.get(suffix)
+    if suffix in _SUFFIXES and (named is None or format not in (None, named)):
+        raise ValueError(
+            f"The path's suffix and the format contradict each other. Received: "
+            f"path={str(path)!r}, format={format!r}. Expected: {_EXPECTED[suffix]}"
+        )
+    return format or named or "tf_saved_model"
+
+
+@contextlib.contextmanager
+def _folders_of(path):
+    """Make the folders that a path lies in; remove them again after an error."""
+    missing = [each for each in path.parents if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir()
+    try:
+        yield
+    except BaseException:
+        for each in missing:
+            with contextlib.suppress(OSError):  # Somebody else uses it meanwhile.
+                each.rmdir()
+        raise
+
+
+def _write_saved_model(path, sections, inputs, exits, limits):
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.serve = batched_function(sections, inputs, limits)
+    module.exit_names = tf.function(
+        lambda: {"exit_names": tf.constant(exits)}, input_signature=[]
+    )
+    signatures = {"serving_default": module.serve, "exit_names": module.exit_names}
+    tf.saved_model.save(module, str(path), signatures=signatures)
+    write_saved_model_manifest(path)
+
+
+def _write_litert(path, sections, inputs, exits, limits):
+    import tensorflow as tf
+
+    module = tf.Module()  # Makes the converter keep names of inputs and outputs.
+    module.serve = single_function(sections, inputs, limits)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [module.serve.get_concrete_function()], module
+    )
+    path.write_bytes(converter.convert())
+
+
+def _folder_writer(runtime: str, suffix: str) -> Callable[..., None]:
+    def write(path, sections, inputs, exits, limits):
+        path.mkdir()
+        parts = []
+        for i, section in enumerate(sections, start=1):
+            before = set(path.iterdir())
+            model = path / f"section_{i}{suffix}"
+            section.export(
+                str(model),
+                format=runtime,
+                input_signature=[section.input_specs],
+                verbose=False,
+            )
+            made = sorted(set(path.iterdir()) - before)
+            files = {each.name: digest(each) for each in made}
+            parts.append({"model": model.name, "files": files})
+        manifest = {
+            "format": section_runner.FORMAT,
+            "version": section_runner.VERSION,
+            "runtime": runtime,
+            "exits": exits,
+            "thresholds": limits,
+            "sections": parts,
+        }
+        text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+        (path / "manifest.json").write_text(text, encoding="utf-8")
+        section_runner.read_manifest(path)
+        shutil.copy(section_runner.__file__, path / "section_runner.py")
+
+    return write
+
+
+_WRITERS: dict[str, Callable[..., None]] = {
+    "tf_saved_model": _write_saved_model,
+    "litert": _write_litert,
+    "onnx": _folder_writer("onnx", ".onnx"),
+    "openvino": _folder_writer("openvino", ".xml"),
+}

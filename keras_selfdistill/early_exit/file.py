@@ -1,0 +1,184 @@
+"""The file of an `EarlyExit`: a zip of a model and of checked data, with a digest.
+
+The digest of all bytes before it ends the file, as the zip's comment: whatever is
+changed or cut off shows.
+"""
+
+import json
+import math
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_selfdistill.files.archive import (
+    RefusedFileError,
+    check_fields,
+    check_members,
+    load_private,
+    private_copy,
+    read_json,
+    refusing,
+)
+from keras_selfdistill.files.atomic import replacing
+from keras_selfdistill.files.config_budget import check_budget
+from keras_selfdistill.files.config_check import check_config
+from keras_selfdistill.files.digest import sha256
+
+_FORMAT = "keras_selfdistill.early_exit"
+_VERSION = 1
+_MODEL, _SETTINGS = "model.keras", "early_exit.json"
+_DIGEST_LENGTH = 64  # SHA-256 in hexadecimal digits.
+
+
+def write_early_exit(
+    path: str | os.PathLike, model: keras.Model, settings: dict[str, Any]
+) -> None:
+    """Write a model and the settings around it to one file, atomically.
+
+    Raises:
+        ValueError: A setting is none that a file can hold.
+        OSError: It cannot be written, or what is at the path is no file. The path is
+            as it was.
+    """
+    path = pathlib.Path(path)
+    document = {"format": _FORMAT, "version": _VERSION, **_encoded(settings)}
+    _check(document, path)
+    text = json.dumps(document, indent=2, allow_nan=False)
+    with replacing(path) as whole:
+        model_path = whole.parent / "parts" / _MODEL
+        model_path.parent.mkdir()
+        model.save(model_path)
+        with zipfile.ZipFile(whole, "x", zipfile.ZIP_STORED) as archive:
+            archive.writestr(_SETTINGS, text)
+            archive.write(model_path, _MODEL)
+            archive.comment = b"0" * _DIGEST_LENGTH
+        with open(whole, "r+b") as file:
+            size = os.path.getsize(whole) - _DIGEST_LENGTH
+            digest = sha256(file, size).encode()
+            file.seek(size)
+            file.write(digest)
+
+
+def read_early_exit(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+    """Return the model and the settings of a file.
+
+    Raises:
+        RefusedFileError: The file was changed, truncated, or written by something else.
+        OSError: The file cannot be opened.
+    """
+    path = pathlib.Path(path)
+    with private_copy(path) as copy, refusing(path):
+        _check_digest(copy)
+        with zipfile.ZipFile(copy) as archive:
+            check_members(archive, os.path.getsize(copy), {_MODEL, _SETTINGS})
+            document = read_json(archive, _SETTINGS)
+            _check(document, path)
+            inside = archive.extract(_MODEL, copy.parent / "inside")
+        model = load_private(pathlib.Path(inside))
+    return model, _decoded(document)
+
+
+def _check_digest(path):
+    size = os.path.getsize(path) - _DIGEST_LENGTH
+    with open(path, "rb") as file:
+        found = sha256(file, size).encode()
+        stored = file.read()
+    if size <= 0 or stored != found:
+        raise RefusedFileError(
+            path, "its SHA-256 digest does not match its content. Copy or save it again"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < 1e308  # Neither infinite, nor NaN, nor too large for a float.
+
+
+def _are_thresholds(value: Any) -> bool:
+    words = ("always", "never")
+    return isinstance(value, list) and all(
+        _is_number(each) or (isinstance(each, str) and each in words) for each in value
+    )
+
+
+def _is_criterion(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"registered_name", "config"}
+        and isinstance(value["registered_name"], str)
+        and isinstance(value["config"], (dict, type(None)))
+    )
+
+
+def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or check(value)
+
+
+def _is_calibration(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == _CALIBRATION.keys()
+        and all(check(value[key]) for key, check in _CALIBRATION.items())
+    )
+
+
+_CALIBRATION: dict[str, Callable[[Any], bool]] = {
+    "thresholds": _are_thresholds,
+    "accuracy": _is_number,
+    "base_accuracy": _is_number,
+    "flops_ratio": _or_none(_is_number),
+    "samples": lambda value: _is_number(value) and isinstance(value, int),
+    "guarantee": _or_none(_is_number),
+    "accuracy_drop_bound": _or_none(_is_number),
+}
+_SCHEMA: dict[str, Callable[[Any], bool]] = {
+    "format": lambda value: value == _FORMAT,
+    "version": lambda value: value == _VERSION,
+    "criterion": _is_criterion,
+    "scores_from": lambda value: isinstance(value, str),
+    "last_resort": lambda value: isinstance(value, str),
+    "thresholds": _or_none(_are_thresholds),
+    "calibration": _or_none(_is_calibration),
+}
+
+
+def _check(document, path):
+    try:
+        check_fields(document, _SCHEMA)
+    except ValueError as error:
+        raise RefusedFileError(path, f"in {_SETTINGS}, {error}") from error
+    check_config(document["criterion"]["config"])
+    check_budget(document["criterion"]["config"])
+
+
+def _encoded(settings):
+    """Return the settings without infinity and NaN, which JSON has not."""
+    settings = _map_thresholds(settings, {math.inf: "never", -math.inf: "always"})
+    found = settings["calibration"]
+    if found is not None and math.isnan(found["flops_ratio"]):
+        settings["calibration"] = {**found, "flops_ratio": None}
+    return settings
+
+
+def _decoded(document):
+    settings = _map_thresholds(document, {"never": math.inf, "always": -math.inf})
+    found = settings["calibration"]
+    if found is not None and found["flops_ratio"] is None:
+        settings["calibration"] = {**found, "flops_ratio": math.nan}
+    return settings
+
+
+def _map_thresholds(settings, words):
+    result = dict(settings)
+    if isinstance(result.get("thresholds"), (list, tuple)):
+        result["thresholds"] = [
+            words.get(value, value) for value in result["thresholds"]
+        ]
+    if result.get("calibration") is not None:
+        result["calibration"] = _map_thresholds(result["calibration"], words)
+    return result

@@ -1,0 +1,3 @@
+"""From outcomes of every exit to thresholds: NumPy alone. Internal."""
+
+__all__ = ["choice", "frontier", "guarantee", "search"]

@@ -1,0 +1,287 @@
+"""From a user's wish to thresholds: check it, search, and bound the drop."""
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from keras_selfdistill.early_exit.thresholds.guarantee import (
+    careful_path,
+    certified,
+    drops,
+    half_width,
+    upper_bound,
+)
+from keras_selfdistill.early_exit.thresholds.search import (
+    Goal,
+    Outcomes,
+    Points,
+    evaluate,
+    pareto,
+    per_exit_points,
+    shared_path,
+)
+
+# Half the width of the accuracy's interval: above the first, thresholds are chosen with
+# a warning; above the second, not at all.
+_PRECISE, _NO_INFORMATION = 0.05, 0.25
+_GOALS = ("max_accuracy_drop", "target_accuracy", "flops_budget")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What thresholds are to reach; exactly one of the first three.
+
+    Args:
+        max_accuracy_drop: Against the base, 0.01 for one point of a hundred.
+        target_accuracy: Smallest accuracy.
+        flops_budget: Largest mean share of the base's multiply-adds.
+        guarantee: Confidence of a bound on the accuracy drop, such as 0.95.
+        per_exit: Whether each exit has a threshold of its own.
+        seed: Of the split of the samples, where there is a guarantee.
+    """
+
+    max_accuracy_drop: float | None = None
+    target_accuracy: float | None = None
+    flops_budget: float | None = None
+    guarantee: float | None = None
+    per_exit: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        """Check the fields."""
+        given = {name: getattr(self, name) for name in _GOALS}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(
+                "Thresholds are chosen for one goal. Received: "
+                f"{', '.join(f'{n}={v!r}' for n, v in given.items()) or 'none'}. "
+                f"Expected one of {', '.join(f'{name}=' for name in _GOALS)}, e.g. "
+                "max_accuracy_drop=0.01."
+            )
+        ((name, value),) = given.items()
+        if (
+            not _is_number(value)
+            or not value >= 0
+            or (name != "flops_budget" and value > 1)
+        ):
+            raise ValueError(
+                f"`{name}` is out of range. Received: {name}={value!r}. Expected: a "
+                "share, such as 0.01 for one per cent."
+            )
+        if self.guarantee is None:
+            return
+        if not _is_number(self.guarantee) or not 0 < self.guarantee < 1:
+            raise ValueError(
+                f"`guarantee` is out of range. Received: guarantee={self.guarantee!r}. "
+                "Expected: a confidence between 0 and 1, such as 0.95."
+            )
+        if self.per_exit:
+            raise ValueError(
+                "A guarantee holds along one path of shared thresholds. Received: "
+                f"guarantee={self.guarantee!r} with per_exit=True. Leave out one."
+            )
+
+    @property
+    def needs_costs(self) -> bool:
+        """Whether more must be known of costs than that deeper exits cost more."""
+        return self.flops_budget is not None or self.per_exit
+
+    def goal(self, outcomes: Outcomes) -> Goal:
+        """Return the goal on some samples, on which a drop is counted."""
+        if self.flops_budget is not None:
+            return Goal(max_cost=self.flops_budget)
+        if self.target_accuracy is not None:
+            return Goal(min_accuracy=self.target_accuracy)
+        return Goal(min_accuracy=outcomes.reference.mean() - self.max_accuracy_drop)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Thresholds and what they gave on the samples they were chosen on.
+
+    With a guarantee, accuracy and cost are those of the held-out half.
+
+    Args:
+        thresholds: One for each exit but the last.
+        accuracy: Share of right answers.
+        base_accuracy: That of the base alone.
+        flops_ratio: Mean share of the base's multiply-adds; NaN where not known.
+        samples: How many samples were counted.
+        guarantee: Confidence of the bound, `None` without one.
+        accuracy_drop_bound: With that confidence, the mean accuracy drop on new samples
+            of the same distribution is at most so much.
+    """
+
+    thresholds: tuple[float, ...]
+    accuracy: float
+    base_accuracy: float
+    flops_ratio: float
+    samples: int
+    guarantee: float | None = None
+    accuracy_drop_bound: float | None = None
+
+
+def choose(outcomes: Outcomes, wish: Wish, *, last_is_base: bool = True) -> Choice:
+    """Return the best thresholds for a wish.
+
+    Args:
+        outcomes: What the exits answered on validation data.
+        wish: What to reach.
+        last_is_base: Whether the last resort is the base, so that samples which go to
+            the end cannot drop.
+
+    Raises:
+        ValueError: No thresholds reach it, or there are too few samples to tell.
+
+    Example:
+        >>> scores = np.tile([[0.9], [0.1]], (200, 1))
+        >>> correct = np.tile([[1, 1], [0, 1]], (200, 1))
+        >>> outcomes = Outcomes(scores, correct, correct[:, 1], np.array([0.5, 1.0]))
+        >>> choose(outcomes, Wish(max_accuracy_drop=0.0)).thresholds
+        (0.5,)
+    """
+    if np.isnan(outcomes.costs).any():
+        return _choose_by_order(outcomes, wish, last_is_base)
+    if wish.guarantee is None:
+        _check_samples(len(outcomes))
+        goal = wish.goal(outcomes)
+        points = points_of(outcomes, goal, per_exit=wish.per_exit)
+        choice = _choice(outcomes, points.thresholds[_best(points, goal, outcomes)])
+        _warn_of_few_samples(choice)
+        return choice
+    if len(outcomes) < 2:
+        raise ValueError(
+            "A guarantee needs samples to search on and others to test on. Received: "
+            f"{len(outcomes)} samples. Expected: some thousands."
+        )
+    order = np.random.default_rng(wish.seed).permutation(len(outcomes))
+    search, test = np.array_split(order, 2)
+    thresholds, bound = _guaranteed(
+        outcomes.part(search), outcomes.part(test), wish, last_is_base
+    )
+    return _choice(outcomes.part(test), thresholds, wish.guarantee, bound)
+
+
+def _choose_by_order(outcomes, wish, last_is_base):
+    """Choose shared thresholds where it is known only that deeper exits cost more.
+
+    Then lower thresholds cost less, whatever the costs are: the cheapest are the same.
+    """
+    if wish.needs_costs:
+        raise ValueError(
+            "The choice depends on costs, and those of some exits are not known. "
+            f"Received: {wish}. Expected: max_accuracy_drop= or target_accuracy=, with "
+            "thresholds that all exits share."
+        )
+    ranks = np.arange(1, len(outcomes.costs) + 1) / len(outcomes.costs)
+    ranked = dataclasses.replace(outcomes, costs=ranks)
+    choice = choose(ranked, wish, last_is_base=last_is_base)
+    return dataclasses.replace(choice, flops_ratio=math.nan)
+
+
+def _check_samples(samples):
+    """Refuse so few that an accuracy of a half may be anything from 25 to 75 %."""
+    if half_width(0.5, samples) > _NO_INFORMATION:
+        least = _samples_needed(0.5, _NO_INFORMATION)
+        raise ValueError(
+            f"Too few samples to choose thresholds on. Received: {samples}, on which "
+            "an accuracy of 50 % is known to ±"
+            f"{half_width(0.5, samples):.0%} (95 %). Expected: at least {least}, "
+            "better some hundreds; or pass guarantee=0.95 for a bound that holds on "
+            "any number, or set `thresholds` yourself."
+        )
+
+
+def _warn_of_few_samples(choice):
+    width = half_width(choice.accuracy, choice.samples)
+    if width > _PRECISE:
+        logging.warning(
+            "Thresholds were chosen on %d samples, on which their accuracy of %.1f %% "
+            "is known to ±%.1f points (95 %%): on other samples it may be far lower. "
+            "For ±%.0f points, calibrate on %d samples; for a bound that holds, pass "
+            "guarantee=0.95.",
+            choice.samples,
+            100 * choice.accuracy,
+            100 * width,
+            100 * _PRECISE,
+            _samples_needed(choice.accuracy, _PRECISE),
+        )
+
+
+def _samples_needed(accuracy, width):
+    return next(n for n in itertools.count(1) if half_width(accuracy, n) <= width)
+
+
+def points_of(
+    outcomes: Outcomes, goal: Goal | None = None, *, per_exit: bool = False
+) -> Points:
+    """Return the Pareto front of shared thresholds, or of each exit's own."""
+    return (
+        per_exit_points(outcomes, goal) if per_exit else pareto(shared_path(outcomes))
+    )
+
+
+def _guaranteed(search, test, wish, last_is_base):
+    """Return thresholds, and the bound on the accuracy drop that they keep."""
+    if wish.max_accuracy_drop is None:
+        goal = wish.goal(search)
+        points = points_of(search)
+        thresholds = points.thresholds[_best(points, goal, search)]
+        lost = drops(test, thresholds[None])[:, 0]
+        return thresholds, upper_bound(lost, wish.guarantee)
+    path = careful_path(shared_path(search))
+    found = certified(test, path, wish.max_accuracy_drop, wish.guarantee)
+    if found is None and not last_is_base:
+        raise ValueError(
+            "Nothing can be guaranteed: even with all samples going to the ensemble "
+            "the drop is not certain to be small enough. Received: "
+            f"max_accuracy_drop={wish.max_accuracy_drop}, guarantee={wish.guarantee} "
+            f"and {len(test)} samples to test on. Calibrate on more samples, or pass "
+            "last_resort='final'."
+        )
+    if not found:
+        logging.warning(
+            "No early exit can be guaranteed to drop at most %s on %d samples to test "
+            "on: all samples will go to the end. Calibrate on more samples.",
+            wish.max_accuracy_drop,
+            len(test),
+        )
+    return path.thresholds[found or 0], wish.max_accuracy_drop
+
+
+def _best(points, goal, outcomes):
+    best = goal.best(points.accuracy, points.cost)
+    if best is not None:
+        return best
+    if goal.max_cost is not None:
+        received = f"flops_budget={goal.max_cost:.4g}"
+        reached = f"at least {points.cost.min():.4g}, the cost of the first exit"
+    else:
+        received = f"an accuracy of at least {goal.min_accuracy:.4f}"
+        reached = (
+            f"at most {points.accuracy.max():.4f} on these {len(outcomes)} samples"
+        )
+    raise ValueError(
+        f"No thresholds reach the goal. Received: {received}. Expected: {reached}."
+    )
+
+
+def _choice(outcomes, thresholds, guarantee=None, bound=None):
+    accuracy, cost = evaluate(outcomes, thresholds)
+    return Choice(
+        thresholds=tuple(float(value) for value in thresholds),
+        accuracy=accuracy,
+        base_accuracy=float(outcomes.reference.mean()),
+        flops_ratio=cost,
+        samples=len(outcomes),
+        guarantee=guarantee,
+        accuracy_drop_bound=bound,
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)

@@ -1,0 +1,6 @@
+"""Predictions against labels: data of any form, quality, reliability, significance.
+
+Internal.
+"""
+
+__all__ = ["data_adapter", "quality", "reliability", "significance"]

@@ -1,0 +1,221 @@
+"""Read samples from arrays, data sets, loaders and generators, as NumPy arrays."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_selfdistill.backend.tensors import to_numpy
+from keras_selfdistill.utils.config import did_you_mean
+
+
+class Feeder:
+    """Turn what users pass into lists of arrays, one for each input of a base.
+
+    Args:
+        base: Functional or Sequential model.
+    """
+
+    def __init__(self, base: Any):
+        self._inputs = list(base.inputs)
+        structure = None if isinstance(base, keras.Sequential) else base.input
+        self._keys = [tensor.name for tensor in self._inputs]
+        if isinstance(structure, dict):
+            names = {id(tensor): name for name, tensor in structure.items()}
+            self._keys = [names[id(tensor)] for tensor in self._inputs]
+
+    def batches(
+        self, x: Any, y: Any = None
+    ) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
+        """Yield arrays, one for each input of the base, and labels where there are any.
+
+        Args:
+            x: Array; tuple, list or dict of arrays where the base has several inputs;
+                or a `tf.data.Dataset`, a PyTorch `DataLoader`, a
+                `keras.utils.PyDataset` or a generator of batches `x`, `(x, y)` or
+                `(x, y, sample_weight)`.
+            y: Labels, with arrays alone.
+
+        Raises:
+            ValueError: Shapes, numbers of rows or keys do not fit.
+            TypeError: `x` is of no kind that is known.
+        """
+        if self._is_arrays(x):
+            yield self._checked(x, y)
+            return
+        if y is not None:
+            raise ValueError(
+                f"Labels come with the data here. Received: x={type(x).__name__} and "
+                f"y={type(y).__name__}. Let x yield (inputs, labels) and leave out y."
+            )
+        for batch in _iterate(x):
+            # As in Keras: a tuple is (x, y, sample_weight), of a loader also a list.
+            if isinstance(batch, (tuple, list)):
+                yield self._checked(*batch[:2])
+            else:
+                yield self._checked(batch)
+
+    def _is_arrays(self, x):
+        if isinstance(x, Mapping) or _is_array(x):
+            return True
+        # A list may also be a list of batches; only arrays can be the inputs.
+        return isinstance(x, (tuple, list)) and all(map(_is_array, x)) and bool(x)
+
+    def _checked(self, x, y=None):
+        arrays = [
+            _as_input(value, tensor, key)
+            for value, tensor, key in zip(
+                self._in_order(x), self._inputs, self._keys, strict=True
+            )
+        ]
+        rows = {key: len(array) for key, array in zip(self._keys, arrays, strict=True)}
+        if y is not None:
+            y = to_numpy(y)
+            rows["labels"] = len(y)
+        if len(set(rows.values())) > 1:
+            raise ValueError(
+                "All inputs and labels must have as many rows. Received: "
+                f"{', '.join(f'{count} of {key!r}' for key, count in rows.items())}."
+            )
+        return arrays, y
+
+    def _in_order(self, x):
+        if isinstance(x, Mapping):
+            missing = [key for key in self._keys if key not in x]
+            if missing:
+                raise ValueError(
+                    f"An input is missing. Received: a dict with keys {list(x)}. "
+                    f"Expected: {self._keys}.{did_you_mean(missing[0], map(str, x))}"
+                )
+            return [x[key] for key in self._keys]
+        values = list(x) if isinstance(x, (tuple, list)) else [x]
+        if len(values) != len(self._inputs):
+            raise ValueError(
+                f"The base has {len(self._inputs)} inputs. Received: {len(values)} "
+                f"arrays. Expected: one for each of {self._keys}, as a tuple in this "
+                "order or as a dict."
+            )
+        return values
+
+
+def _is_array(x):
+    shaped = hasattr(x, "shape") and hasattr(x, "dtype")
+    return shaped and not isinstance(x, keras.utils.PyDataset)
+
+
+def _iterate(x):
+    if isinstance(x, keras.utils.PyDataset):
+        return (x[i] for i in range(x.num_batches))
+    if isinstance(x, (str, bytes, list, tuple)) or not hasattr(x, "__iter__"):
+        raise TypeError(
+            f"Cannot read samples. Received: x={x!r:.80} of type {type(x).__name__}. "
+            "Expected: an array, a tuple or dict of arrays for several inputs, a "
+            "tf.data.Dataset, a PyTorch DataLoader, a keras.utils.PyDataset or a "
+            "generator of batches."
+        )
+    return iter(x)
+
+
+def _as_input(value, tensor, key):
+    array = to_numpy(value)
+    wanted = tuple(tensor.shape[1:])
+    fits = array.ndim == len(wanted) + 1 and all(
+        size in (None, actual)
+        for size, actual in zip(wanted, array.shape[1:], strict=False)
+    )
+    if not fits:
+        sizes = ", ".join(str(size) for size in ("samples", *wanted))
+        hint = " Add the batch axis: x[None]." if array.shape == wanted else ""
+        raise ValueError(
+            f"Input {key!r} does not fit. Received: shape {array.shape}. Expected: "
+            f"({sizes}).{hint}"
+        )
+    return np.asarray(array, dtype=keras.backend.standardize_dtype(tensor.dtype))
+
+
+def class_numbers(batches: Sequence[np.ndarray | None], classes: int) -> np.ndarray:
+    """Return the labels of all batches as class numbers, shape `(samples,)`.
+
+    Args:
+        batches: Labels of each batch: numbers, `(samples,)` or `(samples, 1)`, or
+            one-hot rows, `(samples, classes)`.
+        classes: How many classes there are.
+
+    Raises:
+        ValueError: There are no labels, or they are no classes.
+
+    Example:
+        >>> class_numbers([np.array([[0, 1], [1, 0]])], 2).tolist()
+        [1, 0]
+    """
+    given = [labels for labels in batches if labels is not None]
+    if not given or len(given) < len(batches):
+        raise ValueError(
+            "Calibration needs samples with labels. Received: "
+            f"{'no labels' if batches else 'no samples'}. Expected: calibrate(x, y, "
+            "...), or a data set of (inputs, labels)."
+        )
+    labels = np.concatenate(given)
+    if labels.ndim == 2 and labels.shape[1] == classes:
+        labels = labels.argmax(axis=-1)
+    elif labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or not len(labels):
+        raise ValueError(
+            f"Labels do not fit. Received: shape {labels.shape}. Expected: (samples,) "
+            f"class numbers or (samples, {classes}) one-hot rows, at least one."
+        )
+    if not np.isin(labels, np.arange(classes)).all():
+        raise ValueError(
+            f"Labels are out of range. Received: values from {labels.min()} to "
+            f"{labels.max()}. Expected: whole numbers from 0 to {classes - 1}."
+        )
+    return labels
+
+
+def right_answers(outputs: Any, labels: Any) -> np.ndarray:
+    """Return which samples a classifier gets right, shape `(samples,)`.
+
+    Where an output is NaN, none is right.
+
+    Args:
+        outputs: Logits or probabilities, shape `(samples, classes)`.
+        labels: Class numbers or one-hot rows, as `class_numbers` takes them.
+
+    Raises:
+        ValueError: The shapes do not fit, or there are labels that are no classes.
+
+    Example:
+        >>> right_answers(np.eye(3), [0, 1, 0]).tolist()
+        [True, True, False]
+    """
+    labels = np.asarray(labels)
+    if getattr(outputs, "ndim", None) != 2 or outputs.shape[1] < 2:
+        raise ValueError(
+            "A classifier with one output is needed. Received: outputs of shape "
+            f"{keras.tree.map_structure(np.shape, outputs)}. Expected: shape (samples, "
+            "classes), of two classes or more. Of a wrapper, pass final_model(), "
+            "exit_model(name) or ensemble_model()."
+        )
+    if len(outputs) != len(labels):
+        raise ValueError(
+            "Each sample needs a label. Received: outputs of shape "
+            f"{tuple(outputs.shape)} and labels of shape {labels.shape}. Expected: the "
+            "same first axis."
+        )
+    return best_classes(outputs) == class_numbers([labels], outputs.shape[1])
+
+
+def best_classes(outputs: Any) -> np.ndarray:
+    """Return the class of the largest output, -1 where one is NaN.
+
+    Args:
+        outputs: Logits or probabilities, shape `(..., classes)`.
+
+    Example:
+        >>> best_classes(np.array([[0.2, 0.8], [np.nan, 0.5]])).tolist()
+        [1, -1]
+    """
+    outputs = np.asarray(outputs)
+    return np.where(np.isnan(outputs).any(axis=-1), -1, outputs.argmax(axis=-1))

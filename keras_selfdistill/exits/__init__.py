@@ -1,0 +1,6 @@
+"""Where exits go, and how they are attached to a base.
+
+Public: `suggest_taps`, as `keras_selfdistill.suggest_taps`; the rest is internal.
+"""
+
+__all__ = ["attach", "block_ends", "head_budget", "named_taps", "placement"]

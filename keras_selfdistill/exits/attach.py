@@ -1,0 +1,268 @@
+"""Attach exits to a base: from taps and a head to the symbolic tensors of each exit."""
+
+import dataclasses
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from absl import logging
+from keras import layers
+
+from keras_selfdistill.exits.head_budget import affordable_head
+from keras_selfdistill.exits.named_taps import named_taps
+from keras_selfdistill.exits.placement import Tap, flatten_to_place, placed_taps
+from keras_selfdistill.graph.ends.base_end import Classifier, find_classifier
+from keras_selfdistill.graph.flatten import FlatModel, flatten
+from keras_selfdistill.graph.nodes import (
+    ancestors,
+    check_functional,
+    dtype_policy,
+    input_structure,
+    producer,
+    unrecorded,
+)
+from keras_selfdistill.graph.task import Task
+from keras_selfdistill.heads.base import Head, Target
+from keras_selfdistill.heads.pieces import resize_positions
+from keras_selfdistill.heads.registry import suited
+from keras_selfdistill.recipes.base import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Exit:
+    """Symbolic tensors of one exit.
+
+    Args:
+        output: In the base's own form, shape `(batch, classes)`.
+        logits: Shape `(batch, classes)`; of all but the final exit in float32 at least.
+        feature: Shape `(batch, width)`.
+        hint: What the hint loss compares with the teacher's feature: this feature, or
+            what an adapter made of it.
+    """
+
+    output: Any
+    logits: Any
+    feature: Any
+    hint: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ExitGraph:
+    """A base with exits.
+
+    Args:
+        base: The user's model.
+        flat: The base with the models nested in it spread out.
+        taps: Names of the tapped layers, shallow to deep.
+        head: What made the exits' features.
+        task: What the base answers.
+        exits: The exits by name, shallow to deep; the last one is `final`.
+        ensemble: Output of the ensemble, the mean of all exits' logits, in the base's
+            own form.
+        training_network: Model of all that training reads: for every exit
+            `{"output": …, "logits": …, "feature": …, "hint": …}`, and the ensemble's
+            output. The final exit's may come from a `PreActivation` layer, which has no
+            weights of its own, so that the base's last layer runs once.
+        dtype_policy: That of the deepest tap.
+    """
+
+    base: Any
+    flat: FlatModel
+    taps: tuple[str, ...]
+    head: Head
+    task: Task
+    exits: dict[str, Exit]
+    ensemble: Any
+    training_network: Any
+    dtype_policy: Any
+
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """Every exit's output; the final one's is the base's own."""
+        found = {name: each.output for name, each in self.exits.items()}
+        return {**found, "final": self.flat.model.outputs[0]}
+
+    @property
+    def inputs(self) -> Any:
+        """The base's inputs, in the structure in which the base takes them."""
+        return input_structure(self.base)
+
+    def adapters(self) -> list[keras.Layer]:
+        """Return the layers that fit features to the teacher's, for the hint alone."""
+        return [
+            producer(each.hint).operation
+            for each in self.exits.values()
+            if each.hint is not each.feature
+        ]
+
+    def model(self, output: Any, name: str) -> keras.Model:
+        """Return a functional model of what one symbolic output needs, and no more."""
+        needed = ancestors(output)
+        inputs = [tensor for tensor in self.base.inputs if id(tensor) in needed]
+        if len(inputs) == len(self.base.inputs):
+            return keras.Model(self.inputs, output, name=name)
+        return keras.Model(inputs[0] if len(inputs) == 1 else inputs, output, name=name)
+
+
+def attach_exits(
+    base: Any,
+    taps: int | str | Sequence[str | Tap],
+    head: Head | None,
+    recipe: Recipe,
+    task: str | None = None,
+) -> ExitGraph:
+    """Tap a base, give every tap a head, and return the exits; the base stays usable.
+
+    Args:
+        base: Functional or built Sequential classifier.
+        taps: Layer names or `Tap`s from shallow to deep, or a number of exits to place,
+            or `"auto"`.
+        head: Makes the exits' features from their taps; `None` for the recipe's own,
+            narrowed where it would cost too much, or for one that fits the taps where
+            that does not.
+        recipe: Says which features are adapted for the hint.
+        task: What the base answers, where its end does not say.
+
+    Raises:
+        TypeError: The base is not a functional model, or `taps` is of another type.
+        ValueError: The base does not classify, a tap is wrong, a layer of the base has
+            a name that exits use, or the head does not fit a tap.
+    """
+    check_functional(base)
+    if _are_placed(taps):
+        flat = flatten_to_place(base)
+    else:
+        flat = flatten(base, _tap_names(taps))
+    with unrecorded(flat.model):
+        return _attach(base, flat, taps, head, recipe, task)
+
+
+def _attach(base, flat, taps, head, recipe, task):
+    end = find_classifier(flat.model, task)
+    chosen = _choose_taps(flat, end, taps)
+    names = exit_names(len(chosen))
+    _check_names(flat.model, names)
+    by_exit = dict(zip(names[:-1], chosen.values(), strict=True))
+    target = _target(end, flat.calls)
+    if head is None:
+        own = suited(recipe.head, list(chosen.values()), target)
+        head = affordable_head(flat.model, own, by_exit, target, end.task.units)
+    features = head.features(by_exit, target)
+    adapted = recipe.adapted_exits(names)
+    exits = {
+        name: _make_exit(name, feature, end, head, adapt=name in adapted)
+        for name, feature in features.items()
+    }
+    exits["final"] = Exit(end.output, end.logits, end.feature, end.feature)
+    ensemble = _ensemble(exits, end.activation)
+    network = keras.Model(
+        input_structure(base),
+        {"exits": {name: vars(e) for name, e in exits.items()}, "ensemble": ensemble},
+    )
+    policy = dtype_policy(list(chosen.values())[-1])
+    return ExitGraph(
+        base, flat, tuple(chosen), head, end.task, exits, ensemble, network, policy
+    )
+
+
+def exit_names(taps: int) -> list[str]:
+    """Return the names of the exits at the taps and the final one, shallow to deep.
+
+    Example:
+        >>> exit_names(2)
+        ['exit_1', 'exit_2', 'final']
+    """
+    digits = len(str(taps))
+    return [f"exit_{i:0{digits}d}" for i in range(1, taps + 1)] + ["final"]
+
+
+def _are_placed(taps):
+    number = isinstance(taps, numbers.Integral) and not isinstance(taps, bool)
+    return number or (isinstance(taps, str) and taps == "auto")
+
+
+def _choose_taps(flat: FlatModel, end: Classifier, taps):
+    if _are_placed(taps):
+        placed = placed_taps(flat, end, taps)
+        logging.info("Exits of %s: %s", flat.model.name, [each.name for each in placed])
+        return {each.name: each.tensor for each in placed}
+    if not isinstance(taps, (list, tuple)):
+        raise TypeError(
+            "`taps` must be a list of layer names, a number or 'auto'. Received: "
+            f"taps={taps!r} of type {type(taps).__name__}. Expected, say, taps=3 or "
+            f"taps=[{list(flat.calls)[len(flat.calls) // 2]!r}]."
+        )
+    if not taps:
+        raise ValueError(
+            "`taps` must hold at least one tap. Received: taps=[]. Expected: layer "
+            "names, or a number of exits such as 3."
+        )
+    return named_taps(flat, end.feature, _tap_names(taps))
+
+
+def _tap_names(taps):
+    """Return the names among what may be taps: `_choose_taps` checks them."""
+    given = taps if isinstance(taps, (list, tuple)) else ()
+    return [tap.name if isinstance(tap, Tap) else tap for tap in given]
+
+
+def _make_exit(name, feature, end: Classifier, head: Head, adapt: bool):
+    width = end.feature.shape[-1]
+    if tuple(feature.shape) != tuple(end.feature.shape):
+        raise ValueError(
+            f"A head must return a feature as wide as the base's. Received: "
+            f"{head!r} made shape {tuple(feature.shape)} for {name!r}. Expected: "
+            f"{tuple(end.feature.shape)}."
+        )
+    dtype = _full_precision(end.output)
+    logits = layers.Dense(end.task.units, name=f"{name}_logits", dtype=dtype)(feature)
+    logits = resize_positions(logits, end.task.positions, f"{name}_resized")
+    output = layers.Activation(end.activation, name=name, dtype=dtype)(logits)
+    hint = feature
+    if adapt:
+        hint = layers.Dense(width, name=f"{name}_adapter", dtype=dtype)(feature)
+    return Exit(output, logits, feature, hint)
+
+
+def _ensemble(exits, activation):
+    dtype = _full_precision(exits["final"].output)
+    logits = layers.Average(name="ensemble_logits", dtype=dtype)(
+        [each.logits for each in exits.values()]
+    )
+    return layers.Activation(activation, name="ensemble", dtype=dtype)(logits)
+
+
+def _full_precision(output):
+    """Return the dtype of exits: not of half precision, where the base's end is."""
+    return "float64" if output.dtype == "float64" else "float32"
+
+
+def _target(end: Classifier, calls):
+    mask = calls.get("padding_mask")
+    channels_last = end.data_format == "channels_last"
+    shape = tuple(end.last_spatial.shape) if end.last_spatial is not None else ()
+    return Target(
+        width=end.feature.shape[-1],
+        spatial_shape=shape[1:-1] if channels_last else shape[2:],
+        channels=shape[-1 if channels_last else 1] if shape else end.feature.shape[-1],
+        data_format=end.data_format,
+        spatial=end.last_spatial,
+        positions=tuple(end.feature.shape[1:-1]),
+        padding_mask=mask if mask is not None and len(mask.shape) == 2 else None,
+    )
+
+
+def _check_names(base, names):
+    taken = {
+        layer.name
+        for layer in base.layers
+        for name in [*names[:-1], "ensemble"]
+        if layer.name == name or layer.name.startswith(f"{name}_")
+    }
+    if taken:
+        raise ValueError(
+            f"Layers of the base have names that the exits use. Received: "
+            f"{sorted(taken)} in model {base.name!r}. Expected: other names. Rename "
+            "them; to wrap a model that has exits already, wrap its final_model()."
+        )

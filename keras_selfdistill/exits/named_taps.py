@@ -1,0 +1,99 @@
+"""Taps given by name: which tensors of a base feed exits, and errors about them."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from keras_selfdistill.graph.flatten import FlatModel
+from keras_selfdistill.graph.nodes import ancestors
+from keras_selfdistill.utils.config import did_you_mean
+
+
+def named_taps(flat: FlatModel, feature: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return the symbolic outputs of named layers, shallow to deep.
+
+    Args:
+        flat: The base, spread out.
+        feature: Its last feature; every tap must lead to it.
+        names: Names in `flat.calls`, in the order in which the data passes them.
+
+    Raises:
+        ValueError: A name is unknown or given twice, does not say which call of a layer
+            is meant, lies behind the last feature, or the taps are out of order or on
+            branches that do not lead to each other.
+        TypeError: A name is not a string.
+
+    Example:
+        >>> import keras
+        >>> from keras_selfdistill.graph.flatten import flatten
+        >>> hidden = keras.layers.Dense(3, name="hidden")
+        >>> model = keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(2)])
+        >>> flat = flatten(model)
+        >>> named_taps(flat, flat.model.outputs[0], ["hidden"])["hidden"].shape
+        (None, 3)
+    """
+    for name in names:
+        _check_name(flat, name)
+    repeated = {name for name in names if list(names).count(name) > 1}
+    if repeated:
+        raise ValueError(
+            f"Every tap must be named once. Received: taps={list(names)}, in which "
+            f"{sorted(repeated)} are repeated. Remove the repeated names."
+        )
+    taps = {name: flat.calls[name] for name in names}
+    _check_path(flat.model, feature, taps)
+    return taps
+
+
+def _check_name(flat, name):
+    if not isinstance(name, str):
+        raise TypeError(
+            f"`taps` must be layer names or a number. Received: {name!r} of type "
+            f"{type(name).__name__}. Pass the layer's name, e.g. layer.name."
+        )
+    if name in flat.calls:
+        return
+    calls = [call for call in flat.calls if re.sub(r"@\d+", "", call) == name]
+    if calls:
+        raise ValueError(
+            f"The layer is called {len(calls)} times, so its name does not say which "
+            f"output to tap. Received: tap {name!r}. Expected one of {calls}."
+        )
+    inside = [call for call in flat.calls if call.startswith(f"{name}/")]
+    if inside:
+        raise ValueError(
+            f"A nested model is tapped at a layer inside it. Received: tap {name!r}. "
+            f"Expected, say, {inside[-1]!r}."
+        )
+    ending = [call for call in flat.calls if call.endswith(f"/{name}")]
+    hint = f" Did you mean {ending[0]!r}?" if ending else ""
+    raise ValueError(
+        f"No layer has this name. Received: tap {name!r}. Expected: the name of a "
+        f"layer of model {flat.model.name!r}, in a nested model with the model's name "
+        f"before it: 'backbone/layer'.{hint or did_you_mean(name, flat.calls)} All "
+        "names: [layer.name for layer in model.layers]."
+    )
+
+
+def _check_path(base, feature, taps):
+    leads = ancestors(feature) - {id(feature)}
+    for name, tensor in taps.items():
+        if id(tensor) not in leads:
+            raise ValueError(
+                f"A tap must lie before the last feature, which the classifier reads. "
+                f"Received: tap {name!r} of model {base.name!r}, which does not lead "
+                "to it. Tap an earlier layer."
+            )
+    for (name, tensor), (deeper, deeper_tensor) in itertools.pairwise(taps.items()):
+        if id(deeper_tensor) in ancestors(tensor):
+            raise ValueError(
+                f"Taps must go from shallow to deep. Received: {name!r} before "
+                f"{deeper!r}, which is shallower. Swap them."
+            )
+        if id(tensor) not in ancestors(deeper_tensor):
+            raise ValueError(
+                f"Taps must lie on one path. Received: {name!r} and {deeper!r}, which "
+                "are on branches beside each other. Tap where branches have joined, "
+                "e.g. the output of a block."
+            )

@@ -1,0 +1,263 @@
+"""Place taps automatically: how many, and at which ends of blocks."""
+
+import dataclasses
+import itertools
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from absl import logging
+
+from keras_selfdistill.costs.counting import Count, multiply_adds
+from keras_selfdistill.costs.input_shapes import nominal_shapes
+from keras_selfdistill.exits.block_ends import BlockEnd, block_ends
+from keras_selfdistill.graph.ends.base_end import Classifier, find_classifier
+from keras_selfdistill.graph.flatten import FlatModel, flatten
+from keras_selfdistill.graph.layout import data_format_of
+from keras_selfdistill.graph.nodes import (
+    check_functional,
+    model_nodes,
+    producer,
+    unrecorded,
+)
+from keras_selfdistill.graph.open_layer import holds_layers
+from keras_selfdistill.graph.shells import original
+
+# What two neighbouring taps of one resolution count for, in steps between targets.
+_SAME_RESOLUTION = 0.5
+_DEFAULT_EXITS = 3
+# A layer made of layers, such as a stack of transformer blocks, is opened where it has
+# more than this share of the multiply-adds.
+_WHOLE = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Tap:
+    """A suggested tap.
+
+    Args:
+        name: Of the layer.
+        shape: Of its output; `None` stands for the batch.
+        share: Multiply-adds up to there, as a share of the base's.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    share: float
+
+
+class SuggestedTaps(tuple[Tap, ...]):
+    """Taps from shallow to deep, to pass as `taps=`; printed, a table.
+
+    Example:
+        >>> print(SuggestedTaps([Tap("block1_out", (None, 32, 32, 64), 0.254)]))
+        tap         output shape        share of multiply-adds
+        block1_out  (None, 32, 32, 64)                   25.4%
+    """
+
+    __slots__ = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tapped layers."""
+        return [tap.name for tap in self]
+
+    def __str__(self) -> str:
+        """Return the table."""
+        rows = [("tap", "output shape", "share of multiply-adds")]
+        rows += [(tap.name, str(tap.shape), f"{tap.share:.1%}") for tap in self]
+        widths = [
+            max(len(cell) for cell in column) for column in zip(*rows, strict=True)
+        ]
+        return "\n".join(
+            f"{name:{widths[0]}}  {shape:{widths[1]}}  {share:>{widths[2]}}"
+            for name, shape, share in rows
+        )
+
+
+def suggest_taps(model: Any, exits: int | str = _DEFAULT_EXITS) -> SuggestedTaps:
+    """Return where `SelfDistiller(model, taps=exits, …)` places its taps, as a table.
+
+    Taps lie at the ends of blocks: where the rest of the base reads one tensor alone,
+    or in networks without such places few. Tap i of k is near the share i / (k + 1) of
+    the multiply-adds. Two neighbouring taps have different resolutions if the taps
+    need not move for it, taken together, by more than half of 1 / (k + 1). The choice
+    depends on nothing but the base's graph.
+
+    Args:
+        model: Functional or Sequential classifier. Sizes that it leaves open, such as
+            the length of a text, count as 256, or as fewer where it takes no more.
+        exits: How many, or `"auto"`: as many as the resolution changes between the ends
+            of the base's blocks; 3 (or as many as there are ends, if fewer) where it
+            never does.
+
+    Returns:
+        The taps, to read, to edit, or to pass on as they are. `print` shows the table.
+
+    Raises:
+        TypeError: `model` is not functional, or `exits` of another type.
+        ValueError: The base does not classify, or has fewer block ends than `exits`;
+            or `exits` is below 1.
+
+    Example:
+        >>> import keras_selfdistill as ksd
+        >>> base = ksd.networks.resnet18(width_multiplier=0.125, classes=10)
+        >>> taps = ksd.suggest_taps(base)
+        >>> print(taps)
+        tap                output shape        share of multiply-adds
+        stage1_block2_out  (None, 32, 32, 8)                    29.1%
+        stage2_block2_out  (None, 16, 16, 16)                   52.7%
+        stage3_block2_out  (None, 8, 8, 32)                     76.4%
+        >>> model = ksd.SelfDistiller(base, taps, recipe="byot")
+    """
+    check_functional(model)
+    flat = flatten_to_place(model)
+    with unrecorded(flat.model):
+        classifier = find_classifier(flat.model)
+    return SuggestedTaps(
+        Tap(end.name, tuple(end.tensor.shape), end.share)
+        for end in placed_taps(flat, classifier, exits)
+    )
+
+
+def flatten_to_place(model: Any) -> FlatModel:
+    """Return a model spread out so far that no layer of it holds most of the work.
+
+    Layers of Keras itself, such as recurrent ones, stay whole, and so do those that
+    show no graph of layers.
+
+    Args:
+        model: Functional or built Sequential model.
+    """
+    paths: list[str] = []
+    flat = flatten(model)
+    whole = None
+    while (largest := _dominating_stack(flat)) not in (None, whole):
+        try:
+            flat = flatten(model, [*paths, f"{largest}/"])
+            paths.append(f"{largest}/")
+        except ValueError:  # It cannot be opened.
+            whole = largest
+    return flat
+
+
+def _dominating_stack(flat):
+    """Return the path of a layer made of layers with most of the work, if any."""
+    stacks = {
+        path: id(tensor)
+        for path, tensor in flat.calls.items()
+        if _is_stack(original(producer(tensor).operation))
+    }
+    if not stacks:
+        return None
+    costs = _by_output(_counts(flat.model))
+    path = max(stacks, key=lambda each: costs[stacks[each]])
+    return path if costs[stacks[path]] > _WHOLE * sum(costs.values()) else None
+
+
+def _is_stack(operation):
+    own = type(operation).__module__.split(".")[0] == "keras"
+    return holds_layers(operation) and not own
+
+
+def placed_taps(flat: FlatModel, end: Classifier, exits: int | str) -> list[BlockEnd]:
+    """Place taps as `suggest_taps` describes and return the block ends chosen.
+
+    Args:
+        flat: The base, spread out.
+        end: What `find_classifier` found.
+        exits: A number, or `"auto"`.
+    """
+    if isinstance(exits, bool) or not (
+        isinstance(exits, numbers.Integral) or exits == "auto"
+    ):
+        raise TypeError(
+            "A number of exits must be an integer or 'auto'. Received: "
+            f"{exits!r} of type {type(exits).__name__}. Pass, say, 3."
+        )
+    ends = block_ends(flat, end.feature, node_costs(flat.model), end.data_format)
+    if end.last_spatial is not None:
+        # Behind the last spatial tensor, heads would find no positions.
+        rank = len(end.last_spatial.shape)
+        ends = [each for each in ends if len(each.tensor.shape) == rank]
+    sizes = [_positions(each.tensor, end.data_format) for each in ends]
+    count = _automatic_count(sizes) if isinstance(exits, str) else int(exits)
+    _check_count(flat.model, ends, count)
+    return [ends[position] for position in _nearest(ends, sizes, count)]
+
+
+def _positions(tensor, default):
+    last = data_format_of(tensor, default) == "channels_last"
+    return tuple(tensor.shape[1:-1] if last else tensor.shape[2:])
+
+
+def node_costs(base: Any) -> dict[int, int]:
+    """Return the multiply-adds of every call in a base, by the id of its output.
+
+    What is not known of them counts as nothing, with a warning in the log.
+    """
+    counts = _counts(base)
+    unknown = Count.total(counts.values()).unknown
+    if unknown:
+        logging.warning(
+            "The multiply-adds of these layers are not known, so taps are placed as if "
+            "they cost nothing: %s. Name the taps to choose them yourself.",
+            list(unknown),
+        )
+    return _by_output(counts)
+
+
+def _counts(base):
+    return multiply_adds(model_nodes(base), nominal_shapes(base))
+
+
+def _by_output(counts):
+    return {id(node.outputs[0]): count.multiply_adds for node, count in counts.items()}
+
+
+def _automatic_count(sizes):
+    changes = sum(before != after for before, after in itertools.pairwise(sizes))
+    return changes or min(_DEFAULT_EXITS, max(1, len(sizes)))
+
+
+def _check_count(base, ends, exits):
+    if exits < 1:
+        raise ValueError(
+            f"`taps` must hold at least one tap. Received: taps={exits}. Expected: a "
+            "number of exits such as 3, or a list of layer names."
+        )
+    if exits > len(ends):
+        raise ValueError(
+            f"The base has too few block ends for that many exits. Received: "
+            f"taps={exits}. Expected: at most {len(ends)} for model {base.name!r}, "
+            f"at {[each.name for each in ends]}."
+        )
+
+
+def _nearest(ends: Sequence[BlockEnd], sizes: Sequence[Any], exits: int):
+    """Return the positions of the block ends that lie best.
+
+    The sum of all distances from tap i to the share i / (k + 1), in steps of that
+    length, and of a half for each two neighbours of one resolution, is the least there
+    is; among equals, the shallowest.
+    """
+    # For each end: cost and positions of the best choice so far whose last it is.
+    # Rounded, so that equals are equal.
+    steps = [round(each.share * (exits + 1), 9) for each in ends]
+    best: dict[int, tuple[float, tuple[int, ...]]]
+    best = {here: (abs(step - 1), (here,)) for here, step in enumerate(steps)}
+    for target in range(2, exits + 1):
+        best = {
+            here: min(
+                (
+                    cost
+                    + abs(steps[here] - target)
+                    + _SAME_RESOLUTION * (sizes[before] == sizes[here]),
+                    (*chosen, here),
+                )
+                for before, (cost, chosen) in best.items()
+                if before < here
+            )
+            for here in range(target - 1, len(ends))
+        }
+    return min(best.values())[1]

@@ -1,0 +1,16 @@
+"""Untrusted files: archives and configs are checked before anything is built.
+
+Public: `load_model` and `RefusedFileError`, as `keras_selfdistill.load_model`; the rest
+is internal.
+"""
+
+__all__ = [
+    "archive",
+    "atomic",
+    "config_budget",
+    "config_check",
+    "digest",
+    "quantized",
+    "regular_files",
+    "weights_file",
+]

@@ -1,0 +1,194 @@
+"""How much a config may ask for, checked as a whole before anything is made from it.
+
+A few bytes of a config can stand for much: a number for a list of that length, a
+pattern for a search without end. What a file's size does not bound, is bounded here.
+"""
+
+import re
+import reprlib
+from typing import Any, NamedTuple
+
+import keras
+
+from keras_selfdistill.files.config_check import resolve, where
+
+_MOST = {
+    "layers and operations": 10_000,  # NASNetLarge has 1,041.
+    "losses and metrics": 500,
+    "other objects": 100_000,
+    # Thresholds, classes, parts of a split, iterations: what becomes a list or a loop.
+    "items of lists": 2**17,
+}
+_LONGEST_TEXT = 10_000  # Of a layer's or operation's field, such as an equation.
+# Fields of layers, operations and optimizers whose number becomes a list or a loop.
+_REPEATED = frozenset(
+    (
+        "bins",
+        "chain_depth",
+        "indices_or_sections",
+        "ngrams",
+        "ns_steps",
+        "num",
+        "num_chains",
+        "num_ops",
+        "pool_dimensions",
+        "power_iterations",
+        "rank",
+    )
+)
+# Fields whose texts Keras searches for in the names of all variables, as patterns.
+_SEARCHED = ("exclude_layers",)
+_MATCHED = ("optimizer_map", "policy_map")
+# Patterns that take no more steps than the name has letters, for each wildcard.
+_NAME = r"[\w/ .\-]*"
+_PLAIN = re.compile(rf"\^?{_NAME}\$?")
+_WILDCARDS = re.compile(rf"\^?(\(\?!{_NAME}\))?({_NAME}\.\*)*{_NAME}\$?")
+_LONGEST_PATTERN = 200
+_LONGEST_WEIGHT_NAME = 100  # What layers add to their names: "/query/kernel".
+_MOST_STEPS = 10**9  # Of all searches in all names, together: seconds.
+
+
+def check_budget(config: Any) -> None:
+    """Refuse a config that asks for more than any model needs.
+
+    Args:
+        config: Config that `check_config` has passed.
+
+    Raises:
+        ValueError: It has too many objects, or numbers that make lists or loops too
+            long; or a pattern that could search without end. The message names the
+            field.
+
+    Example:
+        >>> auc = keras.metrics.AUC(num_thresholds=10**6)
+        >>> check_budget(keras.saving.serialize_keras_object(auc))
+        Traceback (most recent call last):
+            ...
+        ValueError: The config asks for too many items of lists. Received: more than \
+131072, at config.num_thresholds. Expected: ...
+    """
+    budget = _Budget()
+    budget.spend(config, _Place((), None, 0))
+    budget.check_patterns()
+
+
+class _Place(NamedTuple):
+    """Where in a config a value is."""
+
+    path: tuple
+    kind: Any  # Class of the object around it.
+    name_length: int  # Of the names of all objects around it, together.
+
+    def inside(self, key):
+        return self._replace(path=(*self.path, key))
+
+
+class _Budget:
+    """Counts what a config asks for, and what its patterns could take."""
+
+    def __init__(self):
+        self._spent = dict.fromkeys(_MOST, 0)
+        self._longest_name = 0
+        self._wildcards: list[int] = []  # Their number in each pattern.
+
+    def spend(self, value, place):
+        if isinstance(value, dict):
+            if "class_name" in value:
+                place = self._spend_object(value, place)
+            for key, each in value.items():
+                self.spend(each, place.inside(key))
+        elif isinstance(value, (list, tuple)):
+            for i, each in enumerate(value):
+                self.spend(each, place.inside(i))
+        elif isinstance(value, str):
+            self._check_text(value, place)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            field = place.path[-1] if place.path else None
+            is_metrics = isinstance(field, str) and _is_a(
+                place.kind, keras.metrics.Metric
+            )
+            if is_metrics or field in _REPEATED:
+                self._add("items of lists", abs(value), place)
+
+    def check_patterns(self):
+        length = self._longest_name + _LONGEST_WEIGHT_NAME
+        steps = sum(length ** max(1, number) for number in self._wildcards)
+        if steps * (1 + self._spent["layers and operations"]) > _MOST_STEPS:
+            raise ValueError(
+                "The config's patterns could be searched for too long. Received: "
+                f"{len(self._wildcards)} patterns for names of up to {length} letters. "
+                "Expected: fewer patterns, with one '.*' each, or shorter names."
+            )
+
+    def _spend_object(self, config, place):
+        kind = resolve(config)
+        fields = config.get("config")
+        place = place._replace(kind=kind)
+        if _is_a(kind, keras.Operation):
+            self._add("layers and operations", 1, place)
+        elif _is_a(kind, (keras.metrics.Metric, keras.losses.Loss)):
+            self._add("losses and metrics", 1, place)
+        else:
+            self._add("other objects", 1, place)
+        if not isinstance(fields, dict):
+            return place
+        for field in _SEARCHED:
+            self._add_patterns(fields.get(field), _PLAIN, place.inside(field))
+        for field in _MATCHED:
+            self._add_patterns(fields.get(field), _WILDCARDS, place.inside(field))
+        name = fields.get("name")
+        length = place.name_length + (len(name) if isinstance(name, str) else 0)
+        self._longest_name = max(self._longest_name, length)
+        return place._replace(name_length=length)
+
+    def _add_patterns(self, patterns, allowed, place):
+        for pattern in _texts(patterns):
+            parts = pattern.split("|") if allowed is _WILDCARDS else [pattern]
+            if len(pattern) > _LONGEST_PATTERN or not all(
+                allowed.fullmatch(part) for part in parts
+            ):
+                raise ValueError(
+                    "The config holds a pattern that could be searched for without "
+                    f"end. Received: {reprlib.repr(pattern)} at "
+                    f"{where(place.path)}. Expected: names of layers, in an "
+                    "OptimizerMap or DTypePolicyMap also with '.*', '|' and "
+                    "'(?!name)' at the beginning. For a file of your own, use "
+                    "keras.saving.load_model."
+                )
+            self._wildcards += [part.count(".*") for part in parts]
+
+    def _check_text(self, text, place):
+        is_own = _is_a(place.kind, keras.Operation) and _is_keras(place.kind)
+        if is_own and len(text) > _LONGEST_TEXT:
+            raise ValueError(
+                "A text of the config is too long for a layer. Received: "
+                f"{len(text)} letters at {where(place.path)}. Expected: at most "
+                f"{_LONGEST_TEXT}."
+            )
+
+    def _add(self, what, number, place):
+        self._spent[what] += number
+        if self._spent[what] > _MOST[what]:
+            raise ValueError(
+                f"The config asks for too many {what}. Received: more than "
+                f"{_MOST[what]}, at {where(place.path)}. Expected: at most "
+                f"{_MOST[what]} in one file. For a file of your own, use "
+                "keras.saving.load_model."
+            )
+
+
+def _texts(patterns):
+    """Return the texts of a list of patterns, or of a mapping by pattern."""
+    if isinstance(patterns, str):
+        return [patterns]
+    if not isinstance(patterns, (list, tuple, dict)):
+        return []
+    return [each for each in patterns if isinstance(each, str)]
+
+
+def _is_a(kind, classes):
+    return isinstance(kind, type) and issubclass(kind, classes)
+
+
+def _is_keras(kind):
+    return kind.__module__.partition(".")[0] == "keras"

@@ -1,0 +1,87 @@
+"""Give a feature extractor a classifier of its own."""
+
+import numbers
+from typing import Any
+
+import keras
+from keras import layers
+
+from keras_selfdistill.graph.layout import data_format_of
+from keras_selfdistill.graph.nodes import input_structure, unrecorded
+
+
+def with_classifier(backbone: Any, classes: int) -> keras.Model:
+    """Return a classifier on the layers of a model that ends in features.
+
+    Added are global average pooling, where there are positions to pool, and a dense
+    layer with softmax, as in `keras.applications`.
+
+    Args:
+        backbone: Functional or built Sequential model with one output of shape
+            `(batch, ..., channels)`, such as one built with `include_top=False`.
+        classes: Number of classes, at least 2.
+
+    Raises:
+        TypeError: `classes` is no whole number, or the backbone no functional model.
+        ValueError: The backbone has several outputs or classifies already, or there
+            are fewer than 2 classes.
+
+    Example:
+        >>> stack = [keras.Input((8, 8, 3)), layers.Conv2D(4, 3)]
+        >>> with_classifier(keras.Sequential(stack), classes=10).output_shape
+        (None, 10)
+    """
+    if isinstance(classes, bool) or not isinstance(classes, numbers.Integral):
+        raise TypeError(
+            f"`classes` must be a whole number. Received: classes={classes!r} of type "
+            f"{type(classes).__name__}. Expected, say, classes=10."
+        )
+    if classes < 2:
+        raise ValueError(
+            f"There must be classes to tell apart. Received: classes={classes}. "
+            "Expected: at least 2."
+        )
+    if not isinstance(backbone, (keras.Function, keras.Sequential)):
+        raise TypeError(
+            "`classes` adds a classifier to a functional or Sequential model. "
+            f"Received: {type(backbone).__name__}."
+        )
+    if len(backbone.outputs) != 1:
+        raise ValueError(
+            "`classes` adds a classifier to a model with one output. Received: model "
+            f"{backbone.name!r} with {len(backbone.outputs)} outputs. Choose one: "
+            "keras.Model(model.inputs, model.outputs[0])."
+        )
+    feature = backbone.outputs[0]
+    last = backbone.layers[-1]
+    activation = getattr(last, "activation", None)
+    if isinstance(last, layers.Softmax) or activation is keras.activations.softmax:
+        raise ValueError(
+            f"The model classifies already. Received: classes={classes} and model "
+            f"{backbone.name!r}, which ends in softmax. Expected: no `classes`, or a "
+            "model built with include_top=False."
+        )
+    pooling = {
+        3: layers.GlobalAveragePooling1D,
+        4: layers.GlobalAveragePooling2D,
+        5: layers.GlobalAveragePooling3D,
+    }
+    taken = {layer.name for layer in backbone.layers}
+    with unrecorded(backbone):
+        if len(feature.shape) in pooling:
+            pool = pooling[len(feature.shape)](
+                data_format=data_format_of(feature), name=_free("avg_pool", taken)
+            )
+            feature = pool(feature)
+        outputs = layers.Dense(
+            int(classes), activation="softmax", name=_free("predictions", taken)
+        )(feature)
+    return keras.Model(input_structure(backbone), outputs, name=backbone.name)
+
+
+def _free(name, taken):
+    return next(
+        candidate
+        for candidate in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2)))
+        if candidate not in taken
+    )

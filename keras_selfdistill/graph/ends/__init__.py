@@ -1,0 +1,3 @@
+"""Where a base ends: its logits, its last feature, its activation. Internal."""
+
+__all__ = ["base_end", "check", "logits", "pre_activation"]

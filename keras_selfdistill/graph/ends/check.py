@@ -1,0 +1,156 @@
+"""Check on a random batch that a base's output is the activation of its logits."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_selfdistill.graph.ends.pre_activation import ActivationNotCalledError
+
+_ROWS, _OPEN_SIZE = 2, 16  # Of a batch, and of any other axis that is left open.
+
+
+def agrees(
+    inputs: Sequence[Any],
+    logits: Any,
+    output: Any,
+    activation: Callable[[Any], Any],
+) -> bool:
+    """Tell whether an output is the activation of logits, in inference and training.
+
+    Both are computed in each mode from random inputs and random weights: those of a
+    base may be zeros, which hide a difference. Each is computed for itself, from the
+    same state, so that layers of both draw the same random numbers. Nothing of the base
+    is changed.
+
+    Args:
+        inputs: Symbolic tensors that both are computed from.
+        logits: Symbolic tensor.
+        output: Likewise.
+        activation: From tensor to tensor.
+
+    Raises:
+        ValueError: The layers in between do not run on random inputs.
+
+    Example:
+        >>> inputs = keras.Input((4,))
+        >>> logits = keras.layers.Dense(3)(inputs)
+        >>> output = keras.layers.Softmax()(logits)
+        >>> softmax, sigmoid = keras.activations.softmax, keras.activations.sigmoid
+        >>> [agrees([inputs], logits, output, each) for each in (softmax, sigmoid)]
+        [True, False]
+    """
+    unique = list({id(tensor): tensor for tensor in inputs}.values())
+    runs = [_Run(keras.Function(unique, tensor)) for tensor in (logits, output)]
+    random = np.random.default_rng(0)
+    values = [_random_input(tensor, random) for tensor in unique]
+    variables = {id(each): each for run in runs for each in run.variables_inside()}
+    weights = [
+        (variable, _random_weight(variable, random))
+        for variable in variables.values()
+        if keras.backend.is_float_dtype(variable.dtype)
+    ]
+    tolerance = max(run.precision() for run in runs)
+    for training in (False, True):
+        try:
+            found, expected = (run.result(values, weights, training) for run in runs)
+        except ActivationNotCalledError:
+            return False
+        found = _as_array(activation(found))
+        expected = _as_array(expected)
+        if found.shape != expected.shape or not np.allclose(
+            found, expected, rtol=tolerance, atol=tolerance
+        ):
+            return False
+    return True
+
+
+class _Run(keras.layers.Layer):
+    """A function as a layer, whose call says whether the layers inside train."""
+
+    def __init__(self, function):
+        super().__init__(autocast=False)
+        self._function = function
+        self.built = True
+
+    def call(self, values, training=None):
+        return self._function(values)
+
+    def layers_inside(self):
+        """Return all layers, those of layers included."""
+        return [
+            each
+            for operation in self._function.operations
+            if isinstance(operation, keras.Layer)
+            for each in operation._flatten_layers()
+        ]
+
+    def variables_inside(self):
+        """Return the variables of all layers."""
+        return [each for layer in self.layers_inside() for each in layer.variables]
+
+    def precision(self):
+        """Return how far results of the least precise layer may lie apart."""
+        halves = {"float16", "bfloat16"}
+        dtypes = {layer.compute_dtype for layer in self.layers_inside()}
+        return 2e-2 if dtypes & halves else 1e-5
+
+    def result(self, values, weights, training):
+        """Return what the function makes of values with other weights."""
+        inside = self.layers_inside()
+        scope = keras.StatelessScope(state_mapping=weights, collect_losses=True)
+        try:
+            with _attributes_kept(inside), scope:
+                return self(values, training=training)
+        except ActivationNotCalledError:
+            raise
+        # A user's layers may raise anything on values that they do not expect.
+        except Exception as error:
+            raise ValueError(
+                "The end of the base does not run on a random batch. Received: layers "
+                f"{[each.name for each in inside]}, which raise "
+                f"{type(error).__name__}: {error}. Expected: layers that run on any "
+                "numbers. Wrap the model without them."
+            ) from error
+
+
+@contextlib.contextmanager
+def _attributes_kept(layers: Sequence[Any]) -> Iterator[None]:
+    """Restore what calls set on layers beside their variables, such as a count."""
+    before = [(vars(layer), dict(vars(layer))) for layer in layers]
+    try:
+        yield
+    finally:
+        for now, then in before:
+            now.update((k, v) for k, v in then.items() if now.get(k, now) is not v)
+            for name in now.keys() - then.keys():
+                del now[name]
+
+
+def _as_array(tensor):
+    return np.asarray(ops.convert_to_numpy(tensor), "float32")
+
+
+def _random_input(tensor, random):
+    shape = [size or _OPEN_SIZE for size in tensor.shape]
+    shape[0] = tensor.shape[0] or _ROWS
+    if not keras.backend.is_float_dtype(tensor.dtype):
+        # Of a mask, `True`: nothing is padding.
+        return ops.full(shape, tensor.dtype == "bool", tensor.dtype)
+    # Scaled, so that sums of products stay where a softmax tells them apart.
+    return _as_tensor(random.normal(size=shape) / math.sqrt(shape[-1]), tensor.dtype)
+
+
+def _random_weight(variable, random):
+    # Above 0, as variances and scales are.
+    return _as_tensor(random.uniform(0.5, 1.5, tuple(variable.shape)), variable.dtype)
+
+
+def _as_tensor(values, dtype):
+    tensor = ops.convert_to_tensor(values.astype("float32"))
+    # JAX would compile even a cast to the dtype that there is.
+    return tensor if dtype == "float32" else ops.cast(tensor, dtype)

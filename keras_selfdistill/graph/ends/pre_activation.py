@@ -1,0 +1,150 @@
+"""Layers that recover logits: from in front of an activation, or from probabilities."""
+
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from keras_selfdistill.utils.config import PACKAGE
+
+
+class ActivationNotCalledError(ValueError):
+    """A call of a layer did not call the activation that the layer shows."""
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class PreActivation(layers.Layer):
+    """What a layer gives its activation, with the layer's own weights.
+
+    Recovers true logits from, say, `Dense(10, activation="softmax")`. The log of the
+    probabilities would not do: they underflow to 0 for logits 100 apart.
+
+    The layer runs as always, its activation and losses included, so where the model
+    goes on from here, nothing of the layer may run a second time.
+
+    Args:
+        layer: A built layer with an `activation` attribute; shared, not copied.
+
+    Raises:
+        ActivationNotCalledError: A call of the layer does not call its activation.
+
+    Example:
+        >>> import numpy as np
+        >>> identity = keras.initializers.Identity()
+        >>> dense = keras.layers.Dense(2, "softmax", kernel_initializer=identity)
+        >>> dense.build((None, 2))
+        >>> logits = PreActivation(dense)(np.array([[80.0, -80.0]]))
+        >>> keras.ops.convert_to_numpy(logits).tolist()
+        [[80.0, -80.0]]
+    """
+
+    def __init__(self, layer, **kwargs):
+        # Not the layer's policy, by which Keras would take this one for quantised.
+        kwargs.setdefault("dtype", layer.compute_dtype)
+        super().__init__(autocast=False, **kwargs)
+        self.layer = layer
+        self.built = layer.built
+        self.supports_masking = True
+
+    def call(self, inputs, *args, **kwargs):
+        """Run the layer and return what its activation was called with."""
+        given: list[Any] = []
+        activation = self.layer.activation or keras.activations.linear
+
+        def recorded(values):
+            given.append(values)
+            return activation(values)
+
+        # A twin that shares everything but the activation: to switch the activation
+        # of the layer itself, even for a moment, would show in other threads.
+        twin = object.__new__(type(self.layer))
+        before = dict(self.layer.__dict__)
+        twin.__dict__.update(before, activation=recorded)
+        # By its `__call__`, which runs quantised weights, masks and regularizers, too.
+        twin(inputs, *args, **kwargs)
+        self.layer.__dict__.update(
+            (name, value)
+            for name, value in twin.__dict__.items()
+            if name != "activation" and before.get(name, before) is not value
+        )
+        if not given:
+            raise ActivationNotCalledError(
+                f"The layer does not call its activation. Received: {self.layer.name!r}"
+                f" ({type(self.layer).__name__}). Expected: a layer such as Dense."
+            )
+        return given[-1]
+
+    def compute_output_spec(self, *args, **kwargs):
+        """Return the form of the layer's own output, which no activation changes."""
+        # Else by tracing `call`, of which JAX keeps something for every wrapper.
+        return self.layer.compute_output_spec(*args, **kwargs)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        """Return the layer's mask."""
+        if not self.layer.supports_masking:
+            return None
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def get_config(self):
+        """Return the arguments that make an equal layer."""
+        layer = keras.saving.serialize_keras_object(self.layer)
+        return {**super().get_config(), "layer": layer}
+
+    @classmethod
+    def from_config(cls, config):
+        """Make the layer from what `get_config` returned."""
+        config = dict(config)
+        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
+        return cls(layer, **config)
+
+    def build(self, input_shape):
+        """Build the layer inside."""
+        if not self.layer.built:
+            self.layer.build(input_shape)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class LogitsOfProbabilities(layers.Layer):
+    """Logits whose softmax or sigmoid are the given probabilities.
+
+    For ends that show no logits of their own, such as a softmax that is resized.
+    Probabilities that are rounded to 0 (for the sigmoid also to 1) have the logits of
+    the nearest number that is not.
+
+    Args:
+        activation: `"softmax"`: probabilities along the last axis sum to 1.
+            `"sigmoid"`: each is for itself.
+
+    Example:
+        >>> import numpy as np
+        >>> logits = LogitsOfProbabilities("sigmoid")(np.array([[0.5, 0.75]]))
+        >>> keras.ops.convert_to_numpy(logits).round(3).tolist()
+        [[0.0, 1.0989999771118164]]
+    """
+
+    def __init__(self, activation, **kwargs):
+        super().__init__(**kwargs)
+        if activation not in ("softmax", "sigmoid"):
+            raise ValueError(
+                "No logits of such probabilities. Received: activation="
+                f"{activation!r}. Expected: 'softmax' or 'sigmoid'."
+            )
+        self.activation = activation
+        self.supports_masking = True
+
+    def call(self, inputs):
+        """Return logits of the inputs' shape."""
+        # The smallest number that is not flushed to 0, and the largest below 1.
+        smallest, precision = (1e-37, 2.0**-24)
+        if self.activation == "softmax":
+            return ops.log(ops.maximum(inputs, smallest))
+        inputs = ops.clip(inputs, smallest, 1 - precision)
+        return ops.log(inputs) - ops.log1p(-inputs)
+
+    def compute_output_shape(self, input_shape):
+        """Return the inputs' shape."""
+        return input_shape
+
+    def get_config(self):
+        """Return the arguments that make an equal layer."""
+        return {**super().get_config(), "activation": self.activation}

@@ -1,0 +1,113 @@
+"""Layers of ours in a flat model: an operation renamed, a tensor with its mask."""
+
+from typing import Any
+
+import keras
+
+from keras_selfdistill.utils.config import PACKAGE
+from keras_selfdistill.utils.keras_internals import set_mask
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Renamed(keras.Layer):
+    """An operation under a name of its own, where two nested models share names.
+
+    Args:
+        operation: Layer or operation; shared, not copied.
+
+    Example:
+        >>> layer = keras.layers.Flatten(name="flatten")
+        >>> outputs = Renamed(layer, name="inner")(keras.Input((4, 2)))
+        >>> outputs.shape
+        (None, 8)
+    """
+
+    def __init__(self, operation, **kwargs):
+        # Not the operation's policy, by which Keras would take this for quantised.
+        kwargs.setdefault("dtype", getattr(operation, "compute_dtype", None))
+        super().__init__(autocast=False, **kwargs)
+        self.operation = operation
+        self.supports_masking = getattr(operation, "supports_masking", False)
+        self.built = getattr(operation, "built", True)
+
+    def build(self, input_shape):
+        """Build the operation."""
+        self.operation.build(input_shape)
+
+    def call(self, *args, **kwargs):
+        """Call the operation."""
+        return self.operation(*args, **kwargs)
+
+    def compute_output_spec(self, *args, **kwargs):
+        """Return what the operation would."""
+        return self.operation.compute_output_spec(*args, **kwargs)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        """Return the operation's mask."""
+        if isinstance(self.operation, keras.Layer):
+            return self.operation.compute_mask(inputs, previous_mask)
+        return previous_mask
+
+    def get_config(self):
+        """Return the arguments that make an equal layer."""
+        operation = keras.saving.serialize_keras_object(self.operation)
+        return {**super().get_config(), "operation": operation}
+
+    @classmethod
+    def from_config(cls, config):
+        """Make the layer from what `get_config` returned."""
+        config = dict(config)
+        operation = keras.saving.deserialize_keras_object(config.pop("operation"))
+        return cls(operation, **config)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class WithMask(keras.Layer):
+    """A tensor in another dtype, with the mask that the call is given.
+
+    Stands where a nested model takes its inputs over: Keras keeps their masks, which an
+    operation such as `keras.ops.cast` drops.
+
+    Args:
+        to: The dtype.
+
+    Example:
+        >>> steps, mask = keras.Input((5, 2)), keras.Input((5,), dtype="bool")
+        >>> WithMask("float16")(steps, mask=mask).dtype
+        'float16'
+    """
+
+    def __init__(self, to, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.to = keras.backend.standardize_dtype(to)
+        self.built = True
+
+    def call(self, inputs, mask=None):
+        """Cast, and attach the mask: a cast to the same dtype changes nothing."""
+        outputs = keras.ops.cast(inputs, self.to)
+        if mask is not None:
+            set_mask(outputs, mask)
+        return outputs
+
+    def compute_output_spec(self, inputs, mask=None):
+        """Return the inputs' shape in the new dtype."""
+        return keras.KerasTensor(inputs.shape, self.to)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        """Return the mask as it is."""
+        return previous_mask
+
+    def get_config(self):
+        """Return the arguments that make an equal layer."""
+        return {**super().get_config(), "to": self.to}
+
+
+def original(operation: Any) -> Any:
+    """Return the user's operation behind a `Renamed` one, or the one given.
+
+    Example:
+        >>> dense = keras.layers.Dense(2)
+        >>> original(Renamed(dense)) is original(dense) is dense
+        True
+    """
+    return operation.operation if isinstance(operation, Renamed) else operation

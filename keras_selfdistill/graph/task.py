@@ -1,0 +1,161 @@
+"""What a base answers, and what follows from it: decided in this one place."""
+
+import dataclasses
+from typing import Any
+
+from keras_selfdistill.utils.config import did_you_mean
+
+TASKS = ("multiclass", "multilabel", "binary", "regression")
+
+# Tasks that an end may serve; the first is taken unless the user says otherwise.
+_BY_ACTIVATION = {
+    "softmax": ("multiclass",),
+    "sigmoid": ("multilabel", "binary", "regression"),
+    "linear": ("multiclass", "multilabel", "binary", "regression"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a base answers for each sample.
+
+    Args:
+        name: `"multiclass"`: one class of several. `"multilabel"`: each label yes or
+            no. `"binary"`: one label yes or no. `"regression"`: numbers.
+        units: Classes, labels or numbers.
+        activation: Name of the Keras activation from logits to outputs.
+        positions: Axes between batch and units, such as height and width where each
+            pixel gets an answer; a size may be `None`.
+    """
+
+    name: str
+    units: int
+    activation: str
+    positions: tuple[int | None, ...] = ()
+
+    @property
+    def compares(self) -> str:
+        """What soft targets compare: `"logits"`, or the `"output"` of a regression."""
+        return "output" if self.name == "regression" else "logits"
+
+    def possible(self) -> tuple[str, ...]:
+        """Return the tasks that a base with this end may have.
+
+        Example:
+            >>> Task("binary", 1, "sigmoid").possible()
+            ('binary', 'regression')
+        """
+        return _possible(self.activation, self.units)
+
+    def check_labels(self, labels: Any) -> None:
+        """Refuse labels that no such base could be trained with.
+
+        Args:
+            labels: Batch of labels.
+
+        Raises:
+            ValueError: `labels` is missing, a collection, or of another shape.
+
+        Example:
+            >>> import numpy as np
+            >>> Task("multiclass", 10, "softmax").check_labels(np.zeros((8, 10)))
+        """
+        forms = self._label_forms()
+        texts = [str(("batch", *form)).replace("'batch'", "batch") for form in forms]
+        expected = (
+            f"Expected: one array for all exits, of shape {' or '.join(texts)}, for "
+            f"task {self.name!r}."
+        )
+        if getattr(getattr(labels, "shape", ()), "rank", 0) is None:
+            return  # A tf.data set that does not say: the loss will.
+        if not hasattr(labels, "shape"):
+            raise ValueError(
+                f"Received labels: {type(labels).__name__}. {expected} The wrapper "
+                "hands the same labels to every exit."
+            )
+        shape = tuple(labels.shape)
+        if not any(_fits(shape[1:], form) for form in forms) or not shape:
+            raise ValueError(f"Received labels of shape {shape}. {expected}")
+
+    def _label_forms(self):
+        """Return the shapes that labels of one sample may have."""
+        numbers, single = (*self.positions, self.units), (*self.positions, 1)
+        if self.name in ("multilabel", "regression") and self.units > 1:
+            return [numbers]
+        if self.name == "multiclass":
+            return [self.positions, single, numbers]
+        return [self.positions, single]
+
+
+def decide_task(
+    activation: str, shape: tuple[int | None, ...], wish: str | None, model_name: str
+) -> Task:
+    """Return the task of a base, from its end or from what the user says.
+
+    Softmax tells classes apart. A sigmoid says yes or no, to one label or to several.
+    Of a linear end, several units are logits of classes and a single one is a number:
+    for other tasks, or where each position gets an answer, the user must say so.
+
+    Args:
+        activation: Name of the Keras activation in which the base ends.
+        shape: Of the base's output.
+        wish: One of `TASKS`, or `None`.
+        model_name: For errors.
+
+    Raises:
+        ValueError: The wish is unknown or does not fit the end, or the end leaves the
+            task open.
+
+    Example:
+        >>> decide_task("sigmoid", (None, 5), None, "tagger").name
+        'multilabel'
+    """
+    positions, units = shape[1:-1], int(shape[-1] or 0)
+    fitting = _possible(activation, units)
+    received = (
+        f"model {model_name!r}, which ends in activation {activation!r} with an output "
+        f"of shape {tuple(shape)}"
+    )
+    if wish is not None and wish not in TASKS:
+        raise ValueError(
+            f"Unknown task. Received: task={wish!r}. Expected one of {TASKS}."
+            f"{did_you_mean(str(wish), TASKS)}"
+        )
+    if wish is not None and wish not in fitting:
+        raise ValueError(
+            f"The base does not fit the task. Received: task={wish!r} and {received}. "
+            f"Expected one of {fitting}."
+        )
+    if wish is None:
+        # One linear unit is more often a number than a logit.
+        wish = "regression" if (activation, units) == ("linear", 1) else fitting[0]
+        if positions and activation == "linear":
+            raise ValueError(
+                f"The base must say what it answers. Received: {received}. Expected: "
+                "an output of shape (batch, classes), or task='multiclass' (or another "
+                f"of {TASKS}) if each position has an answer, or classes=10 to add "
+                "pooling and a classifier."
+            )
+        if wish == "regression" and activation != "linear":
+            raise ValueError(
+                f"Cannot tell the logits of the base. Received: {received}. Expected: "
+                "softmax, sigmoid or linear. Pass task='regression' if its output is "
+                "numbers."
+            )
+    return Task(wish, units, activation, tuple(positions))
+
+
+def _possible(activation, units):
+    """Return the tasks that an end may serve, the likeliest first."""
+    return tuple(
+        task
+        for task in _BY_ACTIVATION.get(activation, ("regression",))
+        if not (task in ("multiclass", "multilabel") and units == 1)
+        and not (task == "binary" and units != 1)
+    )
+
+
+def _fits(sizes, form):
+    return len(sizes) == len(form) and all(
+        None in pair or pair[0] == pair[1] for pair in zip(sizes, form, strict=True)
+    )

@@ -1,0 +1,85 @@
+"""What every head is: from a tap to a feature as wide as the base's last one."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from keras_selfdistill.graph.nodes import dtype_policy
+from keras_selfdistill.utils.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a head has to reach: the end of the base.
+
+    Args:
+        width: Width of the base's last feature, C.
+        spatial_shape: Spatial sizes of the deepest spatial tensor, e.g. `(4, 4)`,
+            `()` if the base has none.
+        channels: Channels of that tensor.
+        data_format: `"channels_last"` or `"channels_first"`: of that tensor, and of a
+            tap where no layer before it says otherwise (`layout.data_format_of`).
+        spatial: That tensor, for heads that read it.
+        positions: Axes of the feature between batch and width, where each position
+            has an answer.
+        padding_mask: The base's input of this name, shape `(batch, steps)`: 1 where a
+            sequence has a token, 0 where it is padded.
+    """
+
+    width: int
+    spatial_shape: tuple[int, ...]
+    channels: int
+    data_format: str = "channels_last"
+    spatial: Any = None
+    positions: tuple[int | None, ...] = ()
+    padding_mask: Any = None
+
+
+class Head(Config):
+    """What every head offers; subclass it as a frozen dataclass.
+
+    Attributes:
+        reads_whole_base: Whether an exit needs the base to its end, so that it cannot
+            be cut off.
+    """
+
+    reads_whole_base: ClassVar[bool] = False
+
+    def __call__(self, tap: Any, target: Target, *, name: str, dtype: Any = None):
+        """Add layers named `name_...` to a symbolic tap and return the feature.
+
+        Args:
+            tap: Symbolic tensor of the base.
+            target: The end of the base.
+            name: Prefix of the layers' names, the exit's name.
+            dtype: Dtype policy of the layers.
+
+        Returns:
+            Symbolic tensor of shape `(batch, *target.positions, target.width)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define __call__.")
+
+    def features(self, taps: Mapping[str, Any], target: Target) -> dict[str, Any]:
+        """Add the heads of all exits and return their features.
+
+        Args:
+            taps: Symbolic tensors of the base by exit name, shallow to deep.
+            target: The end of the base.
+        """
+        return {
+            name: self(tap, target, name=name, dtype=dtype_policy(tap))
+            for name, tap in taps.items()
+        }
+
+    def multiply_adds(self, tap: Any, target: Target) -> int | None:
+        """Return what the feature of one exit costs for a sample, `None` if unknown.
+
+        Args:
+            tap: Symbolic tensor of the base.
+            target: The end of the base.
+        """
+        return None
+
+    def narrower(self) -> "Head | None":
+        """Return a cheaper head of the same kind, `None` if there is none."""
+        return None

@@ -1,0 +1,62 @@
+"""Heads by their names."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from absl import logging
+
+from keras_selfdistill.heads.base import Head, Target
+from keras_selfdistill.heads.bottleneck import Bottleneck
+from keras_selfdistill.heads.linear import Linear, Pointwise
+from keras_selfdistill.heads.separable import Separable
+from keras_selfdistill.heads.top_down import TopDown
+from keras_selfdistill.utils.config import resolve
+
+_SHORTHANDS = {
+    "bottleneck": Bottleneck,
+    "separable": Separable,
+    "attention": functools.partial(Separable, attention=True),
+    "top_down": TopDown,
+    "linear": Linear,
+    "pointwise": Pointwise,
+}
+
+
+def get(identifier: "str | Head") -> Head:
+    """Return the head with a name and default fields, or the head given.
+
+    Args:
+        identifier: `"bottleneck"`, `"separable"`, `"attention"`, `"top_down"`,
+            `"linear"`, `"pointwise"`, or a `Head`.
+
+    Raises:
+        ValueError: No head has this name.
+        TypeError: `identifier` is neither a string nor a `Head`.
+
+    Example:
+        >>> get("bottleneck")
+        Bottleneck(reduction=4)
+    """
+    return resolve(identifier, "head", Head, _SHORTHANDS)
+
+
+def suited(name: str, taps: Sequence[Any], target: Target) -> Head:
+    """Return the head with a name, or another where it does not fit the taps.
+
+    That is `Pointwise` where each position has an answer, and `Linear` where a tap is
+    no image of known size.
+
+    Args:
+        name: Of the recipe's head.
+        taps: Symbolic tensors of the base.
+        target: The end of the base.
+    """
+    if target.positions:
+        return Pointwise()
+    sizes = [(*tap.shape[1:], *target.spatial_shape) for tap in taps]
+    images = all(len(each) == 5 and None not in each for each in sizes)
+    if images:
+        return get(name)
+    logging.info("Exits get linear heads: head=%r needs images of known size.", name)
+    return Linear()

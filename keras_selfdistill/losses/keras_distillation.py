@@ -1,0 +1,121 @@
+"""Losses of `keras.distillation` between an exit and its teacher."""
+
+import dataclasses
+import math
+import numbers
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from keras.distillation import (
+    DistillationLoss,
+    FeatureDistillation,
+    LogitsDistillation,
+)
+
+from keras_selfdistill.utils.schedules import Scalar, is_schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class PairLoss:
+    """A loss of `keras.distillation` and its weight.
+
+    Args:
+        loss: Compares features if it is a `FeatureDistillation`, else logits.
+        weight: Factor on its value, or a schedule of it.
+    """
+
+    loss: DistillationLoss
+    weight: Scalar = 1.0
+
+    def __call__(
+        self, teacher: Mapping[str, Any], student: Mapping[str, Any], step: Any = 0
+    ) -> Any:
+        """Return the weighted loss, a mean over the batch.
+
+        Args:
+            teacher: `logits` and `feature` of the teacher.
+            student: Those of the exit.
+            step: Training steps so far, for a schedule.
+        """
+        kind = "feature" if isinstance(self.loss, FeatureDistillation) else "logits"
+        weight = self.weight(step) if is_schedule(self.weight) else self.weight
+        return weight * self.loss.compute_loss(teacher[kind], student[kind])
+
+
+def pair_losses(
+    losses: Sequence[DistillationLoss] | None, weights: Sequence[Scalar] | None
+) -> list[PairLoss]:
+    """Check what the user gave and return it as pairs of loss and weight.
+
+    `LogitsDistillation` with its default loss applies Keras' KL *function* to clipped
+    logits, which is no divergence of distributions and has hardly a gradient. It is
+    replaced, with a warning, by one with the KL *object*, which Keras feeds softmax
+    probabilities and scales by T².
+
+    Args:
+        losses: `keras.distillation` losses, or `None`.
+        weights: Their weights or schedules, all 1 if `None`.
+
+    Raises:
+        TypeError: Something else was given.
+        ValueError: The lengths differ, a weight is negative, or a loss names layers.
+
+    Example:
+        >>> found = pair_losses([keras.distillation.FeatureDistillation("mse")], [0.5])
+        >>> [(type(each.loss).__name__, each.weight) for each in found]
+        [('FeatureDistillation', 0.5)]
+    """
+    for argument, given in (("losses", losses), ("loss_weights", weights)):
+        if given is not None and not isinstance(given, (list, tuple)):
+            raise TypeError(
+                f"`distillation_{argument}` must be a list. Received: "
+                f"{given!r} of type {type(given).__name__}."
+            )
+    losses = losses or []
+    weights = [1.0] * len(losses) if weights is None else weights
+    if len(losses) != len(weights):
+        raise ValueError(
+            "`distillation_losses` and `distillation_loss_weights` must have the same "
+            f"length. Received: {len(losses)} losses and {len(weights)} weights."
+        )
+    return [_pair_loss(*each) for each in zip(losses, weights, strict=True)]
+
+
+def _pair_loss(loss, weight):
+    if not isinstance(loss, DistillationLoss):
+        raise TypeError(
+            "`distillation_losses` must hold losses of keras.distillation. Received: "
+            f"{loss!r} of type {type(loss).__name__}. Expected, say, "
+            "keras.distillation.FeatureDistillation(loss='mse')."
+        )
+    number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
+    if not is_schedule(weight) and not (number and 0 <= weight < math.inf):
+        raise ValueError(
+            "A weight of `distillation_loss_weights` must be a finite number of at "
+            f"least 0, or a schedule. Received: {weight!r}."
+        )
+    if isinstance(loss, FeatureDistillation) and (
+        loss.teacher_layer_name or loss.student_layer_name
+    ):
+        raise ValueError(
+            "The wrapper compares the exits' own features. Received: "
+            f"FeatureDistillation(teacher_layer_name={loss.teacher_layer_name!r}, "
+            f"student_layer_name={loss.student_layer_name!r}). Leave the names out; "
+            "`taps` chooses the layers."
+        )
+    if isinstance(loss, LogitsDistillation) and _is_kl_function(loss.loss):
+        warnings.warn(
+            "LogitsDistillation(loss='kl_divergence'), its default, computes no "
+            "Kullback-Leibler divergence: it compares clipped logits. Using "
+            "loss=keras.losses.KLDivergence() instead.",
+            stacklevel=4,
+        )
+        kl = keras.losses.KLDivergence()
+        loss = LogitsDistillation(temperature=loss.temperature, loss=kl)
+    return PairLoss(loss, float(weight) if number else weight)
+
+
+def _is_kl_function(loss):
+    return loss is keras.losses.kl_divergence

@@ -1,0 +1,208 @@
+"""What users give as loss: one, for every exit."""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+from keras import losses
+
+from keras_selfdistill.graph.task import Task
+from keras_selfdistill.losses import focal_loss
+from keras_selfdistill.utils.config import unknown_name
+from keras_selfdistill.utils.keras_internals import (
+    loss_function,
+    loss_of_function,
+    object_name,
+    with_loss_function,
+)
+
+_SCALAR_REDUCTIONS = ("sum_over_batch_size", "sum", "mean", "mean_with_sample_weight")
+
+# Functions that take classes as indices, and as one number for each class.
+SPARSE_LOSSES = (
+    losses.sparse_categorical_crossentropy,
+    losses.categorical_generalized_cross_entropy,
+)
+ONE_HOT_LOSSES = (
+    losses.categorical_crossentropy,
+    losses.categorical_focal_crossentropy,
+    losses.categorical_hinge,
+)
+_BINARY = (losses.binary_crossentropy, losses.binary_focal_crossentropy)
+# Losses that compute what lies before an activation from what lies behind it.
+_READS_LOGITS: dict[str, tuple[Any, ...]] = {
+    "softmax": (
+        losses.sparse_categorical_crossentropy,
+        losses.categorical_crossentropy,
+        losses.categorical_focal_crossentropy,
+    ),
+    "sigmoid": _BINARY,
+}
+# Keras' own clip logits, too.
+_UNCLIPPED = {
+    losses.binary_focal_crossentropy: focal_loss.binary_focal_crossentropy,
+    losses.categorical_focal_crossentropy: focal_loss.categorical_focal_crossentropy,
+}
+# What outputs are if they are trained by a loss; other losses leave it open.
+_TASKS = (
+    ((*SPARSE_LOSSES, *ONE_HOT_LOSSES, losses.kl_divergence), ("multiclass",)),
+    ((*_BINARY, losses.hinge, losses.squared_hinge), ("binary", "multilabel")),
+    (
+        (
+            losses.mean_squared_error,
+            losses.mean_absolute_error,
+            losses.mean_absolute_percentage_error,
+            losses.mean_squared_logarithmic_error,
+            losses.huber,
+            losses.log_cosh,
+            losses.poisson,
+            losses.cosine_similarity,
+        ),
+        ("regression",),
+    ),
+)
+_KERAS = tuple(each for functions, _ in _TASKS for each in functions)
+
+
+def as_loss(identifier: Any, task: Task) -> losses.Loss:
+    """Return a Keras loss for anything that `compile` takes as the loss of one output.
+
+    Args:
+        identifier: Name, function `(y_true, y_pred) -> per-sample values`, or `Loss`.
+        task: Of one unit, Keras takes `"crossentropy"` for the binary one.
+
+    Raises:
+        ValueError: The name is unknown, or the loss does not reduce to a scalar.
+        TypeError: `identifier` is missing or a collection.
+
+    Example:
+        >>> as_loss("ce", Task("binary", 1, "sigmoid")).fn.__name__
+        'binary_crossentropy'
+    """
+    if identifier is None or isinstance(identifier, (dict, list, tuple)):
+        raise TypeError(
+            "`compile` needs one loss, which serves every exit. Received: "
+            f"loss={identifier!r}. Expected: what you would pass for the base, e.g. "
+            "loss='sparse_categorical_crossentropy'. The recipe weighs the exits."
+        )
+    if isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce"):
+        single = task.units == 1
+        function = losses.binary_crossentropy if single else crossentropy
+        return loss_of_function(function, identifier)
+    try:
+        loss = losses.get(identifier)
+    except ValueError as error:
+        raise unknown_name("loss", identifier, losses) from error
+    if not isinstance(loss, losses.Loss):
+        name = identifier if isinstance(identifier, str) else object_name(loss)
+        return _named(loss, name)
+    if loss.reduction not in _SCALAR_REDUCTIONS:
+        raise ValueError(
+            "The loss must reduce to a scalar. Received: a loss with "
+            f"reduction={loss.reduction!r}. Expected one of {_SCALAR_REDUCTIONS}."
+        )
+    return loss
+
+
+def _named(function, name):
+    partial = isinstance(function, functools.partial) and not function.args
+    if partial and is_one_of(function.func, _KERAS):
+        return loss_of_function(function.func, name, **function.keywords)
+    return loss_of_function(function, name)
+
+
+def crossentropy(y_true: Any, y_pred: Any, **options: Any) -> Any:
+    """Return the crossentropy of each sample, for class indices or one-hot labels.
+
+    Args:
+        y_true: Labels.
+        y_pred: Outputs of several units.
+        options: Further arguments of Keras' crossentropies.
+    """
+    if is_sparse(y_true, y_pred):
+        return losses.sparse_categorical_crossentropy(y_true, y_pred, **options)
+    return losses.categorical_crossentropy(y_true, y_pred, **options)
+
+
+def is_sparse(labels: Any, outputs: Any) -> bool:
+    """Tell class indices, shape `(batch,)` or `(batch, 1)`, from rows of scores."""
+    return len(labels.shape) < len(outputs.shape) or labels.shape[-1] == 1
+
+
+def on_logits(loss: losses.Loss, task: Task) -> losses.Loss | None:
+    """Return the loss that takes logits where the given one takes outputs.
+
+    From probabilities, a crossentropy is clipped at 16.1 and has no gradient beyond;
+    TensorFlow alone looks behind them for the logits.
+
+    Args:
+        loss: What the user gave; it stays as it is.
+        task: Says by which activation outputs come from logits.
+
+    Returns:
+        A copy of the loss that reads logits; `None` where the loss has no option to,
+        has it set, or reads another activation's outputs.
+
+    Example:
+        >>> task = Task("multiclass", 10, "softmax")
+        >>> smoothed = losses.CategoricalCrossentropy(label_smoothing=0.1)
+        >>> found = on_logits(smoothed, task)
+        >>> loss_function(found)[1]["from_logits"], found.label_smoothing
+        (True, 0.1)
+    """
+    readers = _READS_LOGITS.get(task.activation, ())
+    function, options = loss_function(loss)
+    if function is crossentropy:
+        reads = task.activation == "softmax"
+    else:
+        last = readers is _BINARY or options.get("axis", -1) == -1
+        reads = is_one_of(function, readers) and last
+    if not reads or options.get("from_logits"):
+        return None
+    if function in _UNCLIPPED:
+        others = {key: each for key, each in options.items() if key != "from_logits"}
+        return with_loss_function(loss, _UNCLIPPED[function], others)
+    return with_loss_function(loss, function, {**options, "from_logits": True})
+
+
+def check_task(loss: losses.Loss, task: Task) -> None:
+    """Refuse a loss that contradicts what a linear end was taken for.
+
+    Such an end leaves open whether its numbers are logits. A sigmoid's outputs are
+    between 0 and 1 for every task, and mean what they did.
+
+    Args:
+        loss: What the user gave.
+        task: What the base answers, if nobody but its end says so.
+
+    Raises:
+        ValueError: The loss is one for another task, which the end would allow.
+
+    Example:
+        >>> check_task(losses.MeanSquaredError(), Task("regression", 1, "linear"))
+    """
+    meant = [each for each in _tasks_of(loss) if each in task.possible()]
+    if task.activation != "linear" or not meant or task.name in meant:
+        return
+    raise ValueError(
+        "The loss contradicts what the base was taken for. Received: "
+        f"loss {loss.name!r}, for task {' or '.join(map(repr, meant))}, and a base "
+        f"that ends in activation {task.activation!r} with {task.units} unit(s), which "
+        f"was taken for task {task.name!r}. Expected: SelfDistiller(..., "
+        f"task={meant[0]!r}), or task={task.name!r} if that is what you mean."
+    )
+
+
+def _tasks_of(loss):
+    function, _ = loss_function(loss)
+    if function is crossentropy:
+        return ("multiclass",)
+    for functions, tasks in _TASKS:
+        if is_one_of(function, functions):
+            return tasks
+    return ()
+
+
+def is_one_of(function: Any, functions: Iterable[Any]) -> bool:
+    """Tell whether a function is one of several: itself, not one of that name."""
+    return any(function is each for each in functions)

@@ -1,0 +1,24 @@
+"""Recipes: frozen, serialisable descriptions of which loss each exit gets.
+
+A recipe is data, not code. It names a head and, for every exit, the weight of each
+loss term; unless it says otherwise, the deepest exit (`final`) teaches the others.
+"""
+
+from keras_selfdistill.recipes.attention_byot import AttentionBYOT
+from keras_selfdistill.recipes.base import Recipe, TermWeights
+from keras_selfdistill.recipes.byot import BYOT, SeparableBYOT
+from keras_selfdistill.recipes.deep_supervision import DeepSupervision
+from keras_selfdistill.recipes.registry import RECIPES, get
+from keras_selfdistill.recipes.teskd import TESKD
+
+__all__ = [
+    "AttentionBYOT",
+    "BYOT",
+    "DeepSupervision",
+    "RECIPES",
+    "Recipe",
+    "SeparableBYOT",
+    "TESKD",
+    "TermWeights",
+    "get",
+]

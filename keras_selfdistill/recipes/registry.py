@@ -1,0 +1,35 @@
+"""Recipes by their names."""
+
+from keras_selfdistill.recipes.attention_byot import AttentionBYOT
+from keras_selfdistill.recipes.base import Recipe
+from keras_selfdistill.recipes.byot import BYOT, SeparableBYOT
+from keras_selfdistill.recipes.deep_supervision import DeepSupervision
+from keras_selfdistill.recipes.teskd import TESKD
+from keras_selfdistill.utils.config import resolve
+
+# By the names that stand for them, with their defaults.
+RECIPES: dict[str, type[Recipe]] = {
+    "byot": BYOT,
+    "separable_byot": SeparableBYOT,
+    "deep_supervision": DeepSupervision,
+    "attention_byot": AttentionBYOT,
+    "teskd": TESKD,
+}
+
+
+def get(identifier: "str | Recipe") -> Recipe:
+    """Return the recipe of a name, with its defaults, or the recipe given.
+
+    Args:
+        identifier: `"byot"`, `"separable_byot"`, `"deep_supervision"`,
+            `"attention_byot"`, `"teskd"`, or a `Recipe`.
+
+    Raises:
+        ValueError: No recipe has this name.
+        TypeError: `identifier` is neither a string nor a `Recipe`.
+
+    Example:
+        >>> get("deep_supervision") == DeepSupervision()
+        True
+    """
+    return resolve(identifier, "recipe", Recipe, RECIPES)

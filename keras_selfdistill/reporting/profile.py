@@ -1,0 +1,301 @@
+"""What a model costs: multiply-adds and parameters by layer, section and exit."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+
+from keras_selfdistill.costs.counting import (
+    Count,
+    Shapes,
+    model_multiply_adds,
+    multiply_adds,
+)
+from keras_selfdistill.costs.input_shapes import given_shapes
+from keras_selfdistill.early_exit.section_models import calls_by_section
+from keras_selfdistill.graph.ends.pre_activation import PreActivation
+from keras_selfdistill.graph.flatten import flatten
+from keras_selfdistill.graph.nodes import (
+    check_functional,
+    graph_nodes,
+    model_nodes,
+    producer,
+)
+from keras_selfdistill.graph.shells import original
+from keras_selfdistill.training.distiller import SelfDistiller
+from keras_selfdistill.utils.table import Table, compact
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a model, or a section of one, costs.
+
+    Args:
+        parameters: Number of weights, trainable or not.
+        multiply_adds: For one sample, of the layers whose cost is known.
+        share: Multiply-adds as a share of the base's; NaN where not known.
+        unknown: Names of the layers whose cost is not known.
+    """
+
+    parameters: int
+    multiply_adds: int
+    share: float
+    unknown: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """What one call of a layer or an operation costs.
+
+    Args:
+        name: Path of the layer; `"backbone/stage/layer"` in a nested model.
+        kind: Its class.
+        section: The first exit that needs it; `"ensemble"` where none does.
+        parameters: Number of weights that no other row has.
+        multiply_adds: For one sample; `None` if not known for all that it does.
+        unknown: Names of what is not known.
+    """
+
+    name: str
+    kind: str
+    section: str
+    parameters: int
+    multiply_adds: int | None
+    unknown: tuple[str, ...] = ()
+
+
+class Profile(Mapping[str, Cost]):
+    """Costs by exit, as a mapping; also by section and by layer. Printed, a table.
+
+    Args:
+        exits: Of the model of each exit and of the ensemble, shallow to deep.
+        sections: What each exit needs and no exit before it has computed.
+        layers: Every call, in an order that runs.
+    """
+
+    def __init__(
+        self,
+        exits: Mapping[str, Cost],
+        sections: Mapping[str, Cost],
+        layers: tuple[LayerCost, ...],
+    ):
+        self._exits = dict(exits)
+        self.sections = dict(sections)
+        self.layers = layers
+
+    def __getitem__(self, name: str) -> Cost:
+        """Return the cost of the model of one exit."""
+        return self._exits[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the exits."""
+        return iter(self._exits)
+
+    def __len__(self) -> int:
+        """Return the number of exits."""
+        return len(self._exits)
+
+    def render(self, *, layers: bool = False) -> str:
+        """Return the costs by exit and by section as text.
+
+        Args:
+            layers: Whether to list every layer with weights or multiply-adds, too.
+        """
+        parts = [
+            _costs_table(self._exits, "model of"),
+            _costs_table(self.sections, "section of"),
+        ]
+        if layers:
+            parts.append(_layers_table(self.layers))
+        unknown = sorted({name for row in self.layers for name in row.unknown})
+        notes = [f"Not counted, as unknown: {', '.join(unknown)}."] if unknown else []
+        return "\n\n".join([*(table.text() for table in parts), *notes])
+
+    def __str__(self) -> str:
+        """Return what `render()` does."""
+        return self.render()
+
+    def __repr__(self) -> str:
+        """Return what it holds, in short."""
+        return f"Profile({list(self)}, {len(self.layers)} layers)"
+
+
+def profile(model: Any, input_shape: Any = None) -> Profile:
+    """Return multiply-adds and parameters by exit, by section and by layer.
+
+    Each exit is the model that `exit_model` or `ensemble_model` returns, so `final` is
+    the base alone. Exits that cannot be cut off are left out. What a layer costs that
+    is not known is named in `unknown` and left out of the sums;
+    `register_multiply_adds` makes it known.
+
+    Args:
+        model: A `SelfDistiller`, or a functional or Sequential model, which is one
+            exit, `final`.
+        input_shape: Of one sample, without the batch, where the model leaves sizes
+            open, such as the length of a text; of several inputs, in the structure in
+            which the model takes them.
+
+    Raises:
+        TypeError: `model` has no graph.
+        ValueError: Sizes are open and `input_shape` is missing, or it does not fit.
+
+    Example:
+        >>> import keras_selfdistill as ksd
+        >>> base = ksd.networks.resnet18(width_multiplier=0.125, classes=10)
+        >>> costs = ksd.profile(ksd.SelfDistiller(base, taps=1, recipe="byot"))
+        >>> {name: round(cost.share, 2) for name, cost in costs.items()}
+        {'exit_1': 0.54, 'final': 1.0, 'ensemble': 1.02}
+        >>> print(costs)
+        model of  parameters  multiply-adds   share
+        exit_1        17.6 k         4.83 M   54.4%
+        final          178 k         8.87 M  100.0%
+        ensemble       184 k         9.02 M  101.7%
+        <BLANKLINE>
+        section of  parameters  multiply-adds  share
+        exit_1          17.6 k         4.83 M  54.4%
+        final            166 k         4.19 M  47.3%
+        >>> costs.layers[1].name, costs.layers[1].multiply_adds
+        ('stem_conv', 221184)
+    """
+    if not isinstance(model, SelfDistiller):
+        check_functional(model)
+    base = model.base if isinstance(model, SelfDistiller) else model
+    return profile_at(model, given_shapes(base, input_shape))
+
+
+def profile_at(model: Any, shapes: Shapes) -> Profile:
+    """Return what `profile` does.
+
+    Args:
+        model: As there.
+        shapes: Of the inputs, where the model leaves sizes open.
+    """
+    if isinstance(model, SelfDistiller):
+        return _profile_exits(model, shapes)
+    flat = flatten(model)
+    counts = multiply_adds(model_nodes(flat.model), shapes)
+    rows = _layer_costs(counts, dict.fromkeys(counts, "final"), flat.calls)
+    total = Count.total(counts.values())
+    cost = _as_cost(flat.model.count_params(), total, total)
+    return Profile({"final": cost}, {"final": cost}, tuple(rows.values()))
+
+
+def _profile_exits(model, shapes):
+    graph = model._graph
+    names = model.exit_names if model.has_early_exits else ["final"]
+    models = {name: model.exit_model(name) for name in names}
+    models["final"] = graph.flat.model  # It knows the sizes in nested models.
+    models["ensemble"] = model.ensemble_model()
+    found = {name: model_multiply_adds(each, shapes) for name, each in models.items()}
+    of_base = found["final"]
+    exits = {
+        name: _as_cost(each.count_params(), found[name], of_base)
+        for name, each in models.items()
+    }
+    ends = [each.output for each in graph.exits.values()] + [graph.ensemble]
+    nodes = graph_nodes(graph.base.inputs, ends)
+    section = calls_by_section(graph, ["output"])
+    counts = multiply_adds(nodes, shapes)
+    rows = _layer_costs(counts, section, graph.flat.calls)
+    sections = {}
+    for name in model.exit_names:
+        own = [node for node in nodes if section.get(node) == name]
+        parameters = sum(rows[node].parameters for node in own)
+        count = Count.total(counts[node] for node in own)
+        sections[name] = _as_cost(parameters, count, of_base)
+    return Profile(exits, sections, tuple(rows.values()))
+
+
+def _as_cost(parameters, count, of_base):
+    return Cost(
+        parameters, count.multiply_adds, share_of(count, of_base), count.unknown
+    )
+
+
+def share_of(cost: Cost | Count, of_base: Cost | Count) -> float:
+    """Return what share one cost is of another, NaN where it is not known.
+
+    Example:
+        >>> share_of(Count(1), Count(4)), share_of(Count(1), Count(4, ("fourier",)))
+        (0.25, nan)
+    """
+    alike = cost.unknown == of_base.unknown
+    if alike and cost.multiply_adds == of_base.multiply_adds > 0:
+        return 1.0  # Also where both hold the same that is unknown.
+    if cost.unknown or of_base.unknown or not of_base.multiply_adds:
+        return math.nan
+    return cost.multiply_adds / of_base.multiply_adds
+
+
+def _layer_costs(counts, sections, calls):
+    """Return the row of every node that was counted."""
+    paths = {id(tensor): path for path, tensor in calls.items()}
+    # The base's last layer may run in front of its activation, by another call.
+    by_layer = {
+        id(original(producer(tensor).operation)): path for path, tensor in calls.items()
+    }
+    own = _own_parameters(counts, sections)
+    rows = {}
+    for node, count in counts.items():
+        layer = original(node.operation)
+        path = paths.get(id(node.outputs[0]), node.operation.name)
+        if isinstance(layer, PreActivation):
+            layer = layer.layer
+            path = by_layer.get(id(layer), path)
+        rows[node] = LayerCost(
+            name=path,
+            kind=type(layer).__name__,
+            section=sections.get(node, "ensemble"),
+            parameters=own[node],
+            multiply_adds=None if count.unknown else count.multiply_adds,
+            unknown=count.unknown,
+        )
+    return rows
+
+
+def _own_parameters(nodes, sections):
+    """Return how many weights each node has that no node before it has.
+
+    The ensemble comes last: it may read weights of the final exit.
+    """
+    seen: set[int] = set()
+    found = {}
+    for node in sorted(nodes, key=lambda node: node not in sections):
+        layer = original(node.operation)
+        weights = layer.weights if isinstance(layer, keras.Layer) else []
+        new = {id(each): math.prod(each.shape) for each in weights}
+        found[node] = sum(size for key, size in new.items() if key not in seen)
+        seen |= new.keys()
+    return found
+
+
+def _costs_table(costs, heading):
+    headings = [heading, "parameters", "multiply-adds", "share"]
+    rows = [
+        [
+            name,
+            compact(cost.parameters),
+            ("at least " if cost.unknown else "") + compact(cost.multiply_adds),
+            "unknown" if math.isnan(cost.share) else f"{cost.share:.1%}",
+        ]
+        for name, cost in costs.items()
+    ]
+    return Table(headings, rows)
+
+
+def _layers_table(layers):
+    headings = ["layer", "class", "section of", "parameters", "multiply-adds"]
+    rows = [
+        [
+            row.name,
+            row.kind,
+            row.section,
+            compact(row.parameters),
+            "unknown" if row.unknown else compact(row.multiply_adds),
+        ]
+        for row in layers
+        if row.parameters or row.multiply_adds != 0
+    ]
+    return Table(headings, rows, names=3)

@@ -1,0 +1,87 @@
+"""The columns of a report, what they mean, and their numbers as text."""
+
+import textwrap
+from typing import Any
+
+from keras_selfdistill.utils.table import Table, compact, csv_text
+
+WIDTH = 100
+
+_COLUMNS = {
+    # Field of a row: heading and format.
+    "accuracy": ("accuracy", "{:.2%}"),
+    "top_5": ("top-5", "{:.2%}"),
+    "absolute_error": ("abs. error", "{:.4f}"),
+    "loss": ("loss", "{:.4f}"),
+    "calibration_error": ("ECE", "{:.2%}"),
+    "agreement": ("agrees", "{:.2%}"),
+    "parameters": ("params", None),
+    "multiply_adds": ("mult-adds", None),
+    "share": ("share", "{:.1%}"),
+    "milliseconds": ("ms", "{:.2f}"),
+    "bytes": ("size", None),
+}
+_MEANINGS = {
+    "top_5": "top-5: the right class is among the five likeliest.",
+    "calibration_error": "ECE: expected calibration error: how far confidence is from "
+    "accuracy, in 15 bins.",
+    "agreement": "agrees: answers that are those of final.",
+    "multiply_adds": "mult-adds: multiply-adds for one sample; share: of the base's.",
+    "bytes": "size: of the .keras file.",
+}
+
+
+def table_of(report: Any) -> Table:
+    """Return the table of a `Report`: the columns that any row has a value for."""
+    shown = {
+        key: look
+        for key, look in _COLUMNS.items()
+        if any(getattr(row, key) is not None for row in report.rows)
+    }
+    rows = [[row.name, *(_cell(row, key) for key in shown)] for row in report.rows]
+    return Table(
+        ["", *(heading for heading, _ in shown.values())], rows, _notes(report)
+    )
+
+
+def csv_of(rows: list[dict]) -> str:
+    """Return rows as CSV, tuples as names behind each other."""
+    return csv_text(
+        [
+            {
+                key: " ".join(value) if isinstance(value, tuple) else value
+                for key, value in row.items()
+            }
+            for row in rows
+        ]
+    )
+
+
+def _cell(row, key):
+    value = getattr(row, key)
+    if value is None:
+        return "–"
+    template = _COLUMNS[key][1]
+    if template:
+        return template.format(value)
+    shown = compact(value, "B" if key == "bytes" else "")
+    return f"≥ {shown}" if key == "multiply_adds" and row.unknown else shown
+
+
+def _notes(report):
+    found = [
+        meaning
+        for key, meaning in _MEANINGS.items()
+        if any(getattr(row, key) is not None for row in report.rows)
+    ]
+    error = "squared error" if report.task == "regression" else "crossentropy"
+    found.insert(0, f"loss: mean {error}.")
+    if any(row.milliseconds is not None for row in report.rows):
+        found.append(
+            f"ms: median time of {report.repeats} calls of batch "
+            f"{report.batch_size}, {report.device}."
+        )
+    unknown = sorted({name for row in report.rows for name in row.unknown})
+    if unknown:
+        found.append(f"≥: without layers of unknown cost: {', '.join(unknown)}.")
+    return [line for note in found for line in textwrap.wrap(note, WIDTH)]

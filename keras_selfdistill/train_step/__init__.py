@@ -1,9 +1,0 @@
-"""The training and test step of the backend in use."""
-
-import importlib
-
-import keras
-
-_step = importlib.import_module(f"{__name__}.{keras.backend.backend()}")
-train_step = _step.train_step
-test_step = _step.test_step

@@ -1,0 +1,371 @@
+"""`SelfDistiller`: a base with exits that trains all of them at once by `fit`."""
+
+import contextlib
+import inspect
+import threading
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_selfdistill import heads, recipes
+from keras_selfdistill.exits.attach import attach_exits
+from keras_selfdistill.exits.placement import Tap
+from keras_selfdistill.files.config_check import check_config
+from keras_selfdistill.files.quantized import quantizations, quantize
+from keras_selfdistill.graph.add_classifier import with_classifier
+from keras_selfdistill.losses.keras_distillation import pair_losses
+from keras_selfdistill.training.external_teacher import teacher_network
+from keras_selfdistill.training.trainer import Trainer
+from keras_selfdistill.utils.config import PACKAGE, did_you_mean
+from keras_selfdistill.utils.keras_internals import (
+    is_cloned_by,
+    writes_legacy_format,
+)
+from keras_selfdistill.utils.schedules import Scalar
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class SelfDistiller(Trainer):
+    """Wrap a classifier so that its exits learn from the labels and from its end.
+
+    Every tapped layer grows an exit head; `fit` trains all exits with one forward
+    pass per batch. Called on a batch, the wrapper returns a dict of every exit's
+    output in the base's own form. The base's layers and weights are shared, not
+    copied: what is trained here is trained there.
+
+    Logs: `loss`, its weighted parts (`label_loss`, `soft_target_loss`, `hint_loss`,
+    `external_loss`, `distillation_loss`, as far as there are any), the metrics of the
+    final exit under their own names, and those of the others and of the ensemble (mean
+    of all logits) as `exit_1_accuracy`, …, `ensemble_accuracy`. `loss` is the sum of
+    its parts and of the base's own losses, such as weight regularisation.
+
+    Args:
+        model: The base: a functional or Sequential classifier with one output of
+            shape `(batch, classes)`, softmax or logits. Models may be nested in it.
+        taps: Layer names from shallow to deep, or a number of exits, which are then
+            placed at the ends of blocks at nearly equal shares of the multiply-adds;
+            `"auto"` chooses their number, too. `suggest_taps` shows the choice.
+            A layer of a nested model is named `"backbone/stage/layer"`, the second
+            call of a layer that is called several times `"layer@2"`.
+        recipe: `"byot"`, `"separable_byot"`, `"attention_byot"`, `"teskd"`,
+            `"deep_supervision"`, or a `Recipe`.
+        head: `"bottleneck"`, `"separable"`, `"attention"`, `"top_down"`, `"linear"`,
+            or a `Head`; by default the recipe's own. Its bottlenecks are narrowed where
+            they would add more than 15 % to the base's multiply-adds (see
+            `heads.Bottleneck`); other heads are not.
+        teacher: Another classifier, of the same inputs and classes, whose logits every
+            exit learns from with the recipe's `external_weight`. It is frozen, called
+            in inference mode, and saved with the wrapper.
+        distillation_losses: Losses of `keras.distillation`, applied between each exit
+            and its teacher: features by a `FeatureDistillation`, else logits. Keras
+            takes their mean over the batch, so sample weights do not reach them.
+        distillation_loss_weights: Their weights, numbers or schedules, all 1 by
+            default.
+        freeze: `"base"` to train the exits of a trained base alone; batch
+            normalisation of a frozen base stays in inference mode. To go on with all
+            weights: `model.base.trainable = True`, then compile and fit again.
+        classes: For a `model` that ends in features, such as one of
+            `keras.applications` with `include_top=False`: the number of classes. The
+            base is then this model with global average pooling and a softmax layer.
+        task: `"multiclass"`, `"multilabel"`, `"binary"` or `"regression"`, where the
+            base's end does not say: softmax tells classes apart, a sigmoid says yes or
+            no to each label, several linear units are logits of classes, a single one
+            is a number. A loss that says otherwise of a linear end is refused.
+        name: Name of the wrapper.
+
+    Raises:
+        TypeError: An argument is of the wrong type; subclassed models cannot be tapped.
+        ValueError: The base does not classify, a tap is wrong, or a name is unknown.
+            The base is left as it was.
+
+    Example:
+        >>> base = keras.Sequential([
+        ...     keras.Input((8, 8, 1)),
+        ...     keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="a"),
+        ...     keras.layers.Conv2D(8, 3, strides=2, activation="relu", name="b"),
+        ...     keras.layers.GlobalAveragePooling2D(),
+        ...     keras.layers.Dense(3, activation="softmax"),
+        ... ])
+        >>> model = SelfDistiller(base, taps=["a"], recipe="byot")
+        >>> model.exit_names
+        ['exit_1', 'final']
+        >>> model.compile("sgd", loss="sparse_categorical_crossentropy")
+        >>> {name: output.shape for name, output in model.output.items()}
+        {'exit_1': (None, 3), 'final': (None, 3)}
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        taps: int | str | Sequence[str | Tap],
+        recipe: str | recipes.Recipe,
+        *,
+        head: str | heads.Head | None = None,
+        teacher: keras.Model | None = None,
+        distillation_losses: Sequence[Any] | None = None,
+        distillation_loss_weights: Sequence[Scalar] | None = None,
+        freeze: str | None = None,
+        classes: int | None = None,
+        task: str | None = None,
+        name: str | None = None,
+    ):
+        recipe = recipes.get(recipe)
+        if freeze not in (None, "base"):
+            raise ValueError(
+                f"Unknown `freeze`. Received: freeze={freeze!r}. Expected: 'base' or "
+                "None."
+            )
+        pairs = pair_losses(distillation_losses, distillation_loss_weights)
+        head = None if head is None else heads.get(head)
+        if classes is not None:
+            model = with_classifier(model, classes)
+        graph = attach_exits(model, taps, head, recipe, task)
+        name = name or f"self_distilled_{model.name}"
+        super().__init__(inputs=graph.inputs, outputs=graph.outputs, name=name)
+        # Kept in plain objects, whose layers and metrics Keras does not track twice.
+        self._graph = graph
+        self._turn = threading.RLock()
+        self._batch = types.SimpleNamespace(now=None)  # The one that `fit` is at.
+        self._recipe = recipe
+        self._head = graph.head
+        self._given = types.SimpleNamespace(
+            teacher=teacher, pair_losses=pairs, task=task
+        )
+        # Tracked: what training alone reads, which is no part of the outputs' graph.
+        self._adapters = graph.adapters()
+        self._teacher = None
+        if teacher is not None:
+            self._teacher = teacher_network(teacher, model, graph.task)
+        self._step = _counter("step", 0, "int32")
+        self._distillation_scale = _counter("distillation_scale", 1.0, "float32")
+        if freeze:
+            model.trainable = False
+        # Loss scaling follows the base, also where the global policy is another.
+        self.dtype_policy = graph.dtype_policy
+
+    @property
+    def trainable(self) -> bool:
+        """Whether anything is trained; the external teacher never is."""
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.Model.trainable.fset(self, value)
+        if self._teacher is not None:
+            self._teacher.trainable = False
+
+    @property
+    def exit_names(self) -> list[str]:
+        """Names of the exits, shallow to deep."""
+        return list(self._graph.exits)
+
+    @property
+    def taps(self) -> list[str]:
+        """Names of the tapped layers, shallow to deep."""
+        return list(self._graph.taps)
+
+    @property
+    def recipe(self) -> recipes.Recipe:
+        """The recipe that weighs the exits' losses."""
+        return self._recipe
+
+    @property
+    def head(self) -> heads.Head:
+        """The head that made the exits' features."""
+        return self._head
+
+    @property
+    def task(self) -> str:
+        """What the base answers, such as `"multiclass"`."""
+        return self._graph.task.name
+
+    @property
+    def base(self) -> keras.Model:
+        """The model that was wrapped."""
+        return self._graph.base
+
+    @property
+    def has_early_exits(self) -> bool:
+        """Whether exits can be cut off: not where their heads read the whole base."""
+        return not self._head.reads_whole_base
+
+    def final_model(self) -> keras.Model:
+        """Return the base, stripped of its exits: same layers, weights and cost.
+
+        Example:
+            `model.final_model().save("classifier.keras")`
+        """
+        base = self._graph.base
+        return keras.Model(self._graph.inputs, base.outputs[0], name=base.name)
+
+    def exit_model(self, name: str) -> keras.Model:
+        """Return a functional model that holds what one exit needs, and no other layer.
+
+        Args:
+            name: One of `exit_names`.
+
+        Raises:
+            ValueError: No exit has this name, or the exits cannot be cut off.
+        """
+        if name == "final":
+            return self.final_model()
+        if name not in self._graph.exits:
+            raise ValueError(
+                f"No exit has this name. Received: {name!r}. Expected one of "
+                f"{self.exit_names}.{did_you_mean(str(name), self.exit_names)}"
+            )
+        if not self.has_early_exits:
+            raise ValueError(
+                f"No exit of this wrapper can be cut off: its head, {self._head!r}, "
+                f"reads the whole base, so a model of {name!r} would cost more than "
+                "the base. Deploy final_model(), which its exits helped to train, or "
+                "ensemble_model()."
+            )
+        output = self._graph.exits[name].output
+        return self._graph.model(output, name=f"{self._graph.base.name}_{name}")
+
+    def ensemble_model(self) -> keras.Model:
+        """Return a functional model of the mean of all exits' logits.
+
+        Its output is in the base's own form: the softmax of that mean if the base ends
+        in softmax. To load a saved one, `import keras_selfdistill` first: it may hold
+        a layer of ours, which recovers the base's logits.
+        """
+        name = f"{self._graph.base.name}_ensemble"
+        return self._graph.model(self._graph.ensemble, name=name)
+
+    def _run_through_graph(self, inputs, operation_fn=lambda each: each, call_fn=None):
+        """Refuse to be cloned as a plain model; called by Keras."""
+        if is_cloned_by(operation_fn):
+            raise TypeError(
+                "keras.models.clone_model makes a plain model without recipe, heads "
+                f"and training of a wrapper. Received: {type(self).__name__} "
+                f"{self.name!r}. Expected: copy.deepcopy(model), a wrapper with the "
+                "same weights, or type(model).from_config(model.get_config()), one "
+                "with new weights."
+            )
+        return super()._run_through_graph(inputs, operation_fn, call_fn)
+
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+        """Save the wrapper to a `.keras` file, as `keras.Model.save` does.
+
+        Raises:
+            ValueError: The name is that of a legacy `.h5` file, which could not be
+                loaded. What is at the path stays as it is.
+        """
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise _legacy_format_error(f"filepath={str(filepath)!r}")
+        super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal wrapper.
+
+        Raises:
+            ValueError: It is asked for by Keras to write a legacy `.h5` file.
+        """
+        if writes_legacy_format():
+            raise _legacy_format_error("a call of keras.saving.save_model with one")
+        base, teacher = map(
+            keras.saving.serialize_keras_object, (self._graph.base, self._given.teacher)
+        )
+        for config in filter(None, (base, teacher)):
+            config.pop("compile_config", None)  # The wrapper has its own optimizer.
+        return {
+            "model": base,
+            "taps": self.taps,
+            "recipe": keras.saving.serialize_keras_object(self._recipe),
+            "head": keras.saving.serialize_keras_object(self._head),
+            "teacher": teacher,
+            "distillation_losses": [
+                keras.saving.serialize_keras_object(pair.loss)
+                for pair in self._given.pair_losses
+            ],
+            "distillation_loss_weights": [
+                keras.saving.serialize_keras_object(pair.weight)
+                for pair in self._given.pair_losses
+            ],
+            "task": self._given.task,
+            "name": self.name,
+            "frozen": [
+                layer.name for layer in self._added_layers if not layer.trainable
+            ],
+            "quantized": quantizations(self._added_layers),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Make a wrapper from what `get_config` returned.
+
+        Raises:
+            ValueError: A field is missing or unknown, or names what no model is made
+                of (`safe_config` says what that is).
+        """
+        # An empty scope would hide the one around it.
+        scope = keras.saving.custom_object_scope
+        with scope(custom_objects) if custom_objects else contextlib.nullcontext():
+            check_config(config, code=True)
+        own = {"frozen", "quantized"}  # No arguments, but what was done to the layers.
+        needed = {*_SERIALIZED, "taps", *own}
+        known = {*inspect.signature(cls.__init__).parameters, *own} - {"self"}
+        if not needed <= config.keys() <= known:
+            raise ValueError(
+                "The wrapper's config has other fields than this version writes. "
+                f"Received: {list(config)}. Expected: {sorted(needed)} and at most "
+                f"{sorted(known - needed)}."
+            )
+        config = dict(config)
+        frozen, quantized = set(config.pop("frozen")), config.pop("quantized")
+        for key in _SERIALIZED:
+            config[key] = keras.saving.deserialize_keras_object(
+                config[key], custom_objects
+            )
+        model = cls(**config)
+        for layer in model._added_layers:
+            layer.trainable = layer.name not in frozen
+        quantize(model, model._added_layers, quantized)
+        return model
+
+    @property
+    def _added_layers(self):
+        """The layers of the exits, which the base's config does not describe."""
+        own = {id(layer) for layer in self._graph.flat.model.layers}
+        return [
+            layer for layer in [*self.layers, *self._adapters] if id(layer) not in own
+        ]
+
+    def load_own_variables(self, store):
+        """Load the count of steps; the scale of distillation is that of no training."""
+        super().load_own_variables(store)
+        self.distillation_scale = 1.0
+
+
+# Fields of the config that hold configs of Keras objects.
+_SERIALIZED = (
+    "model",
+    "recipe",
+    "head",
+    "teacher",
+    "distillation_losses",
+    "distillation_loss_weights",
+)
+
+
+def _legacy_format_error(received):
+    return ValueError(
+        "A wrapper cannot be saved to a legacy HDF5 file: nothing could load it. "
+        f"Received: {received}. Expected: a path that ends in '.keras'; or "
+        "save_weights with one that ends in '.weights.h5', for the weights alone."
+    )
+
+
+def _counter(name, value, dtype):
+    return keras.Variable(
+        keras.initializers.Constant(value),
+        shape=(),
+        dtype=dtype,
+        trainable=False,
+        aggregation="only_first_replica",
+        name=name,
+    )

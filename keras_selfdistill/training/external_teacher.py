@@ -1,0 +1,83 @@
+"""The external teacher: another model whose logits every exit learns from."""
+
+from typing import Any
+
+import keras
+
+from keras_selfdistill.graph.ends.base_end import find_logits
+from keras_selfdistill.graph.flatten import flatten
+from keras_selfdistill.graph.nodes import input_structure, unrecorded
+from keras_selfdistill.graph.task import Task
+
+
+def teacher_network(teacher: Any, base: Any, task: Task) -> keras.Model:
+    """Return a model of what a teacher shows to its students, and freeze the teacher.
+
+    These are its logits, or its outputs where they are numbers.
+
+    Args:
+        teacher: A functional or Sequential model that answers what the base does.
+        base: The model that learns; the teacher has to take its inputs and answer in
+            its shape.
+        task: What the base answers.
+
+    Raises:
+        TypeError: The teacher is not a functional model.
+        ValueError: It is a wrapper, does not fit the base, or shares weights with it.
+
+    Example:
+        >>> import keras_selfdistill as ksd
+        >>> options = {"classes": 10, "width_multiplier": 0.125}
+        >>> teacher = ksd.networks.resnet34(**options)
+        >>> task = Task("multiclass", 10, "softmax")
+        >>> base = ksd.networks.resnet18(**options)
+        >>> network = teacher_network(teacher, base, task)
+        >>> network.output_shape, teacher.trainable
+        ((None, 10), False)
+    """
+    if isinstance(getattr(teacher, "output", None), dict):
+        raise ValueError(
+            f"The teacher must have one output. Received: {teacher.name!r} with a dict "
+            "of outputs. Of a wrapper, pass its final_model() or ensemble_model()."
+        )
+    if not isinstance(teacher, (keras.Function, keras.Sequential)):
+        raise TypeError(
+            "The teacher must be a functional or Sequential classifier, whose logits "
+            f"can be found. Received: {teacher!r} of type {type(teacher).__name__}."
+        )
+    shapes = [[tuple(each.shape) for each in model.inputs] for model in (teacher, base)]
+    if not _takes(*shapes):
+        raise ValueError(
+            "The teacher must take the base's inputs. Received: a teacher with inputs "
+            f"{shapes[0]}. Expected: {shapes[1]}."
+        )
+    flat = flatten(teacher).model
+    by_logits = task.compares == "logits"
+    with unrecorded(flat):
+        logits = find_logits(flat, task.name) if by_logits else flat.outputs[0]
+    if tuple(logits.shape[1:]) != tuple(base.outputs[0].shape[1:]):
+        raise ValueError(
+            "The teacher must tell the base's classes apart. Received: a teacher with "
+            f"{logits.shape[-1]} classes, shape {tuple(logits.shape)}. Expected: "
+            f"{base.outputs[0].shape[-1]}, shape {tuple(base.outputs[0].shape)}."
+        )
+    own = {id(variable) for variable in base.variables}
+    if any(id(variable) in own for variable in teacher.variables):
+        raise ValueError(
+            f"The teacher must not share weights with the base, which it would freeze. "
+            f"Received: teacher {teacher.name!r}. Pass a copy: copy = "
+            "keras.models.clone_model(model); copy.set_weights(model.get_weights())."
+        )
+    teacher.trainable = False
+    network = keras.Model(input_structure(flat), logits, name=f"{teacher.name}_logits")
+    network.trainable = False
+    return network
+
+
+def _takes(shapes, inputs):
+    """Tell whether a model with inputs of some shapes, maybe open, takes others."""
+    return [len(shape) for shape in shapes] == [len(shape) for shape in inputs] and all(
+        size in (None, other)
+        for shape, given in zip(shapes, inputs, strict=True)
+        for size, other in zip(shape, given, strict=True)
+    )

@@ -1,0 +1,273 @@
+"""The training objective: a recipe's weights applied to the exits of one batch."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_selfdistill.graph.task import Task
+from keras_selfdistill.losses.keras_distillation import PairLoss
+from keras_selfdistill.losses.label_loss import as_loss, on_logits
+from keras_selfdistill.losses.labels import all_exist, check_form
+from keras_selfdistill.losses.regression import OutputDistance
+from keras_selfdistill.losses.soft_target import BinarySoftTargetLoss
+from keras_selfdistill.recipes.base import Recipe, is_used
+from keras_selfdistill.utils.keras_internals import with_mask_of
+
+
+class Objective:
+    """Weighted sum of each exit's label and distillation losses.
+
+    Args:
+        recipe: Which exit gets which term, and who teaches.
+        exit_names: Shallow to deep.
+        label_loss: What the user gave `compile` as `loss`.
+        task: What the exits answer.
+        external_teacher: Whether calls will get the logits of another model.
+        pair_losses: Further losses between each exit and its teacher.
+
+    Raises:
+        ValueError: `label_loss` is unknown or does not reduce to a scalar.
+        TypeError: `label_loss` is not one loss: the same serves every exit.
+
+    Example:
+        >>> from keras_selfdistill import recipes
+        >>> loss = "sparse_categorical_crossentropy"
+        >>> task = Task("multiclass", 10, "softmax")
+        >>> Objective(recipes.BYOT(), ["exit_1", "final"], loss, task=task).terms
+        ('label_loss', 'soft_target_loss', 'hint_loss')
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        exit_names: Sequence[str],
+        label_loss: Any,
+        *,
+        task: Task,
+        external_teacher: bool = False,
+        pair_losses: Sequence[PairLoss] = (),
+    ):
+        self.recipe = recipe
+        self.task = task
+        self.exit_names = list(exit_names)
+        self.label_loss = as_loss(label_loss, task)
+        self._loss_of_logits = on_logits(self.label_loss, task)
+        self.pair_losses = list(pair_losses)
+        weights = recipe.at(0).weights(self.exit_names)
+        if set(weights) != set(self.exit_names):
+            raise ValueError(
+                f"{type(recipe).__name__}.weights must name every exit once. Received: "
+                f"weights of {sorted(weights)}. Expected: of {self.exit_names}; "
+                "TermWeights(label=0.0) for an exit that learns nothing."
+            )
+        taught = [
+            weights[name]
+            for name in self.exit_names
+            if recipe.teachers_of(name, self.exit_names)
+        ]
+        used = {
+            "label_loss": True,
+            "soft_target_loss": any(is_used(each.soft_target) for each in taught),
+            "hint_loss": any(is_used(each.hint) for each in taught),
+            "external_loss": external_teacher,
+            "distillation_loss": bool(self.pair_losses),
+        }
+        self.terms = tuple(term for term, is_used in used.items() if is_used)
+
+    def check_labels(self, labels: Any, output: Any) -> None:
+        """Refuse labels that the base or the loss of the labels cannot be given.
+
+        Args:
+            labels: Batch of labels.
+            output: Of the base, maybe symbolic.
+
+        Raises:
+            ValueError: `labels` is missing, a collection, of another shape, or of
+                another form than the loss takes.
+        """
+        self.task.check_labels(labels)
+        known = getattr(labels.shape, "rank", 0) is not None  # Else the loss will.
+        if self.task.name == "multiclass" and known:
+            check_form(self.label_loss, labels, output)
+
+    def __call__(
+        self,
+        labels: Any,
+        exits: Mapping[str, Mapping[str, Any]],
+        sample_weight: Any,
+        *,
+        step: Any = 0,
+        distillation_scale: Any = 1.0,
+        external_logits: Any = None,
+    ) -> dict[str, Any]:
+        """Return the value of each term, summed over exits with their weights.
+
+        Args:
+            labels: What the label loss takes, e.g. shape `(batch,)`.
+            exits: For every exit its `output` and `logits`, shape `(batch, classes)`,
+                its `feature`, shape `(batch, width)`, and its `hint`: the feature, or
+                what an adapter made of it.
+            sample_weight: `None` or shape `(batch,)`, or with the labels' positions;
+                scales every term but the pair losses, which Keras gives as means over
+                the batch.
+            step: Training steps so far, for schedules.
+            distillation_scale: Factor on every term but the label loss.
+            external_logits: Shape `(batch, classes)`, of the external teacher; its
+                output where the task is a regression.
+
+        Returns:
+            Mapping of the names in `terms` to scalars. The label loss is NaN if labels
+            are no classes of the base.
+        """
+        losses = self._weighted_losses(
+            step, labels, exits, sample_weight, external_logits
+        )
+        values: dict[str, list[Any]] = {term: [] for term in self.terms}
+        for term, loss in losses:
+            values[term].append(
+                loss if term == "label_loss" else _times(distillation_scale, loss)
+            )
+        terms = {term: _sum(each) for term, each in values.items()}
+        # JAX, and GPUs, would take labels that do not exist for ones of no class.
+        exist = all_exist(labels, exits[self.exit_names[-1]]["output"], self.label_loss)
+        label_loss = ops.where(exist, terms["label_loss"], float("nan"))
+        return terms | {"label_loss": label_loss}
+
+    def _weighted_losses(
+        self, step, labels, exits, sample_weight, external_logits
+    ) -> Iterator[tuple[str, Any]]:
+        recipe = self.recipe.at(step)
+        # Distillation is reduced as the label loss is, so that their ratio does not
+        # depend on the batch size.
+        reduction = self.label_loss.reduction
+        compares = self.task.compares
+        soft_target_loss = _soft_target_loss(self.task, recipe, reduction)
+        hint_loss = recipe.hint_loss(reduction=reduction)
+        for name, weights in recipe.weights(self.exit_names).items():
+            student = exits[name]
+            if is_used(weights.label):
+                loss = self._label_loss(labels, student, _copy(sample_weight))
+                yield "label_loss", _times(weights.label, loss)
+            teachers = recipe.teachers_of(name, self.exit_names)
+            for teacher in (self._lesson(teacher, exits) for teacher in teachers):
+                if is_used(weights.soft_target):
+                    loss = soft_target_loss(
+                        teacher[compares], student[compares], _copy(sample_weight)
+                    )
+                    share = _times(weights.soft_target, loss) / len(teachers)
+                    yield "soft_target_loss", share
+                if is_used(weights.hint):
+                    weight = weights_at_positions(sample_weight, student["hint"])
+                    loss = hint_loss(teacher["feature"], student["hint"], _copy(weight))
+                    share = _times(weights.hint, loss) / len(teachers)
+                    yield "hint_loss", share
+                for pair_loss in self.pair_losses:
+                    yield (
+                        "distillation_loss",
+                        pair_loss(teacher, student, step) / len(teachers),
+                    )
+            if external_logits is not None:
+                loss = soft_target_loss(
+                    external_logits, student[compares], _copy(sample_weight)
+                )
+                yield "external_loss", _times(recipe.external_weight, loss)
+
+    def _label_loss(self, labels, student, sample_weight):
+        """Return the label loss of an exit, from its true logits where it can be."""
+        if self._loss_of_logits is None:
+            return self.label_loss(labels, student["output"], sample_weight)
+        logits = with_mask_of(student["output"], student["logits"])
+        return self._loss_of_logits(labels, logits, sample_weight)
+
+    def _lesson(self, teacher: str, exits: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the logits and feature that a teacher shows, detached as is due."""
+        if teacher == "ensemble":
+            found = {
+                key: functools.reduce(ops.add, [each[key] for each in exits.values()])
+                / len(exits)  # Not sum(): the base's own may be in float16.
+                for key in ("logits", "output")
+            }
+            feature = exits[self.exit_names[-1]]["feature"]
+        else:
+            found = {key: exits[teacher][key] for key in ("logits", "output")}
+            feature = exits[teacher]["feature"]
+        if self.recipe.detach_teacher or teacher == "ensemble":
+            found = {key: ops.stop_gradient(value) for key, value in found.items()}
+        return {**found, "feature": ops.stop_gradient(feature)}
+
+
+def _times(weight, loss):
+    """Return a loss times a weight in the loss's dtype, which may be float64."""
+    return ops.cast(weight, loss.dtype) * loss
+
+
+def _sum(losses):
+    return functools.reduce(ops.add, losses) if losses else ops.zeros(())
+
+
+def _copy(sample_weight):
+    """Return sample weights of a loss's own.
+
+    Where there is a mask, or a class to leave out, a Keras loss multiplies the weights
+    in place: on PyTorch, those of the next exit, of the metrics, and of the user.
+    """
+    return None if sample_weight is None else ops.copy(sample_weight)
+
+
+def weights_at_positions(sample_weight: Any, feature: Any) -> Any:
+    """Return weights of labels at the positions of a feature that the end enlarges.
+
+    Each position of the feature gets the mean weight of those that the end makes of it.
+
+    Args:
+        sample_weight: `None`, shape `(batch,)`, or `(batch, *positions)`.
+        feature: Shape `(batch, *positions, width)`.
+
+    Raises:
+        ValueError: The end makes no whole number of positions of each.
+
+    Example:
+        >>> import numpy as np
+        >>> weight = np.array([[1.0, 3.0, 0.0, 0.0]])
+        >>> found = weights_at_positions(weight, np.ones((1, 2, 8)))
+        >>> print(ops.convert_to_numpy(found))
+        [[2. 0.]]
+    """
+    positions = len(feature.shape) - 2
+    if sample_weight is None or not positions:
+        return sample_weight
+    if len(sample_weight.shape) == positions + 2:
+        sample_weight = ops.squeeze(sample_weight, axis=-1)
+    fine, coarse = tuple(sample_weight.shape)[1:], tuple(feature.shape)[1:-1]
+    if len(fine) != positions or fine == coarse or 1 in fine:
+        return sample_weight  # One for each sample, or for each position already.
+    known = [pair for pair in zip(fine, coarse, strict=True) if None not in pair]
+    if any(size % own for size, own in known):
+        raise ValueError(
+            "The hint loss cannot weigh positions. Received: sample weights of shape "
+            f"{tuple(sample_weight.shape)} and features of shape "
+            f"{tuple(feature.shape)}. Expected: positions that are a multiple of the "
+            "features', weights of shape (batch,), or a recipe without hint."
+        )
+    batch, *fine = ops.shape(sample_weight)
+    split = [batch]
+    for size, own in zip(fine, ops.shape(feature)[1:-1], strict=True):
+        split += [own, size // own]
+    blocks = ops.reshape(sample_weight, split)
+    return ops.mean(blocks, axis=tuple(range(2, 2 * positions + 1, 2)))
+
+
+def _soft_target_loss(task: Task, recipe: Recipe, reduction: str) -> keras.losses.Loss:
+    """Return the loss between the predictions of a teacher and of a student.
+
+    The recipe's own for several classes; for yes or no the binary divergence of each
+    label; for numbers a squared distance, which knows no temperature.
+    """
+    if task.name == "multiclass":
+        return recipe.soft_target_loss(recipe.temperature, reduction=reduction)
+    if task.name == "regression":
+        return OutputDistance(reduction=reduction)
+    return BinarySoftTargetLoss(recipe.temperature, reduction=reduction)

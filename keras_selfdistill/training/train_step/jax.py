@@ -1,0 +1,76 @@
+"""One training step and one test step on JAX, as functions of all state."""
+
+import jax
+import keras
+
+from keras_selfdistill.training.nonfinite import HeldUpdates, Verdict, all_finite
+
+
+def train_step(self, state, data):
+    """Return the logs of one batch and the state after one update."""
+    trainable, non_trainable, optimizer_variables, metrics_variables = state
+    scaling = list(zip(self.optimizer.variables, optimizer_variables, strict=True))
+
+    def scaled_loss(trainable):
+        step, updates = _forward(self, trainable, non_trainable, data, training=True)
+        with keras.StatelessScope(state_mapping=scaling):
+            loss = self.optimizer.scale_loss(step.loss)
+        return loss, (step, updates)
+
+    gradients, (step, updates) = jax.grad(scaled_loss, has_aux=True)(trainable)
+    verdict = Verdict(
+        forward=all_finite([step.loss, *(new for new in updates if new is not None)]),
+        gradients=all_finite(gradients),
+    )
+    with keras.StatelessScope(state_mapping=scaling):
+        magnitudes = self._gradient_magnitudes(gradients)
+    updated = self.optimizer.stateless_apply(optimizer_variables, gradients, trainable)
+    trainable, optimizer_variables = _choose(
+        verdict.applies(self.optimizer), updated, (trainable, optimizer_variables)
+    )
+    non_trainable = [
+        value if new is None else _choose(verdict.finite, new, value)
+        for new, value in zip(updates, non_trainable, strict=True)
+    ]
+    logs, metrics_variables = _logs(self, metrics_variables, step, verdict, magnitudes)
+    return logs, (trainable, non_trainable, optimizer_variables, metrics_variables)
+
+
+def test_step(self, state, data):
+    """Return the logs of one batch and the state after it."""
+    trainable, non_trainable, metrics_variables = state
+    step, updates = _forward(self, trainable, non_trainable, data, training=False)
+    non_trainable = [
+        value if new is None else new
+        for new, value in zip(updates, non_trainable, strict=True)
+    ]
+    logs, metrics_variables = _logs(self, metrics_variables, step)
+    return logs, (trainable, non_trainable, metrics_variables)
+
+
+def _forward(self, trainable, non_trainable, data, training):
+    """Return what a batch gave, and new values or `None` of non-trainable variables."""
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    mapping = [
+        *zip(self.trainable_variables, trainable, strict=True),
+        *zip(self.non_trainable_variables, non_trainable, strict=True),
+    ]
+    with HeldUpdates(mapping) as held:
+        step = self._run_exits(x, y, sample_weight, training=training)
+    # A list in the variables' order. JAX would sort a dictionary by its keys, which are
+    # memory addresses: every process would compile another program, and JAX's
+    # compilation cache would never find one.
+    assigned = {id(variable): value for variable, value in held.updates}
+    return step, [assigned.get(id(v)) for v in self.non_trainable_variables]
+
+
+def _choose(condition, yes, no):
+    return jax.tree.map(lambda a, b: jax.numpy.where(condition, a, b), yes, no)
+
+
+def _logs(self, metrics_variables, *result):
+    mapping = list(zip(self.metrics_variables, metrics_variables, strict=True))
+    scope = keras.StatelessScope(state_mapping=mapping)
+    with scope:
+        logs = self._update_logs(*result)
+    return logs, [scope.get_current_value(v) for v in self.metrics_variables]

@@ -1,0 +1,129 @@
+"""What a wrapper is made of: its sections, taps and heads, and what each costs."""
+
+import dataclasses
+from typing import Any
+
+from keras_selfdistill.costs.counting import Shapes, multiply_adds
+from keras_selfdistill.costs.input_shapes import nominal_shapes
+from keras_selfdistill.exits.attach import ExitGraph
+from keras_selfdistill.graph.nodes import ancestors, graph_nodes
+from keras_selfdistill.recipes.base import is_used
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A section of the base, and the exit at its end.
+
+    Args:
+        exit_name: The exit.
+        tap: Name of the tapped layer; `""` at the base's end.
+        section: Multiply-adds of the section for one sample; `None` if unknown.
+        head: Those of the exit's head, likewise; 0 at the base's end.
+        teachers: The exits that teach this one.
+    """
+
+    exit_name: str
+    tap: str
+    section: int | None
+    head: int | None
+    teachers: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Anatomy:
+    """A base with exits.
+
+    Args:
+        name: Of the base.
+        input_shapes: Of one sample for which it was counted; where the base leaves
+            sizes open, those of `nominal_shapes`.
+        sizes_are_open: Whether it leaves any open.
+        head: The kind of head, such as `"Bottleneck"`.
+        heads_read_on: Whether heads read the base beyond their taps.
+        parts: Shallow to deep.
+    """
+
+    name: str
+    input_shapes: tuple[tuple[int, ...], ...]
+    sizes_are_open: bool
+    head: str
+    heads_read_on: bool
+    parts: tuple[Part, ...]
+
+    @property
+    def multiply_adds(self) -> int | None:
+        """Multiply-adds of the base for one sample; `None` if unknown."""
+        counts = [part.section for part in self.parts]
+        return None if None in counts else sum(counts)  # type: ignore[arg-type]
+
+
+def anatomy(model: Any) -> Anatomy:
+    """Take a wrapper apart.
+
+    What several sections need counts in the first; what several heads, in the deepest.
+
+    Args:
+        model: A `SelfDistiller`.
+
+    Example:
+        >>> import keras_selfdistill as ksd
+        >>> base = ksd.networks.resnet18(width_multiplier=0.125, classes=10)
+        >>> found = anatomy(ksd.SelfDistiller(base, taps=2, recipe="byot"))
+        >>> [(part.exit_name, part.teachers) for part in found.parts]
+        [('exit_1', ('final',)), ('exit_2', ('final',)), ('final', ())]
+    """
+    graph = model._graph
+    shapes = nominal_shapes(graph.flat.model)
+    sections, heads = _costs(graph, shapes)
+    teachers = _teachers(model)
+    parts = [
+        Part(name, tap, section, head, teachers[name])
+        for name, tap, section, head in zip(
+            graph.exits, [*graph.taps, ""], sections, heads, strict=True
+        )
+    ]
+    return Anatomy(
+        name=graph.base.name,
+        input_shapes=tuple(
+            shapes.get(id(tensor), tuple(tensor.shape[1:]))
+            for tensor in graph.base.inputs
+        ),
+        sizes_are_open=bool(shapes),
+        head=type(graph.head).__name__,
+        heads_read_on=graph.head.reads_whole_base,
+        parts=tuple(parts),
+    )
+
+
+def _costs(graph: ExitGraph, shapes: Shapes):
+    """Return the multiply-adds of every section and of every head."""
+    outputs = [each.output for each in graph.exits.values()]
+    nodes = graph_nodes(graph.base.inputs, outputs)
+    counts = multiply_adds(nodes, shapes)
+    of_base = ancestors(graph.exits["final"].output)
+    ends = [ancestors(graph.flat.calls[tap]) for tap in graph.taps] + [of_base]
+    exits = [ancestors(output) for output in outputs]
+    sections: list[int | None] = [0] * len(exits)
+    heads: list[int | None] = [0] * len(exits)
+    for node in nodes:
+        made = {id(tensor) for tensor in node.outputs}
+        totals, needed = (sections, ends) if made & of_base else (heads, exits)
+        users = [i for i, tensors in enumerate(needed) if made & tensors]
+        number = users[0] if totals is sections else users[-1]
+        total, count = totals[number], counts[node]
+        if total is None or count.unknown:
+            totals[number] = None
+        else:
+            totals[number] = total + count.multiply_adds
+    return sections, heads
+
+
+def _teachers(model):
+    """Return the names of the exits that each exit learns from."""
+    recipe, names = model.recipe.at(0), model.exit_names
+    return {
+        name: tuple(recipe.teachers_of(name, names))
+        if is_used(weights.soft_target) or is_used(weights.hint)
+        else ()
+        for name, weights in recipe.weights(names).items()
+    }

@@ -1,0 +1,69 @@
+"""The fused batch normalisation against Keras' own."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_selfdistill.backend.batch_norm import use_fused_kernel
+from tests.conftest import to_numpy, value_and_gradients
+
+ON_TORCH = keras.backend.backend() == "torch"
+
+
+def test_it_is_for_pytorch_alone():
+    layer = use_fused_kernel(layers.BatchNormalization())
+    assert ("call" in vars(layer)) == ON_TORCH
+
+
+@pytest.mark.skipif(not ON_TORCH, reason="There is nothing to compare elsewhere")
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_it_equals_keras(policy):
+    random = np.random.default_rng(0)
+    x = random.normal(loc=2.0, scale=3.0, size=(64, 5)).astype("float32")
+    away = random.normal(size=(64, 5)).astype("float32")
+    plain, fused = (
+        layers.BatchNormalization(momentum=0.9, epsilon=1e-5, dtype=policy)
+        for _ in range(2)
+    )
+    use_fused_kernel(fused)
+    found = []
+    for layer in (plain, fused):
+        layer.build(x.shape)
+        layer.set_weights([np.arange(1.0, 6.0), np.arange(5.0) - 2, *np.ones((2, 5))])
+
+        def objective(inputs, layer=layer):
+            outputs = keras.ops.cast(layer(inputs, training=True), "float32")
+            return keras.ops.sum(keras.ops.multiply(keras.ops.tanh(outputs), away))
+
+        found.append(value_and_gradients(objective, [x]))
+    tolerance = 1e-5 if policy == "float32" else 3e-2
+    assert found[1][0] == pytest.approx(found[0][0], rel=tolerance)
+    np.testing.assert_allclose(found[1][1][0], found[0][1][0], atol=tolerance)
+    for a, b in zip(fused.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance)
+    inference = [to_numpy(layer(x, training=False)) for layer in (plain, fused)]
+    np.testing.assert_allclose(
+        inference[1].astype("float32"), inference[0].astype("float32"), rtol=tolerance
+    )
+
+
+def test_it_trains_gamma_and_beta():
+    layer = use_fused_kernel(layers.BatchNormalization())
+    model = keras.Sequential([keras.Input((3,)), layer])
+    model.compile(keras.optimizers.SGD(0.5), "mse")
+    x = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
+    model.fit(x, 2 * x + 1, verbose=0)
+    gamma, beta, mean, _ = (to_numpy(v.value) for v in layer.variables)
+    assert (gamma != 1).all()
+    assert (beta != 0).all()
+    np.testing.assert_allclose(mean, 0.01 * x.mean(axis=0), rtol=1e-4)
+
+
+def test_it_saves_as_a_layer_of_keras():
+    layer = use_fused_kernel(layers.BatchNormalization(epsilon=1e-4))
+    config = keras.saving.serialize_keras_object(layer)
+    assert config["registered_name"] is None
+    copy = keras.saving.deserialize_keras_object(config)
+    assert type(copy) is layers.BatchNormalization
+    assert copy.epsilon == 1e-4

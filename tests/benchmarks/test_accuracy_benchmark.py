@@ -1,0 +1,532 @@
+"""The accuracy benchmark: killed and resumed, its methods, its table."""
+
+import dataclasses
+import functools
+import json
+import math
+import sys
+
+import keras
+import numpy as np
+import pytest
+from absl import app
+
+import keras_selfdistill as ksd
+from tests.conftest import ROOT, require_backend
+from tests.examples.test_cifar100 import write_fake
+from tests.interruption import killed_replacing, run_script, run_whole_and_killed
+
+SCRIPT = ROOT / "benchmarks" / "accuracy.py"
+sys.path.insert(0, str(SCRIPT.parent))
+import accuracy  # noqa: E402
+import accuracy_methods  # noqa: E402
+import accuracy_table  # noqa: E402
+import accuracy_time  # noqa: E402
+import accuracy_training  # noqa: E402
+import cifar100  # noqa: E402
+import published  # noqa: E402
+
+pytestmark = pytest.mark.once
+SMOKE = accuracy_methods.PRESETS["smoke"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_fake(folder, train_per_class=3)
+    return folder
+
+
+def run(data_dir, folder, *flags, before=""):
+    """Runs the script in its own process, after some Python code."""
+    return run_script(
+        SCRIPT,
+        "--preset=smoke",
+        f"--data_dir={data_dir}",
+        f"--results_dir={folder / 'results'}",
+        f"--work_dir={folder / 'work'}",
+        *flags,
+        before=before,
+    )
+
+
+def files(folder):
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def without_times(cell):
+    """Returns a result's numbers but those that no two runs share."""
+    times = [name for name in cell if name.endswith("seconds")]
+    kept = {name: value for name, value in cell.items() if name not in times}
+    assert all(cell[name] > 0 for name in times)
+    for epochs in kept["epochs"].values():
+        for epoch in epochs:
+            assert epoch.pop("seconds") > 0
+            assert epoch.pop("cpu_seconds") > 0
+    return kept
+
+
+@pytest.mark.long
+@pytest.mark.process
+def test_a_killed_cell_ends_like_one_that_was_not(data_dir, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def look():
+        assert not (killed / "results").exists()
+
+    second = run_whole_and_killed(
+        lambda: run(data_dir, whole, "--methods=kd"),
+        lambda before: run(data_dir, killed, "--methods=kd", before=before),
+        # The last of four checkpoints: two are the teacher's, two the student's.
+        kill=killed_replacing(".npz", 4),
+        when_killed=look,
+    )
+    assert "epoch 1/2" not in second.stdout
+    assert second.stdout.count("epoch 2/2") == 1  # the teacher was finished
+    found, expected = (
+        json.loads((folder / "results/smoke/kd-seed0.json").read_text())
+        for folder in (killed, whole)
+    )
+    assert found["seconds"] == pytest.approx(
+        sum(e["seconds"] for stage in found["epochs"].values() for e in stage)
+    )
+    assert without_times(found) == without_times(expected)
+    assert [len(stage) for stage in found["epochs"].values()] == [2, 2]
+    assert 0 <= found["teacher_accuracy"] <= 1
+    assert files(killed / "results") == {"smoke/kd-seed0.json", "smoke.md"}
+
+
+def cell(method, seed=0, variant="", **fields):
+    constants = {**accuracy_methods.METHODS[method].fields, **fields}
+    return accuracy_methods.Cell(
+        preset=SMOKE, method=method, seed=seed, fields=constants, variant=variant
+    )
+
+
+@pytest.fixture
+def grid(data_dir, tmp_path):
+    return accuracy.Grid(
+        preset_name="smoke",
+        data=tuple(accuracy_training.read_data(SMOKE, data_dir, select=False)),
+        results=tmp_path / "smoke",
+        work=tmp_path / "work",
+        select=False,
+        deadline=math.inf,
+    )
+
+
+def test_a_cell_names_every_exit_and_how_it_came_about(grid, capsys):
+    wanted = cell("byot", variant="strong", alpha=0.5)
+    accuracy.run_cell(grid, wanted)
+    assert "byot.strong-seed0 epoch 2/2 loss" in capsys.readouterr().out
+    found = json.loads((grid.results / "byot.strong-seed0.json").read_text())
+    names = ["exit_1", "exit_2", "exit_3", "final", "ensemble"]
+    assert list(found["test_accuracy"]) == names
+    assert all(0 <= value <= 1 for value in found["test_accuracy"].values())
+    assert found["settings"]["fields"] == {"alpha": 0.5}
+    assert found["settings"]["recipe"]["alpha"] == 0.5
+    assert found["settings"]["recipe"]["temperature"] == 3.0
+    assert found["versions"]["keras"] == keras.version()
+    assert found["machine"]["cores"] >= 1
+    # Kept as it is by the same settings, refused by others.
+    before = (grid.results / "byot.strong-seed0.json").stat().st_mtime_ns
+    accuracy.run_cell(grid, wanted)
+    assert (grid.results / "byot.strong-seed0.json").stat().st_mtime_ns == before
+    with pytest.raises(app.UsageError, match=r"'alpha': 0.4.*\(was .*0.5"):
+        accuracy.run_cell(grid, cell("byot", variant="strong", alpha=0.4))
+
+
+def test_a_field_that_a_recipe_gained_later_is_no_change():
+    refuse = accuracy_training.refuse_other_settings
+    begun = {"recipe": {"alpha": 0.1}}
+    refuse("file", begun, {"recipe": {"alpha": 0.1, "teacher": "final"}})
+    with pytest.raises(app.UsageError, match=r"recipe=.*0\.2.*\(was .*0\.1"):
+        refuse("file", begun, {"recipe": {"alpha": 0.2, "teacher": "final"}})
+
+
+def test_batches_go_through_the_epochs_in_order(grid):
+    drawn = list(
+        accuracy_training.batches(grid.data[0], cell("plain"), None, first_epoch=1)
+    )
+    expected = cifar100.Augmented(*grid.data[0], SMOKE.batch_size, seed=0)
+    expected.set_epoch(1)
+    assert len(drawn) == expected.num_batches == 2
+    for index, (images, labels) in enumerate(drawn):
+        np.testing.assert_array_equal(images, expected[index][0])
+        np.testing.assert_array_equal(labels, expected[index][1])
+
+
+def test_cutmix_mixes_labels_as_images_and_repeats_itself():
+    mix = accuracy_methods.prepare_cutmix(cell("cutmix", probability=1.0))
+    labels = np.arange(64)
+    # Every image is of one colour, its label: how much of it is left can be counted.
+    images = np.broadcast_to(labels[:, None, None, None], (64, 32, 32, 3))
+    images = images.astype("float32")
+    mixed, rows = mix(images, labels, np.random.default_rng(1))
+    again = mix(images, labels, np.random.default_rng(1))
+    np.testing.assert_array_equal(mixed, again[0])
+    np.testing.assert_array_equal(rows, again[1])
+    shares = (mixed[..., 0, None] == np.arange(100)).mean(axis=(1, 2))
+    # Boxes end between pixels: half a pixel more or less on either side.
+    np.testing.assert_allclose(rows, shares, atol=2 * 32 / 1024)
+    assert np.count_nonzero(rows) > 100
+
+
+def test_selection_holds_training_images_out(data_dir):
+    preset = dataclasses.replace(SMOKE, train_examples=None)
+    whole = cifar100.load(data_dir)
+    train, held_out = accuracy_training.read_data(preset, data_dir, select=True)
+    assert (len(train.labels), len(held_out.labels)) == (200, 100)
+    both = sorted(image.tobytes() for split in (train, held_out) for image in split[0])
+    assert both == sorted(image.tobytes() for image in whole.train.images)
+
+
+def result(method, seed, variant="", **accuracies):
+    """Returns as much of a cell's file as the table reads."""
+    settings = {
+        **dataclasses.asdict(SMOKE),
+        **{"preset": "smoke", "method": method, "variant": variant, "seed": seed},
+        **{"fields": {"alpha": 0.5}, "backend": "jax"},
+    }
+    return {
+        "test_accuracy": accuracies,
+        "settings": settings,
+        "versions": {"keras": "3.15.1"},
+        "machine": {"cpu": "a processor", "cores": 2, "accelerators": []},
+    }
+
+
+def test_the_table_holds_mean_and_deviation(tmp_path):
+    finals = [0.5, 0.54, 0.61]
+    cells = [result("plain", seed, final=x) for seed, x in enumerate(finals)]
+    cells += [
+        result("byot", seed, exit_1=x - 0.1, final=x, ensemble=x + 0.1)
+        for seed, x in enumerate(finals[:2])
+    ]
+    cells.append(result("byot", 0, variant="strong", final=0.7))
+    cells.append(result("kd", 0, final=0.6))
+    cells[-1]["settings"]["teacher"] = "resnet34"
+    cells[-1]["teacher_accuracy"] = 0.625
+    folder = tmp_path / "smoke"
+    folder.mkdir()
+    for i, content in enumerate(cells):
+        (folder / f"{i}.json").write_text(json.dumps(content))
+    timed = {
+        "time_over_plain": {"plain": {"median": 1.0}, "byot": {"median": 1.498}},
+        "settings": {"rounds": 7, "backend": "jax"},
+        **{name: cells[0][name] for name in ("versions", "machine")},
+    }
+    (tmp_path / "smoke_time.json").write_text(json.dumps(timed))
+    text = accuracy_table.table(folder, select=False)
+    rows = {
+        line.split(" | ")[0][2:]: line[2:-2].split(" | ")
+        for line in text.splitlines()
+        if line.startswith("| ")
+    }
+    mean, deviation = 100 * np.mean(finals), 100 * np.std(finals, ddof=1)
+    expected = ["plain", "–", "–", "–", f"{mean:.2f} ± {deviation:.2f}", "–", "3"]
+    assert rows["plain"] == [*expected, "1.00", "77.09"]
+    deviation = 100 * 0.04 / math.sqrt(2)
+    expected = [f"{value} ± {deviation:.2f}" for value in ("42.00", "52.00", "62.00")]
+    assert [rows["byot"][column] for column in (1, 4, 5)] == expected
+    assert rows["byot"][6:8] == ["2", "1.50"]
+    assert ", 2 epochs, float32. A network is evaluated once" in text
+    assert "The teacher of kd, resnet34: 62.50." in text
+    assert rows["byot.strong"][4:8] == ["70.00", "–", "1", "–"]
+    assert "by the processor, median of 7 interleaved rounds" in text
+    assert "python benchmarks/accuracy_time.py --preset=smoke`" in text
+    assert "--preset=smoke --methods=plain --seeds=0,1,2`" in text
+    assert "--preset=smoke --methods=byot --seeds=0,1`" in text
+    constants = "--variant=strong --recipe_fields='{\"alpha\": 0.5}'"
+    assert f"--preset=smoke --methods=byot --seeds=0 {constants}`" in text
+    assert "cpu a processor, cores 2" in text
+
+
+def test_times_are_ratios_of_what_ran_in_the_same_round(monkeypatch):
+    """A machine that slows down by half in each round changes no ratio."""
+    now, slowness = [0.0], [1.0]
+
+    def fake_trainers(cell, train, steps):
+        assert steps == 3
+
+        def spend(seconds):
+            now[0] += seconds * slowness[0]
+            if cell.method == "byot":  # the round's last
+                slowness[0] *= 1.5
+
+        costs = {"plain": [2.0], "kd": [4.0, 2.0], "byot": [2.5]}
+        return [functools.partial(spend, each) for each in costs[cell.method]]
+
+    monkeypatch.setattr(accuracy_time, "trainers", fake_trainers)
+    monkeypatch.setattr(accuracy_time.time, "process_time", lambda: now[0])
+    monkeypatch.setattr(accuracy_time, "accelerators", list)
+    cells = [cell(method) for method in ("plain", "kd", "byot")]
+    found = accuracy_time.ratios(cells, None, rounds=4, steps=3)
+    for method, expected in {"plain": 1.0, "kd": 3.0, "byot": 1.25}.items():
+        assert list(found[method].values()) == pytest.approx([expected] * 3)
+
+
+@pytest.mark.long
+@pytest.mark.process
+def test_every_method_is_timed(data_dir, tmp_path):
+    done = run_script(
+        SCRIPT.with_name("accuracy_time.py"),
+        *("--preset=smoke", "--rounds=3", "--steps=2"),
+        f"--data_dir={data_dir}",
+        f"--results_dir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "smoke_time.json").read_text())["time_over_plain"]
+    assert list(found) == list(accuracy_methods.METHODS)
+    assert found["plain"] == {"median": 1.0, "min": 1.0, "max": 1.0}
+    for each in found.values():
+        assert 0 < each["min"] <= each["median"] <= each["max"]
+
+
+def test_published_rows_stand_beside_their_networks():
+    assert published.published("plain", "resnet50") == "77.68"
+    row = "68.23 / 74.21 / 75.23 / 80.56, ensemble 81.04 (plain 77.68)"
+    assert published.published("byot", "resnet50") == row
+    assert published.published("teskd", "resnet18") == "79.15 (plain 74.41)"
+    assert published.published("teskd", "resnet50") == "–"
+    assert published.published("byot", "resnet34") == "–"
+    for rows in published.PUBLISHED.values():
+        assert rows.keys() <= ksd.networks.NETWORKS.keys()
+
+
+def test_ordinary_distillation_needs_a_deeper_network():
+    every = list(accuracy_methods.METHODS)
+    assert accuracy_methods.methods_of(SMOKE) == every
+    _, other = accuracy_methods.named_preset("smoke", "vgg19_bn")
+    assert accuracy_methods.methods_of(other) == [
+        name for name in every if name != "kd"
+    ]
+
+
+@pytest.mark.long
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--methods=plain,kd", "--model=vgg19_bn"], "Received --methods=kd; expected"),
+        (["--variant=strong"], "expected both or none"),
+    ],
+    ids=["kd", "variant"],
+)
+def test_wrong_flags_are_refused_before_the_first_cell(
+    data_dir, tmp_path, flags, message
+):
+    done = run(data_dir, tmp_path, *flags)
+    assert done.returncode
+    assert message in done.stdout + done.stderr
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.long
+@pytest.mark.process
+def test_out_of_time_it_saves_and_the_same_command_goes_on(data_dir, tmp_path):
+    flags = "--methods=plain", "--checkpoint_every=99"
+    none = run(data_dir, tmp_path, *flags, "--time_limit_s=0")
+    assert none.returncode == accuracy.OUT_OF_TIME, none.stderr
+    assert files(tmp_path) == set()
+    # The time is over as soon as training begins, which ends with the epoch.
+    hurried = """
+import time
+import keras
+
+real, late = time.monotonic, []
+time.monotonic = lambda: real() + 1e6 * len(late)
+fit = keras.Model.fit
+keras.Model.fit = lambda *args, **kwargs: (late.append(1), fit(*args, **kwargs))[1]
+"""
+    some = run(data_dir, tmp_path, *flags, "--time_limit_s=1000", before=hurried)
+    assert some.returncode == accuracy.OUT_OF_TIME, some.stderr
+    assert "epoch 1/2" in some.stdout
+    assert "epoch 2/2" not in some.stdout
+    assert files(tmp_path) == {"work/smoke/plain-seed0.npz"}
+    done = run(data_dir, tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/2" not in done.stdout
+    assert "epoch 2/2" in done.stdout
+    assert files(tmp_path) == {"results/smoke/plain-seed0.json", "results/smoke.md"}
+
+
+def test_presets_are_those_of_the_experiments():
+    """Sizes, optimizer and schedules, as they were laid down before the first cell."""
+    presets = accuracy_methods.PRESETS
+    shown = {
+        name: (
+            64 * preset.width_multiplier,
+            preset.train_examples,
+            preset.batch_size,
+            preset.epochs,
+            preset.schedule,
+            preset.dtype,
+        )
+        for name, preset in presets.items()
+    }
+    assert shown["cpu"] == (24, 5000, 64, 40, "cosine", "float32")
+    assert shown["cpu_full"] == (16, None, 128, 12, "cosine", "float32")
+    assert shown["paper"] == (64, None, 128, 200, "step", "mixed_bfloat16")
+    steps = 79
+    cosine = accuracy_training.build_optimizer(presets["cpu"], steps)
+    assert (cosine.momentum, cosine.nesterov) == (0.9, True)
+    assert cosine.weight_decay * (1 - 0.9) == pytest.approx(5e-4)
+    rate = cosine._learning_rate
+    assert float(rate(100)) == pytest.approx(0.05)
+    assert float(rate(200)) == pytest.approx(0.1)
+    middle = 200 + (40 * steps - 200) // 2
+    assert float(rate(middle)) == pytest.approx(0.05, rel=1e-3)
+    assert float(rate(40 * steps)) == pytest.approx(0.0, abs=1e-6)
+    steps = 391
+    rate = accuracy_training.build_optimizer(presets["paper"], steps)._learning_rate
+    for epoch, before, after in ((75, 0.1, 0.01), (130, 0.01, 1e-3), (180, 1e-3, 1e-4)):
+        found = [float(rate(epoch * steps + shift)) for shift in (-1, 0)]
+        assert found == pytest.approx([before, after])
+
+
+def test_ordinary_distillation_is_its_formula():
+    """(1 − alpha) · crossentropy + alpha · T² · KL(teacher ‖ student)."""
+    keras.utils.set_random_seed(0)
+    wanted = cell("kd", alpha=0.7, temperature=3.0)
+    build = functools.partial(accuracy_methods.build_plain, wanted, "sgd", logits=True)
+    teacher = build(model="resnet34")
+    model = accuracy_methods.build_taught(wanted, "sgd", teacher)
+    random = np.random.default_rng(0)
+    images = random.normal(size=(6, 32, 32, 3)).astype("float32")
+    labels = np.arange(6)
+
+    def log_softmax(logits):
+        logits = logits.astype("float64")
+        return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+    z, t = (m.predict(images, verbose=0) for m in (model.student, teacher))
+    p, q = log_softmax(t / 3), log_softmax(z / 3)
+    kl = 9 * (np.exp(p) * (p - q)).sum(axis=-1).mean()
+    label = -log_softmax(z)[labels, labels].mean()
+    found = model.evaluate(images, labels, return_dict=True, verbose=0)["loss"]
+    assert found == pytest.approx(0.3 * label + 0.7 * kl, rel=1e-4)
+
+
+def test_the_time_of_ordinary_distillation_holds_its_teachers_training(
+    grid, monkeypatch
+):
+    deep = []
+
+    def build(*args, **options):
+        deep.append(accuracy_methods.build_plain(*args, **options))
+        return deep[-1]
+
+    monkeypatch.setattr(accuracy_time, "build_plain", build)
+    trainers = accuracy_time.trainers(cell("kd"), grid.data[0], steps=1)
+    assert {model.name for model in deep} == {"resnet34"}
+    before = [model.get_weights() for model in deep]
+    for train in trainers:
+        train()
+    moved = [
+        any(
+            not np.array_equal(*pair)
+            for pair in zip(old, model.get_weights(), strict=True)
+        )
+        for old, model in zip(before, deep, strict=True)
+    ]
+    assert sorted(moved) == [False, True]  # One teaches, the other shows what it cost.
+
+
+RESULTS = SCRIPT.parent / "results"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.rglob("*-seed*.json")), ids=lambda path: path.stem
+)
+def test_the_command_keeps_the_committed_results(path):
+    """Each is what the benchmark would train now, under the name it would give."""
+    settings = json.loads(path.read_text())["settings"]
+    constants = accuracy_methods.METHODS[settings["method"]].fields
+    name, preset = accuracy_methods.named_preset(settings["preset"], settings["model"])
+    assert path.parent.name == name
+    made = accuracy_methods.Cell(
+        preset=preset,
+        method=settings["method"],
+        seed=settings["seed"],
+        fields={**constants, **settings["fields"]},
+        variant=settings["variant"],
+    )
+    select = settings["evaluated_on"] == "hold-out"
+    assert ("selection" in path.parts) == select
+    grid = accuracy.Grid(
+        preset_name=settings["preset"],
+        data=None,
+        results=path.parent,
+        work=path.parent,
+        select=select,
+        deadline=math.inf,
+    )
+    assert grid.result_path(made) == path
+    now = {**grid.settings(made), "backend": settings["backend"]}
+    accuracy_training.refuse_other_settings(path, settings, now)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    sorted({path.parent for path in RESULTS.rglob("*-seed*.json")}),
+    ids=lambda folder: folder.relative_to(RESULTS).as_posix(),
+)
+def test_the_committed_table_shows_the_committed_results(folder):
+    text = accuracy_table.table(folder, select="selection" in folder.parts)
+    assert folder.with_name(f"{folder.name}.md").read_text() == text
+
+
+@pytest.mark.long
+@pytest.mark.process
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_precision_and_schedule_of_paper_train_on_every_backend(
+    backend, data_dir, tmp_path
+):
+    """bfloat16 rounds the losses of float32, and hardly moves them."""
+    require_backend(backend)
+    losses = {}
+    for dtype in ("float32", "mixed_bfloat16"):
+        before = (
+            "import dataclasses, sys\n"
+            f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+            "from accuracy_methods import PRESETS\n"
+            "PRESETS['smoke'] = dataclasses.replace(PRESETS['smoke'], warmup_steps=0, "
+            f"schedule='step', dtype={dtype!r})\n"
+        )
+        done = run_script(
+            SCRIPT,
+            "--preset=smoke",
+            "--methods=byot",
+            f"--data_dir={data_dir}",
+            f"--results_dir={tmp_path / dtype}",
+            f"--work_dir={tmp_path / 'work' / dtype}",
+            before=before,
+            KERAS_BACKEND=backend,
+        )
+        assert done.returncode == 0, done.stderr
+        found = json.loads((tmp_path / dtype / "smoke/byot-seed0.json").read_text())
+        assert found["settings"]["dtype"] == dtype
+        assert found["settings"]["backend"] == backend
+        losses[dtype] = found["epochs"]["student"][0]["loss"]
+    assert losses["mixed_bfloat16"] != losses["float32"]
+    assert losses["mixed_bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+
+
+@pytest.mark.long
+@pytest.mark.real_data
+@pytest.mark.process
+def test_real_images_select_nothing_by_test_images(tfds_folder, tmp_path):
+    done = run(tfds_folder, tmp_path, "--methods=plain", "--select")
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "results") == {
+        "selection/smoke/plain-seed0.json",
+        "selection/smoke.md",
+    }
+    path = tmp_path / "results" / "selection" / "smoke" / "plain-seed0.json"
+    found = json.loads(path.read_text())
+    assert "test_accuracy" not in found
+    assert found["validation_accuracy"].keys() == {"final"}
+    # Untrained, the loss is near log(100); a broken input would be far off.
+    loss = found["epochs"]["student"][0]["loss"]
+    assert 0.9 * math.log(100) < loss < 1.3 * math.log(100)

@@ -1,0 +1,203 @@
+"""Every command that the documents show runs as it stands, made small by flags behind.
+
+The commands are found by reading: blocks and inline code of README and docs, and the
+docstrings of scripts and tests. A new one must be made small here, or be named with the
+test that runs it.
+"""
+
+import ast
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zlib
+
+import keras
+import pytest
+
+import keras_selfdistill as ksd
+from tests.conftest import ROOT
+from tests.docs.test_documents import check_command
+from tests.examples.test_cifar100 import write_fake
+
+pytestmark = [pytest.mark.once, pytest.mark.process]
+
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**/*.md")
+SCRIPTS = ("benchmarks/*.py", "docs/*.py", "examples/*.py", "tutorials/*.py")
+TESTS = ("tests/**/*.py",)
+
+# What makes a command small; behind its own flags, the last of a name counts.
+SMALL = {
+    "benchmarks/accuracy.py": "--preset=smoke --seeds=0 --methods=byot",
+    "benchmarks/artifacts.py": "--width_multiplier=0.125 --taps=1 --repeats=1",
+    "benchmarks/early_exit.py": "--width_multiplier=0.125 --rounds=1 --batch_sizes=4 "
+    "--images=8",
+    "benchmarks/train_step.py": "--width_multiplier=0.125 --batch_size=4 --taps=1 "
+    "--rounds=7 --steps=1 --memory=false",
+    "benchmarks/wrap_all.py": "--models=MobileNetV2 --image_size=32 "
+    "--step_image_size=32 --rounds=1",
+    "docs/draw_accuracy.py": "",
+    "docs/draw_concepts.py": "",
+    "docs/draw_exits.py": "",
+    "examples/analysis.py": "--train_examples=100 --width_multiplier=0.125 --epochs=1 "
+    "--images=50 --noise=0,0.02 --noise_repeats=1",
+    "examples/compress.py": "--train_examples=100 --epochs=1 --fine_tune_epochs=1 "
+    "--repeats=1",
+    "examples/rounds.py": "--train_examples=100 --width_multiplier=0.125 --epochs=1 "
+    "--rounds=1",
+    "examples/train_cifar100.py": "--train_examples=100 --width_multiplier=0.125 "
+    "--epochs=1",
+    "examples/train_distributed.py": "--epochs=1 --train_examples=64",
+    "tests.fuzz": "--mutations=9",
+    "tests.training.nonfinite_probe": "",
+}
+
+# What is run elsewhere, as it stands or with arguments in the place of words in
+# capitals: by CI, or by the test of this name.
+ELSEWHERE = {
+    "benchmarks/accuracy_time.py": "tests/benchmarks/test_accuracy_benchmark.py",
+    "examples/quickstart.py": ".ci/run",
+    "pip": ".ci/run",
+    "pytest": ".ci/run",
+    "venv": ".ci/run",
+    "tests.floors": ".ci/run",
+    "tests.integration.backend_probe": "tests/integration/test_backends.py",
+    "tests.callbacks.devices_resume_probe": "tests/callbacks/test_resume.py",
+    "tests.integration.distributed_probe": "tests/integration/test_distribution.py",
+    "tests.costs.flop_probe": "tests/costs/test_counting.py",
+    "tests.integration.long_run_probe": "tests/integration/test_long_runs.py",
+    "tests.mutants": "tests/docs/test_documents.py",  # Hours: its list alone.
+    "tests.callbacks.resume_probe": "tests/callbacks/test_resume.py",
+    "tutorials/build.py": "tests/docs/test_tutorials.py",
+}
+OF_TWO_MACHINES = "--engine=multi_worker"  # Begins with the machines' addresses.
+PROMPT = r"(?:\w+=\S+ )*python (?:-m )?[\w./]+"
+
+
+def docstrings(source):
+    """Yield the docstring of a module and of all in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            yield ast.get_docstring(node) or ""
+
+
+def lines_of(path):
+    """Yield what a document or a script shows as code."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        yield from re.findall(r"^```bash\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        yield from re.findall(r"(?<!`)`([^`]+)`(?!`)", text)
+        return
+    for found in docstrings(text):
+        yield re.sub(r"`([^`]+)`", r"\n\1\n", found)
+
+
+def found_commands():
+    """Return every command that begins Python, by the place where it is first shown."""
+    found = {}
+    for pattern in (*DOCUMENTS, *SCRIPTS, *TESTS):
+        for path in sorted(ROOT.glob(pattern)):
+            for text in lines_of(path):
+                for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+                    for part in line.split("&&"):
+                        command = " ".join(part.split("  #")[0].split())
+                        if re.match(PROMPT, command):
+                            found.setdefault(command, path.relative_to(ROOT))
+    return found
+
+
+def program(command):
+    """Return the script or the module that a command runs."""
+    return re.match(r"(?:\w+=\S+ )*python (?:-m )?([\w./]+)", command)[1]
+
+
+def made_small(command):
+    """Return the variables and the words of a command, its small flags behind."""
+    words = shlex.split(command) + SMALL[program(command)].split()
+    start = words.index("python")
+    return words[:start], words[start + 1 :]
+
+
+def distinct(commands):
+    """Return commands without those that are others once they are small."""
+    found = {}
+    for command in commands:
+        variables, words = made_small(command)
+        flags = {word.split("=")[0]: word for word in words}  # The last one counts.
+        found.setdefault((*variables, *sorted(flags.values())), command)
+    return list(found.values())
+
+
+FOUND = found_commands()
+RUN = distinct(
+    command
+    for command in FOUND
+    if program(command) not in ELSEWHERE and OF_TWO_MACHINES not in command
+)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A copy of the repository, with fake images and networks where commands look."""
+    home = tmp_path_factory.mktemp("commands")
+    root = home / "repository"
+    for name in ("benchmarks", "docs", "examples", "keras_selfdistill", "tests"):
+        shutil.copytree(
+            ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    (home / "tensorflow_datasets").mkdir()
+    write_fake(home / "tensorflow_datasets", train_per_class=3)
+    base = ksd.networks.resnet18(width_multiplier=0.125)
+    wrapper = ksd.SelfDistiller(base, 3, "byot")
+    for name, model in {
+        "byot/checkpoint": wrapper,
+        "three_epochs/checkpoint": wrapper,
+        "analysis/distilled": wrapper,
+        "analysis/plain": wrapper.final_model(),
+    }.items():
+        (root / "runs" / name).parent.mkdir(parents=True, exist_ok=True)
+        model.save(root / "runs" / f"{name}.keras")
+    return root
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", RUN)
+def test_a_command_runs(workshop, command):
+    variables, words = made_small(command)
+    home = workshop.parent  # Where ~/tensorflow_datasets is.
+    words = [re.sub(r"^~", str(home), word) for word in words]  # As a shell does.
+    if program(command).startswith("examples/"):
+        words.append(f"--output_dir=runs/{zlib.crc32(command.encode())}")
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": keras.backend.backend(),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": str(workshop),
+        "HOME": str(home),
+        **dict(each.split("=", 1) for each in variables),
+    }
+    result = subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        cwd=workshop,
+        env=environment,
+    )
+    assert result.returncode == 0, f"{FOUND[command]}\n{result.stdout}{result.stderr}"
+    assert not re.search(r"\bnan\b", result.stdout, re.IGNORECASE)
+
+
+def test_every_command_is_made_small_or_run_elsewhere():
+    programs = {program(command) for command in FOUND}
+    assert programs == SMALL.keys() | ELSEWHERE.keys()
+    assert len(RUN) >= 20
+    for name, place in ELSEWHERE.items():
+        words = re.split(r"[./]", name.removesuffix(".py"))
+        assert words[-1] in (ROOT / place).read_text(), name
+
+
+@pytest.mark.parametrize("script", [name for name in SMALL if name.endswith(".py")])
+def test_the_flags_that_make_commands_small_exist(script):
+    check_command(["python", script, *SMALL[script].split()])

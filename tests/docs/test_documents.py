@@ -1,0 +1,258 @@
+"""What the documents show can be run."""
+
+import contextlib
+import importlib.util
+import inspect
+import io
+import json
+import re
+import shlex
+import zlib
+
+import keras
+import pytest
+
+import keras_selfdistill as ksd
+from tests.conftest import ROOT, miss, require_backend, run_python
+
+pytestmark = pytest.mark.once
+
+START = "docs/index.md"
+PAGES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))
+TOOLS = {"mkdocs", "mypy", "ruff"}
+MODULES = {"pip", "pytest", "venv"}
+
+
+def fences(name):
+    """Yield (language, text, number of lines before it) of a document's code blocks."""
+    document = (ROOT / name).read_text(encoding="utf-8")
+    pattern = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+    for found in pattern.finditer(document):
+        yield *found.groups(), document.count("\n", 0, found.start(2))
+
+
+def code_blocks(name, language):
+    return [text for each, text, _ in fences(name) if each == language]
+
+
+def run_page(name, names):
+    """Run Python blocks in order; a block of text is what the one before printed."""
+    printed = ""
+    for language, text, lines in fences(name):
+        if language == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                exec(compile("\n" * lines + text, ROOT / name, "exec"), names)
+            printed = output.getvalue()
+        elif language == "text":
+            assert printed == text
+
+
+def test_a_users_own_recipe_and_head(base, batch, tmp_path):
+    names: dict = {}
+    exec("\n".join(code_blocks("CONTRIBUTING.md", "python")), names)
+    model = ksd.SelfDistiller(
+        base, ["out_1"], names["SoftTargetsOnly"](), head=names["MaxPooled"]()
+    )
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    history = model.fit(*batch, verbose=0).history
+    terms = {"loss", "label_loss", "soft_target_loss"}
+    assert set(history) == {*terms, "nonfinite_steps"}
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.recipe == names["SoftTargetsOnly"](temperature=4.0)
+    assert "exit_1_max" in {layer.name for layer in loaded.layers}
+
+
+def test_the_readme_example(batch, tmp_path, monkeypatch):
+    code, *others = code_blocks("README.md", "python")
+    recipe = next(block for block in others if "PolynomialDecay" in block)
+    assert len(code.splitlines()) <= 10
+    x, y = batch
+    images = (keras.ops.convert_to_numpy(keras.ops.tile(x, (1, 4, 4, 1))), y[:, None])
+    monkeypatch.setattr(keras.datasets.cifar100, "load_data", lambda: (images, images))
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code.replace("epochs=200", "epochs=1, verbose=0"), names)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "classifier.keras",
+        "smaller.keras",
+    }
+    loaded = keras.saving.load_model(tmp_path / "smaller.keras")
+    assert loaded.output_shape == (None, 100)
+    exec(recipe, names)
+    assert float(names["recipe"].at(2500).alpha) == pytest.approx(0.15)
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    commands = "\n".join(code_blocks("README.md", "bash")).splitlines()
+    script = (ROOT / ".ci" / "run").read_text().replace("\\", "")
+    for command in (
+        'python -m pip install -e ".[test]" && python -m pytest',
+        'python -m pip install -e ".[demo]" && python examples/quickstart.py',
+    ):
+        assert command in commands
+        assert f"'{command}' README.md" in script
+
+
+@pytest.mark.filterwarnings("ignore")  # Exporters warn of their own workings.
+def test_the_early_exit_example(base, batch, tmp_path, monkeypatch):
+    require_backend("ai_edge_litert")
+    *_, early_exit, device = code_blocks("README.md", "python")
+    monkeypatch.chdir(tmp_path)
+    model = ksd.SelfDistiller(base, ["out_1"], "byot")
+    x, y = batch
+    names = {"ksd": ksd, "model": model, "x_val": x, "y_val": y, "x_test": x}
+    exec(early_exit + device, names)
+    left_at = names["fast"].exit_names[int(names["answer"]["exit"][0])]
+    assert left_at == names["result"].exits[0]
+    assert (tmp_path / "fast.earlyexit").exists()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Folder and names that the start page leaves: all other pages go on from it."""
+    folder, names = tmp_path_factory.mktemp("start"), {}
+    with contextlib.chdir(folder):
+        run_page(START, names)
+    return folder, names
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page != START and code_blocks(page, "python")]
+)
+def test_a_page_runs(start, page):
+    folder, names = start
+    with contextlib.chdir(folder):
+        run_page(page, dict(names))
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *PAGES])
+def test_scripts_and_flags_exist(name):
+    document = (ROOT / name).read_text()
+    for path in re.findall(
+        r"\b(?<!/)(?:benchmarks|docs|examples|tests)(?:/\w+)*/\w+\.\w+", document
+    ):
+        assert (ROOT / path).exists(), path
+    blocks = "".join(code_blocks(name, "bash")).replace("\\\n", " ").splitlines()
+    inline = re.findall(r"(?<!`)`(python [^`]+)`", document)
+    for line in [*blocks, *inline]:
+        for command in line.split("&&"):
+            check_command(shlex.split(command))
+
+
+def source_of_flags(script):
+    """Return the source of a script and of the flags that it shares with others."""
+    source = script.read_text()
+    shared = (ROOT / "examples" / "image_flags.py").read_text()
+    functions = re.findall(r"def (\w+)\((.*?)(?=\n\n\n|\Z)", shared, re.DOTALL)
+    bodies = [body for name, body in functions if f"image_flags.{name}(" in source]
+    return "".join([source, *bodies])
+
+
+def check_command(words):
+    """Look whether the file, flags or extras that a command names are there."""
+    program, first, *others = [*words, ""]
+    if program == "python" and first.endswith(".py"):
+        source = source_of_flags(ROOT / first)
+        for flag in re.findall(r"(?:^| )--(\w+)", " ".join(others)):
+            assert re.search(rf'DEFINE_\w+\(\s*"{flag}"', source), f"{first} --{flag}"
+    elif program in ("bash", "."):
+        assert first.startswith(".venv") or (ROOT / first).exists(), first
+    elif program == "python":
+        assert first == "-m"
+        module = others[0].split(".")
+        assert others[0] in MODULES or list(ROOT.glob(f"{'/'.join(module)}*")), others
+        for extra in re.findall(r"\.\[(\w+)\]", " ".join(others)):
+            assert f'"{extra}": ' in (ROOT / "setup.py").read_text(), extra
+    else:
+        assert program in TOOLS, program
+
+
+def test_the_picture_shows_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import draw_accuracy
+
+    points = draw_accuracy.points()
+    shown = draw_accuracy.described(points)
+    picture = (ROOT / "docs" / "accuracy.svg").read_text()
+    assert f">{shown}<" in picture
+    readme = (ROOT / "README.md").read_text()
+    table = (ROOT / "benchmarks" / "results" / "cpu.md").read_text()
+    for number in re.findall(r"\d\d\.\d\d ± \d\.\d\d", readme):
+        assert number in table
+    described = re.search(r"!\[Accuracy over multiply-adds: (.*?)\]", readme)[1]
+    final, plain, ensemble = (
+        f"{100 * points.pop(name)[1]:.1f} %"
+        for name in ("final", "trained plainly", "ensemble")
+    )
+    exits = [
+        f"{100 * right:.1f} % at {100 * cost:.0f} %" for cost, right in points.values()
+    ]
+    assert described == (
+        f"{', '.join(exits)}; {final} at the end, where plain training gives {plain}; "
+        f"ensemble {ensemble}"
+    )
+
+
+def public_names():
+    """Return the full name of all that users may import."""
+    names = []
+    for name in ksd.__all__:
+        thing = getattr(ksd, name)
+        full = f"keras_selfdistill.{name}"
+        names.append(full)
+        if inspect.ismodule(thing):
+            own = [
+                key
+                for key, value in vars(thing).items()
+                if getattr(value, "__module__", None) == full and key[0] != "_"
+            ]
+            names += [f"{full}.{key}" for key in getattr(thing, "__all__", own)]
+    return names
+
+
+def test_every_public_name_has_its_place_in_the_api():
+    pages = "\n".join(path.read_text() for path in ROOT.glob("docs/api/*.md"))
+    shown = re.findall(r"^::: keras_selfdistill\.(\w+)$", pages, flags=re.MULTILINE)
+    assert sorted(shown) == sorted(ksd.__all__)
+
+
+def test_every_callback_picture_and_analysis_is_named_at_a_glance():
+    page = (ROOT / "docs" / "api" / "index.md").read_text()
+    modules = (ksd.callbacks, ksd.visualization, ksd.analysis)
+    results = {"Answers", "Features", "FlatMinima", "Gradients"}
+    names = {name for module in modules for name in module.__all__} - results
+    assert names
+    for name in names | set(ksd.__all__):
+        assert re.search(rf"\b{name}\b", page), name
+
+
+@pytest.mark.long
+@pytest.mark.process
+def test_the_site_is_whole_and_loads_nothing_from_other_hosts(tmp_path):
+    if importlib.util.find_spec("mkdocs") is None:
+        miss("mkdocs is not installed")
+    run_python("-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path)
+    inventory = (tmp_path / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    documented = {line.split()[0] for line in zlib.decompress(inventory).splitlines()}
+    missing = {name for name in public_names() if name.encode() not in documented}
+    assert not missing
+    loads = re.compile(
+        r"""<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=["']?(?:https?:)?//"""
+        r"""|url\(["']?(?:https?:)?//|@import"""
+    )
+    for path in [*tmp_path.rglob("*.html"), *tmp_path.rglob("*.css")]:
+        found = loads.search(path.read_text(encoding="utf-8"))
+        assert found is None, (path.name, found)
+
+
+@pytest.mark.long
+def test_survivors_are_changes_that_the_command_makes():
+    from tests import mutants
+
+    survivors = json.loads(mutants.SURVIVORS.read_text())
+    assert list(survivors) == list(mutants.TESTS)
+    for name, reasons in survivors.items():
+        made = {change for _, change, _ in mutants.all_mutants(name)}
+        assert set(reasons) <= made

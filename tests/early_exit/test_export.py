@@ -1,0 +1,473 @@
+"""Artifacts, run by their real runtimes, against Keras and `EarlyExit.predict`."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_selfdistill as ksd
+from keras_selfdistill.early_exit.export.scored_section import ScoredSection
+from keras_selfdistill.early_exit.export.section_runner import SectionRunner
+from keras_selfdistill.early_exit.export.writers import format_of
+from tests.conftest import miss, small_base
+
+BACKEND = keras.backend.backend()
+on_tensorflow = pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="artifacts that decide are written on TensorFlow"
+)
+# Exporters and runtimes warn of their own workings.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def need(package):
+    if importlib.util.find_spec(package) is None:
+        miss(f"{package} is not installed")
+
+
+@pytest.fixture(scope="module")
+def images():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits().images[:64, :, :, None].astype("float32") / 16
+    return np.repeat(digits, 3, axis=-1), load_digits().target[:64] % 4
+
+
+@pytest.fixture(scope="module")
+def trained(images):
+    """A wrapper whose statistics and weights are not those of a fresh one."""
+    keras.utils.set_random_seed(0)
+    model = ksd.SelfDistiller(small_base(), ["stem_relu", "out_1"], "byot")
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(*images, epochs=3, verbose=0)
+    return model
+
+
+def thresholds_between(model, images, **options):
+    """Thresholds at which some samples leave at every exit, none close to one."""
+    fast = ksd.EarlyExit(model, thresholds=np.inf, **options)
+    fast.calibrate(*images, flops_budget=9.0)
+    scores = np.sort(fast._outcomes.scores, axis=0)
+    middle = len(scores) // 2
+    gaps = scores[middle : middle + 9] - scores[middle - 1 : middle + 8]
+    at = middle + gaps.argmax(axis=0)
+    columns = np.arange(scores.shape[1])
+    fast.thresholds = ((scores[at, columns] + scores[at - 1, columns]) / 2).tolist()
+    return fast
+
+
+def check(fast, images, answer):
+    """Compare (predictions, exit names, scores) of an artifact with `predict`."""
+    expected = fast.predict(images)
+    predictions, exits, scores = answer
+    np.testing.assert_allclose(predictions, expected.predictions, atol=1e-4)
+    np.testing.assert_allclose(scores, expected.scores, atol=1e-4)
+    assert list(exits) == list(expected.exits)
+    assert len(set(exits)) > 1
+
+
+# ------------------------------------------------------ what Keras' own export makes
+
+
+def run_saved_model(path, images):
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))  # Holds the variables while it lives.
+    return loaded.serve(images).numpy()
+
+
+def run_onnx(path, images):
+    need("onnxruntime")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    return session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+def run_litert(path, images):
+    need("ai_edge_litert")
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path))
+    at = interpreter.get_input_details()[0]["index"]
+    interpreter.resize_tensor_input(at, images.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(at, images)
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+def run_openvino(path, images):
+    need("openvino")
+    import openvino
+
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    return openvino.compile_model(path, "CPU", options)(images)[0]
+
+
+RUNTIMES = {
+    "tf_saved_model": ("", run_saved_model, ("tensorflow", "jax")),
+    "onnx": (".onnx", run_onnx, ("tensorflow", "torch")),
+    "litert": (".tflite", run_litert, ("tensorflow",)),
+    "openvino": (".xml", run_openvino, ("tensorflow", "torch")),
+}
+
+
+@pytest.mark.parametrize("format", RUNTIMES)
+@pytest.mark.parametrize("part", ["exit_1", "final", "ensemble"])
+def test_deployed_models_run_elsewhere(trained, images, tmp_path, part, format):
+    suffix, run, backends = RUNTIMES[format]
+    if BACKEND not in backends:
+        pytest.skip(f"Keras on {BACKEND} does not export {format}")
+    parts = {"ensemble": trained.ensemble_model, "final": trained.final_model}
+    model = parts.get(part, lambda: trained.exit_model(part))()
+    path = tmp_path / f"model{suffix}"
+    expected = model.predict(images[0], verbose=0)  # Keras exports what was called.
+    model.export(str(path), format=format, verbose=False)
+    batch = len(images[0]) if BACKEND != "torch" or format != "openvino" else 1
+    found = [
+        run(path, images[0][i : i + batch]) for i in range(0, len(images[0]), batch)
+    ]
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-4)
+
+
+# ----------------------------------------------------------- what stops early itself
+
+OPTIONS = {
+    "confidence": {},
+    "margin": {"criterion": "margin"},
+    "entropy of means": {"criterion": "entropy", "scores_from": "running_mean"},
+    "ensemble": {"last_resort": "ensemble"},
+}
+
+
+def in_batches(call, x, sizes):
+    """Join what a SavedModel returns for batches of some sizes, one after another."""
+    parts, start = [], 0
+    for size in sizes:
+        found = call(x[start : start + size])
+        start += size
+        assert {len(each) for each in found.values()} == {size}
+        parts.append(found)
+    assert start == len(x)
+    keys = ("prediction", "exit", "score")
+    return [np.concatenate([each[key] for each in parts]) for key in keys]
+
+
+@on_tensorflow
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_saved_model_routes_each_sample_of_a_batch(trained, images, tmp_path, name):
+    import tensorflow as tf
+
+    fast = thresholds_between(trained, images, **OPTIONS[name])
+    fast.export(tmp_path / "saved")
+    loaded = tf.saved_model.load(str(tmp_path / "saved"))
+    names = [each.decode() for each in loaded.exit_names()["exit_names"].numpy()]
+    assert names == fast.exit_names
+    serving = loaded.signatures["serving_default"]
+    for call in (loaded.serve, lambda x: serving(input=tf.constant(x))):
+        for sizes in ([1] * 64, [7, 32, 0, 25], [64]):
+            prediction, exits, score = in_batches(call, images[0], sizes)
+            check(fast, images[0], (prediction, np.array(names)[exits], score))
+
+
+@on_tensorflow
+@pytest.mark.parametrize("name", ["confidence", "ensemble"])
+def test_litert_takes_one_sample_and_refuses_more(trained, images, tmp_path, name):
+    need("ai_edge_litert")
+    from ai_edge_litert.interpreter import Interpreter
+
+    fast = thresholds_between(trained, images, **OPTIONS[name])
+    fast.export(tmp_path / "model.tflite")
+    interpreter = Interpreter(str(tmp_path / "model.tflite"))
+    runner = interpreter.get_signature_runner()
+    (input_name,) = interpreter.get_signature_list()["serving_default"]["inputs"]
+    prediction, exits, score = in_batches(
+        lambda x: runner(**{input_name: x}), images[0], [1] * 64
+    )
+    check(fast, images[0], (prediction, np.array(fast.exit_names)[exits], score))
+    with pytest.raises(RuntimeError, match=r"(?i)reshape"):
+        runner(**{input_name: images[0][:2]})
+
+
+@on_tensorflow
+def test_patience_in_the_graph(images, tmp_path):
+    import tensorflow as tf
+
+    model = ksd.SelfDistiller(small_base(), ["stem_relu", "out_1"], "byot")
+    fast = ksd.EarlyExit(model, "patience", thresholds=2.0)
+    for seed in range(50):  # Until the exits agree on some samples.
+        random = np.random.default_rng(seed)
+        for name in ("exit_1_logits", "exit_2_logits"):
+            kernel, bias = model.get_layer(name).get_weights()
+            kernel = 3 * random.normal(size=kernel.shape)
+            model.get_layer(name).set_weights([kernel, bias])
+        expected = fast.predict(images[0])
+        if len(set(expected.exits)) > 1:
+            break
+    fast.export(tmp_path / "saved")
+    loaded = tf.saved_model.load(str(tmp_path / "saved"))
+    exits = loaded.serve(images[0])["exit"].numpy()
+    assert len(set(expected.exits)) > 1
+    assert np.array(fast.exit_names)[exits].tolist() == expected.exits.tolist()
+
+
+class GivenSection:
+    """Returns what it is given, where a layer might make a number of NaN."""
+
+    name = "given"
+    inputs = (None,)
+
+    def __call__(self, alive, training):
+        return {"output": alive[0], "alive": []}
+
+
+@pytest.mark.parametrize("criterion", ["confidence", "margin", "entropy", "patience"])
+def test_what_is_no_number_is_not_sure(trained, criterion):
+    rows = np.array([[0.7, 0.1, 0.1, 0.1], [np.nan] * 4, [0.1, np.nan, 0.4, 0.5]])
+    rows = rows.astype("float32")
+    scorer = ksd.EarlyExit(trained, criterion, thresholds=0.0)._scorer
+    _, expected = scorer(0, rows, {})
+    section = ScoredSection(GivenSection(), scorer, 0, 4)
+    score = keras.ops.convert_to_numpy(section.call([rows])[1])
+    assert (score >= 0.0).tolist() == (expected >= 0.0).tolist() == [True, False, False]
+
+
+@on_tensorflow
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [*((name, "onnx") for name in OPTIONS), ("entropy of means", "openvino")],
+)
+def test_a_folder_of_sections(trained, images, tmp_path, format, name):
+    need("onnxruntime" if format == "onnx" else "openvino")
+    fast = thresholds_between(trained, images, **OPTIONS[name])
+    fast.export(tmp_path / "folder", format=format)
+    runner = SectionRunner(tmp_path / "folder")
+    parts = [runner(image[None]) for image in images[0]]
+    check(fast, images[0], [np.concatenate(each) for each in zip(*parts, strict=True)])
+    check(fast, images[0], runner(images[0]))
+
+
+@on_tensorflow
+def test_the_runner_needs_no_keras(trained, images, tmp_path):
+    need("onnxruntime")
+    fast = thresholds_between(trained, images)
+    fast.export(tmp_path / "folder", format="onnx")
+    np.save(tmp_path / "images.npy", images[0])
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['keras'] = sys.modules['tensorflow'] = None\n"
+        "del sys.argv[0]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    script = tmp_path / "folder" / "section_runner.py"
+    arguments = [script, tmp_path / "folder", tmp_path / "images.npy"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    expected = fast.predict(images[0])
+    assert done.stdout.splitlines() == [
+        f"class {row.argmax()} at {name}"
+        for row, name in zip(expected.predictions, expected.exits, strict=True)
+    ]
+
+
+@on_tensorflow
+def test_a_changed_folder_is_refused(trained, images, tmp_path):
+    need("onnxruntime")
+    folder = tmp_path / "folder"
+    ksd.EarlyExit(trained, thresholds=0.9).export(folder, format="onnx")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    changes = [
+        {"version": 2},
+        {"runtime": "pickle"},
+        {"thresholds": [0.9]},
+        {"thresholds": ["0.9", True]},
+        {"exits": [1, 2, 3]},
+        {"sections": manifest["sections"][:2]},
+        {
+            "sections": [
+                {"model": "a", "files": {"../a": ""}},
+                *manifest["sections"][1:],
+            ]
+        },
+        {"sections": [{"model": "a", "files": {}}, *manifest["sections"][1:]]},
+    ]
+    for change in changes:
+        (folder / "manifest.json").write_text(json.dumps(manifest | change))
+        with pytest.raises(ValueError, match="manifest"):
+            SectionRunner(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    section = folder / "section_2.onnx"
+    section.write_bytes(section.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="not the file"):
+        SectionRunner(folder)
+
+
+@on_tensorflow
+def test_an_artifact_is_replaced_whole(trained, tmp_path, monkeypatch):
+    fast = ksd.EarlyExit(trained, thresholds=0.9)
+    path = tmp_path / "model.tflite"
+    fast.export(path, format="litert")
+    before = path.read_bytes()
+    import tensorflow as tf
+
+    def fail(self):
+        raise RuntimeError("disk full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tf.lite.TFLiteConverter, "convert", fail)
+        with pytest.raises(RuntimeError, match="disk full"):
+            fast.export(path, format="litert")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    for _ in range(2):
+        fast.export(tmp_path / "saved")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["model.tflite", "saved"]
+
+
+FORMATS = {
+    "tf_saved_model": "saved",
+    "litert": "model.tflite",
+    "onnx": "sections",
+    "openvino": "sections",
+}
+
+
+def content(path):
+    """Return the bytes of a file, or of all files of a folder by name."""
+    if path.is_dir() and not path.is_symlink():
+        return {each.name: content(each) for each in path.iterdir()}
+    return path.read_bytes()
+
+
+@on_tensorflow
+@pytest.mark.parametrize("format", ["tf_saved_model", "onnx"])
+def test_an_export_replaces_nothing_but_its_like(trained, tmp_path, format):
+    need("onnxruntime")
+    fast = ksd.EarlyExit(trained, thresholds=0.9)
+    path = tmp_path / "model"
+    path.mkdir()  # An empty folder loses nothing.
+    fast.export(path, format)
+    fast.thresholds = 0.5
+    before = content(path)
+    fast.export(path, format)
+    assert content(path) != before
+    assert content(path).keys() == before.keys()
+    other = next(each for each in FORMATS if each not in (format, "litert"))
+    cases = {
+        "notes.txt": lambda: (path / "notes.txt").write_text("mine"),
+        "data": lambda: (path / "data").mkdir(),
+        r"changed|not the file": lambda: next(path.rglob("*.[po][bn]*")).write_bytes(
+            b"mine"
+        ),
+    }
+    kept = content(path)
+    for hint, put in cases.items():
+        put()
+        now = content(path)
+        with pytest.raises(FileExistsError, match=hint) as error:
+            fast.export(path, format)
+        assert str(path) in str(error.value)
+        assert content(path) == now
+        for name in now.keys() - kept.keys():
+            (path / name).unlink() if (path / name).is_file() else (path / name).rmdir()
+    with pytest.raises(FileExistsError, match=r"folder of|export of format"):
+        fast.export(path, other)
+    assert [each.name for each in tmp_path.iterdir()] == ["model"]
+
+
+@on_tensorflow
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_a_user_has_there_stays(trained, tmp_path, format, monkeypatch):
+    fast = ksd.EarlyExit(trained, thresholds=0.9)
+    project = tmp_path / FORMATS[format]
+    (project / "src").mkdir(parents=True)
+    (project / "src" / "main.py").write_text("mine")
+    link = tmp_path / "links" / FORMATS[format]
+    link.parent.mkdir()
+    link.symlink_to(project)
+    file = tmp_path / "files" / FORMATS[format]
+    file.parent.mkdir()
+    file.write_text("mine")
+    before = content(tmp_path / "files"), content(project)
+    monkeypatch.chdir(project / "src")
+    for path, hint in (
+        (project, "a folder of 'src'"),
+        (link, "a link to"),
+        (file, "a file"),
+        ("..", "a folder of"),
+        (".", "a folder of 'main.py'"),
+    ):
+        with pytest.raises(FileExistsError, match=hint):
+            fast.export(path, format)
+    assert (content(tmp_path / "files"), content(project)) == before
+    assert link.is_symlink()
+
+
+@on_tensorflow
+def test_a_failed_export_leaves_no_folders(trained, tmp_path, monkeypatch):
+    fast = ksd.EarlyExit(trained, thresholds=0.9)
+    import tensorflow as tf
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(tf.saved_model, "save", fail)
+    with pytest.raises(RuntimeError, match="disk full"):
+        fast.export(tmp_path / "a" / "b" / "saved")
+    assert not list(tmp_path.iterdir())
+
+
+@on_tensorflow
+def test_layers_with_seeds_are_exported(tmp_path):
+    """An RNN layer draws its dropout's seed in inference, too, for nothing."""
+    import tensorflow as tf
+
+    inputs = keras.Input((3, 2))
+    x = keras.layers.LSTM(4, dropout=0.5, name="tap")(inputs)
+    x = keras.layers.Dense(4)(x)
+    base = keras.Model(inputs, keras.layers.Dense(3, "softmax")(x))
+    model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
+    ksd.EarlyExit(model, thresholds=2.0).export(tmp_path / "saved")
+    x = np.random.default_rng(0).normal(size=(5, 3, 2)).astype("float32")
+    found = tf.saved_model.load(str(tmp_path / "saved")).serve(x)["prediction"]
+    np.testing.assert_allclose(found, base.predict(x, verbose=0), atol=1e-5)
+
+
+@pytest.mark.once
+def test_the_suffix_names_the_format():
+    assert format_of("a.tflite") == format_of("a.TFLITE", "litert") == "litert"
+    assert format_of("a") == format_of("model.v1.2") == "tf_saved_model"
+    assert format_of("sections", "onnx") == "onnx"
+    for path, format, hint in (
+        ("q.tflite", "tf_saved_model", "litert"),
+        ("q.onnx", None, "folder of sections"),
+        ("q.onnx", "onnx", "folder of sections"),
+        ("q.xml", "openvino", "folder of sections"),
+        ("q.keras", None, "EarlyExit.load"),
+    ):
+        with pytest.raises(ValueError, match=hint):
+            format_of(path, format)
+
+
+def test_wrong_exports_are_refused(trained, tmp_path):
+    fast = ksd.EarlyExit(trained, thresholds=0.9)
+    with pytest.raises(ValueError, match="Did you mean 'litert'"):
+        fast.export(tmp_path / "a", format="litert2")
+    with pytest.raises(ValueError, match="no thresholds yet"):
+        ksd.EarlyExit(trained).export(tmp_path / "a")
+    own = ksd.EarlyExit(trained, lambda rows: rows[:, 0], thresholds=0.9)
+    with pytest.raises(ValueError, match="cannot be exported"):
+        own.export(tmp_path / "a", format="onnx")
+    if BACKEND != "tensorflow":
+        with pytest.raises(ValueError, match="KERAS_BACKEND=tensorflow"):
+            fast.export(tmp_path / "a", format="litert")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,282 @@
+"""What is cut from a graph runs as in Keras' own `predict`, whatever layers it holds.
+
+The layers are found in `keras.layers`, so that those of a new Keras come by themselves.
+"""
+
+import functools
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_selfdistill as ksd
+from keras_selfdistill.early_exit.export.section_runner import SectionRunner
+
+BACKEND = keras.backend.backend()
+# Exporters and runtimes warn of their own workings.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+# Arguments by name: those that a class requires, and what makes it draw numbers.
+REQUIRED = {
+    "cell": lambda: layers.GRUCell(3, dropout=0.5),
+    "factor": lambda: 0.5,
+    "filters": lambda: 3,
+    "head_dim": lambda: 4,
+    "height": lambda: 6,
+    "height_factor": lambda: 0.3,
+    "kernel_size": lambda: 3,
+    "key_dim": lambda: 4,
+    "layers": lambda: [layers.RandomFlip(), layers.RandomBrightness(0.5)],
+    "num_heads": lambda: 2,
+    "num_key_value_heads": lambda: 2,
+    "num_query_heads": lambda: 2,
+    "rate": lambda: 0.5,
+    "stddev": lambda: 0.9,
+    "units": lambda: 3,
+    "width": lambda: 6,
+    "width_factor": lambda: 0.3,
+}
+RANDOM = {"dropout": 0.5, "recurrent_dropout": 0.5}
+SPECIAL = {
+    layers.Bidirectional: {"layer": lambda: layers.LSTM(3, dropout=0.5)},
+    layers.EinsumDense: {
+        "equation": lambda: "bhwc,cd->bhwd",
+        "output_shape": lambda: (8, 8, 4),
+    },
+    # Keras says that images get the size of the crop, but in inference they do not.
+    layers.RandomCrop: {"height": lambda: 8, "width": lambda: 8},
+    layers.RandomPosterization: {"factor": lambda: 3},
+    layers.SpectralNormalization: {"layer": lambda: layers.Dense(4)},
+    layers.TimeDistributed: {"layer": lambda: layers.Dropout(0.5)},
+}
+# Why some are no layers of a base by themselves.
+LEFT_OUT = {
+    layers.FlaxLayer: "a Flax module",
+    layers.GRUCell: "runs in an RNN layer",
+    layers.JaxLayer: "a JAX function",
+    layers.Lambda: "a Python function, which may do anything",
+    layers.LSTMCell: "runs in an RNN layer",
+    layers.MaxNumBoundingBoxes: "of bounding boxes",
+    layers.SimpleRNNCell: "runs in an RNN layer",
+    layers.StackedRNNCells: "runs in an RNN layer",
+    layers.TFSMLayer: "a saved program",
+    layers.TorchModuleWrapper: "a PyTorch module",
+}
+# These would take images, too, and then fail.
+SHAPE_OF = {layers.GroupQueryAttention: (6, 6), layers.RNN: (6, 6)}
+SHAPES = [(8, 8, 3), (6, 6), (4, 4, 4, 3), (2, 6, 6, 6, 2)]  # Images first.
+
+
+def asks_whether_it_trains(layer_class):
+    return "training" in inspect.signature(layer_class.call).parameters
+
+
+CLASSES = sorted(
+    {
+        value
+        for value in vars(layers).values()
+        if inspect.isclass(value)
+        and issubclass(value, keras.Layer)
+        and asks_whether_it_trains(value)
+    }
+    - LEFT_OUT.keys(),
+    key=lambda value: value.__name__,
+)
+
+
+def make(layer_class):
+    """Return a layer that draws numbers in training, if its class can."""
+    special, found = SPECIAL.get(layer_class, {}), {}
+    for name, parameter in inspect.signature(layer_class).parameters.items():
+        if name in RANDOM:
+            found[name] = RANDOM[name]
+        elif parameter.default is parameter.empty or name in ("stddev", *special):
+            value = {**REQUIRED, **special}.get(name)
+            found |= {name: value()} if value else {}
+    return layer_class(**found)
+
+
+@functools.cache
+def fitting(layer_class):
+    """Return the first shape that a class takes, and in which form it takes inputs."""
+    forms = [lambda x: (x,), lambda x: (x, x), lambda x: ([x, x],)]
+    problems = []
+    for shape in [SHAPE_OF[layer_class]] if layer_class in SHAPE_OF else SHAPES:
+        for form in forms:
+            try:
+                output = make(layer_class)(*form(keras.Input(shape)))
+            except Exception as error:
+                problems.append(f"{shape}: {error}")
+            else:
+                if isinstance(output, keras.KerasTensor) and output.shape[0] is None:
+                    return shape, form
+    return pytest.fail("\n".join([layer_class.__name__, *problems]))
+
+
+def make_base(layer_classes):
+    """Return a base that gives its input to layers of all these classes."""
+    shape, _ = fitting(layer_classes[0])
+    inputs = keras.Input(shape)
+    parts = []
+    for layer_class in layer_classes:
+        form = fitting(layer_class)[1]
+        x = layers.Rescaling(1 / 255)(make(layer_class)(*form(inputs)))
+        parts.append(layers.Dense(3, "tanh")(layers.Flatten()(x)))
+    x = layers.Concatenate()(parts) if len(parts) > 1 else parts[0]
+    x = layers.Dense(6, "tanh", name="tap")(x)
+    x = layers.Dense(5, "tanh")(x)
+    return keras.Model(inputs, layers.Dense(3, "softmax")(x))
+
+
+def make_x(base, samples=4):
+    random = np.random.default_rng(0)
+    return random.uniform(0, 255, (samples, *base.inputs[0].shape[1:])).astype(
+        "float32"
+    )
+
+
+def groups():
+    """Return the classes by the shape that they take."""
+    found = {}
+    for layer_class in CLASSES:
+        found.setdefault(fitting(layer_class)[0], []).append(layer_class)
+    return found
+
+
+def check(layer_classes):
+    """Compare what is cut with Keras' own `predict`; return the early exit and it."""
+    keras.utils.set_random_seed(0)
+    base = make_base(layer_classes)
+    x = make_x(base)
+    expected = base.predict(x, verbose=0)
+    trained = keras.ops.convert_to_numpy(base(x, training=True))
+    model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
+    np.testing.assert_array_equal(model.final_model().predict(x, verbose=0), expected)
+    fast = ksd.EarlyExit(model, thresholds=2.0)
+    found = fast.predict(x)
+    assert set(found.exits) == {"final"}
+    np.testing.assert_allclose(found.predictions, expected, atol=1e-5)
+    fast.thresholds = -1.0
+    exit_1 = model.exit_model("exit_1").predict(x, verbose=0)
+    np.testing.assert_allclose(fast.predict(x).predictions, exit_1, atol=1e-5)
+    fast.thresholds = 2.0
+    return fast, x, expected, trained
+
+
+class AlwaysDropout(layers.Dropout):
+    """Monte-Carlo dropout: it draws in inference, too."""
+
+    def call(self, inputs, training=False):
+        return super().call(inputs, training=True)
+
+
+def small_base(*first, classes=3):
+    """Return a base of dense layers behind others, and inputs for it."""
+    inputs = keras.Input((4, 4, 2))
+    x = inputs
+    for layer in first:
+        x = layer(x)
+    x = layers.Dense(6, "tanh", name="tap")(layers.Flatten()(x))
+    x = layers.BatchNormalization(name="norm")(layers.Dense(5, "tanh")(x))
+    return keras.Model(inputs, layers.Dense(classes, "softmax", name="top")(x))
+
+
+def early_exit(base, **options):
+    model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
+    return ksd.EarlyExit(model, **{"thresholds": 2.0, **options})
+
+
+def test_augmentation_in_the_base_is_off():
+    flip = layers.RandomFlip(name="norm")  # Renamed, since the base has such a name.
+    nested = keras.Sequential([keras.Input((4, 4, 2)), flip], name="backbone")
+    base = small_base(
+        layers.RandomFlip(),
+        lambda x: layers.GaussianNoise(0.9)(x, training=True),
+        nested,
+        lambda x: nested(x, training=True),
+    )
+    x = make_x(base, 64)
+    expected = base.predict(x, verbose=0)
+    fast = early_exit(base)
+    np.testing.assert_allclose(fast.predict(x).predictions, expected, atol=1e-6)
+    np.testing.assert_allclose(
+        fast.model.predict(x, verbose=0)["final"], expected, atol=1e-6
+    )
+    fast.calibrate(x, expected.argmax(axis=-1), max_accuracy_drop=0.0)
+    assert fast.calibration.base_accuracy == 1.0
+
+
+def test_what_draws_in_inference_draws_anew():
+    base = small_base(AlwaysDropout(0.5, seed=1))
+    x = make_x(base, 2)
+    expected = [base.predict(x, verbose=0) for _ in range(3)]
+    assert len({each.tobytes() for each in expected}) == 3
+    seed = base.layers[1].seed_generator.state
+    seed.assign([1, 0])
+    fast = early_exit(base)
+    seed.assign([1, 0])
+    found = [fast.predict(x).predictions for _ in range(3)]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_what_is_not_assigned_stays_as_it_is():
+    base = small_base()
+    fast = early_exit(base)
+    mean = base.get_layer("norm").moving_mean
+    before = mean.value
+    fast.predict(make_x(base))
+    assert mean.value is before
+
+
+@pytest.mark.parametrize("change", ["lora", "quantize"])
+def test_variables_that_are_added_or_replaced_are_seen(change):
+    keras.utils.set_random_seed(0)
+    base = small_base()
+    fast = early_exit(base)
+    x = make_x(base)
+    before = fast.predict(x).predictions
+    top = base.get_layer("top")
+    if change == "lora":
+        top.enable_lora(2)
+        top.lora_kernel_b.assign(np.arange(6).reshape(2, 3))
+    else:
+        top.quantize("int4")
+    expected = keras.ops.convert_to_numpy(base(x, training=False))
+    assert abs(expected - before).max() > 1e-3
+    np.testing.assert_allclose(fast.predict(x).predictions, expected, atol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+def test_layers_that_train_otherwise(shape):
+    _, _, expected, trained = check(groups()[shape])
+    assert abs(trained - expected).max() > 1e-4
+
+
+@pytest.mark.long
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="artifacts are written there")
+@pytest.mark.parametrize("format", ["tf_saved_model"])
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+def test_exports_of_layers_that_train_otherwise(shape, format, tmp_path):
+    fast, x, expected, _ = check(groups()[shape])
+    fast.export(tmp_path / "exported", format)
+    if format == "onnx":
+        found = SectionRunner(tmp_path / "exported")(x)[0]
+    else:
+        import tensorflow as tf
+
+        loaded = tf.saved_model.load(str(tmp_path / "exported"))
+        found = loaded.serve(x)["prediction"].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.once
+def test_no_layer_is_forgotten():
+    """Those left out ask whether they train, and the others are all there."""
+    assert all(map(asks_whether_it_trains, LEFT_OUT))
+    names = {each.__name__ for each in CLASSES}
+    assert {"BatchNormalization", "Dropout", "LSTM", "RandomFlip", "MixUp"} <= names
+    assert sum(map(len, groups().values())) == len(CLASSES)

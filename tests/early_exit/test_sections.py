@@ -1,0 +1,255 @@
+"""Chained sections are the whole network, and hold each of its layers once."""
+
+import collections
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_selfdistill as ksd
+from keras_selfdistill.early_exit.section_models import cut_sections, section_costs
+from keras_selfdistill.graph.ends.pre_activation import PreActivation
+from keras_selfdistill.graph.nodes import graph_nodes, producer
+from tests.conftest import small_base, to_numpy
+
+FAMILIES = [
+    ("ConvNeXtTiny", 32),
+    ("DenseNet121", 32),
+    ("EfficientNetB0", 32),
+    ("EfficientNetV2B0", 32),
+    ("InceptionResNetV2", 75),
+    ("InceptionV3", 75),
+    ("MobileNet", 32),
+    ("MobileNetV2", 32),
+    ("MobileNetV3Small", 32),
+    ("NASNetMobile", 32),
+    ("ResNet50", 32),
+    ("ResNet50V2", 32),
+    ("VGG16", 32),
+    ("Xception", 71),
+]
+
+
+def wrap(base, taps, **kwargs):
+    return ksd.SelfDistiller(base, taps, "deep_supervision", head="linear", **kwargs)
+
+
+def chained(model, x):
+    """Run the sections one after another; return what every exit answers."""
+    sections = cut_sections(model._graph)
+    arrays = dict(zip(map(id, model._graph.base.inputs), x, strict=True))
+    alive = [
+        keras.ops.convert_to_tensor(arrays[id(tensor)]) for tensor in sections[0].inputs
+    ]
+    found = {}
+    for section in sections:
+        outputs = section(alive, training=False)
+        alive = outputs["alive"]
+        found[section.exit_name] = outputs
+    assert alive == []
+    return found
+
+
+def check(model, *x):
+    """Compare the sections with the network that training runs."""
+    structure = keras.tree.pack_sequence_as(model._graph.inputs, list(x))
+    expected = model._graph.training_network(structure, training=False)["exits"]
+    found = chained(model, x)
+    assert list(found) == model.exit_names
+    for name, outputs in found.items():
+        for kind in ("output", "logits"):
+            np.testing.assert_allclose(
+                to_numpy(outputs[kind]), to_numpy(expected[name][kind]), atol=1e-6
+            )
+
+
+def calls(sections):
+    """How often the sections call each operation."""
+    return collections.Counter(
+        id(node.operation)
+        for section in sections
+        for node in graph_nodes(section._function.inputs, section._function.outputs)
+        if node.input_tensors and not set(node.outputs) & set(section.inputs)
+    )
+
+
+def images(size, rows=2):
+    return np.random.default_rng(0).random((rows, size, size, 3), "float32")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("name", "size"), FAMILIES)
+def test_every_family_of_applications(name, size):
+    keras.utils.set_random_seed(3)
+    kwargs = {"include_preprocessing": False} if "V3Small" in name else {}
+    make = getattr(keras.applications, name)
+    base = make(weights=None, input_shape=(size, size, 3), classes=10, **kwargs)
+    try:
+        model = wrap(base, 3)
+    except ValueError:  # No point where one tensor alone is alive.
+        taps = [layer.name for layer in base.layers if "concat" in layer.name]
+        model = wrap(base, [taps[len(taps) // 3], taps[2 * len(taps) // 3]])
+    check(model, images(size))
+    sections = cut_sections(model._graph)
+    network = model._graph.training_network
+    found = calls(sections)
+    assert set(found.values()) == {1}
+    # The base's last layer is inside of one that runs it in front of its activation.
+    parts = [
+        id(layer.layer if isinstance(layer, PreActivation) else layer)
+        for section in sections
+        for layer in section.parts
+    ]
+    assert len(parts) == len(set(parts))
+    # ConvNeXt nests models, whose layers stand in their place.
+    own = {
+        id(layer)
+        for layer in [*base._flatten_layers(), *model.layers]
+        if not isinstance(layer, (layers.InputLayer, keras.Model))
+    }
+    assert own <= set(parts)
+    assert sum(section.count_params() for section in sections) == network.count_params()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("name", "taps"),
+    [("DenseNet121", ["conv2_block3_1_relu"]), ("NASNetMobile", ["normal_concat_2"])],
+)
+def test_several_tensors_are_alive_at_a_cut(name, taps):
+    make = getattr(keras.applications, name)
+    base = make(weights=None, input_shape=(32, 32, 3), classes=10)
+    model = wrap(base, taps)
+    assert len(cut_sections(model._graph)[1].inputs) > 1
+    check(model, images(32))
+
+
+def u_net():
+    inputs = keras.Input((16, 16, 3), name="image")
+    skips, x = [], inputs
+    for i, width in enumerate((4, 8)):
+        x = layers.Conv2D(width, 3, padding="same", activation="relu", name=f"down{i}")(
+            x
+        )
+        skips.append(x)
+        x = layers.MaxPooling2D(name=f"pool{i}")(x)
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="middle")(x)
+    for i, skip in enumerate(reversed(skips)):
+        x = layers.UpSampling2D(name=f"up{i}")(x)
+        x = layers.Concatenate(name=f"join{i}")([x, skip])
+        x = layers.Conv2D(4, 3, padding="same", activation="relu", name=f"back{i}")(x)
+    x = layers.GlobalAveragePooling2D(name="average")(x)
+    return keras.Model(inputs, layers.Dense(5, "softmax", name="answer")(x))
+
+
+@pytest.mark.once
+def test_skips_pass_through_the_sections_of_a_u_net():
+    model = wrap(u_net(), ["pool0", "middle", "back0"])
+    check(model, images(16))
+    alive = [
+        [producer(tensor).operation.name for tensor in section.inputs]
+        for section in cut_sections(model._graph)
+    ]
+    assert alive == [
+        ["image"],
+        ["down0", "pool0"],
+        ["down0", "down1", "middle"],
+        ["down0", "back0"],
+    ]
+
+
+def two_inputs(structure):
+    image, table = keras.Input((8, 8, 3), name="image"), keras.Input((4,), name="table")
+    x = layers.Conv2D(4, 3, name="tap")(image)
+    x = layers.Conv2D(4, 3, name="second")(x)
+    x = layers.GlobalAveragePooling2D(name="average")(x)
+    x = layers.Concatenate(name="join")([x, layers.Dense(3, name="rows")(table)])
+    outputs = layers.Dense(3, "softmax", name="answer")(x)
+    inputs = {
+        "list": [image, table],
+        "swapped": [table, image],
+        "dict": {"table": table, "image": image},
+    }
+    return keras.Model(inputs[structure], outputs)
+
+
+@pytest.mark.parametrize("structure", ["list", "swapped", "dict"])
+def test_an_input_that_is_read_late_waits(structure):
+    base = two_inputs(structure)
+    model = wrap(base, ["tap", "second"])
+    by_name = {"image": images(8), "table": np.ones((2, 4), "float32")}
+    check(model, *(by_name[tensor.name] for tensor in base.inputs))
+    sections = cut_sections(model._graph)
+    assert [len(section.inputs) for section in sections] == [2, 2, 2]
+    assert "rows" in {layer.name for layer in sections[-1].parts}
+
+
+def test_a_layer_called_on_both_sides_of_a_cut():
+    inputs = keras.Input((8, 8, 4))
+    shared = layers.Conv2D(4, 3, padding="same", activation="relu", name="shared")
+    x = shared(inputs)
+    x = layers.Conv2D(4, 3, padding="same", name="tap")(x)
+    x = layers.Conv2D(4, 3, padding="same")(shared(x) + x)
+    x = layers.GlobalAveragePooling2D()(shared(x))
+    model = wrap(keras.Model(inputs, layers.Dense(3, "softmax")(x)), ["tap"])
+    check(model, np.random.default_rng(0).random((2, 8, 8, 4), "float32"))
+    found = calls(cut_sections(model._graph))
+    assert found.pop(id(shared)) == 3
+    assert set(found.values()) == {1}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("activation", ["softmax", None])
+def test_the_costs_of_the_sections_add_up(activation):
+    model = ksd.SelfDistiller(small_base(activation), ["stem_relu", "out_1"], "byot")
+    counts = section_costs(model._graph, ["output"])
+    cost = ksd.profile(model)
+    assert not any(count.unknown for count in counts)
+    assert counts[0].multiply_adds == cost["exit_1"].multiply_adds
+    total = sum(count.multiply_adds for count in counts)
+    assert total == cost["ensemble"].multiply_adds
+
+
+@pytest.mark.once
+def test_cutting_leaves_the_layers_as_they_were():
+    model = wrap(small_base(), ["stem_relu", "out_1"])
+    before = [len(layer._inbound_nodes) for layer in model.layers]
+    cut_sections(model._graph)
+    assert [len(layer._inbound_nodes) for layer in model.layers] == before
+
+
+def test_tensors_keep_their_dtype_across_a_cut(mixed_precision):
+    mixed_precision("mixed_bfloat16")
+    model = wrap(small_base(), ["stem_relu", "out_1"])
+    check(model, images(8))
+    dtypes = [section.inputs[0].dtype for section in cut_sections(model._graph)]
+    assert dtypes == ["float32", "bfloat16", "bfloat16"]
+
+
+@pytest.mark.once
+def test_an_exit_that_reads_the_whole_base_cannot_stop_early():
+    base = small_base()
+
+    class TopDown(ksd.heads.Linear):
+        def __call__(self, tap, target, *, name, dtype=None):
+            pool = layers.GlobalAveragePooling2D(name=f"{name}_deep")
+            deep = pool(base.get_layer("out_2").output)
+            return layers.Add(name=f"{name}_add")(
+                [super().__call__(tap, target, name=name, dtype=dtype), deep]
+            )
+
+    model = ksd.SelfDistiller(base, ["out_1"], "byot", head=TopDown())
+    with pytest.raises(ValueError, match=r"beyond its tap(.|\n)*'out_1'"):
+        cut_sections(model._graph)
+
+
+@pytest.mark.once
+def test_masks_are_refused():
+    inputs = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(9, 4, mask_zero=True, name="words")(inputs)
+    x = layers.Dense(4, name="tap")(x)
+    x = layers.GlobalAveragePooling1D()(layers.Dense(4)(x))
+    model = wrap(keras.Model(inputs, layers.Dense(3, "softmax")(x)), ["tap"])
+    with pytest.raises(ValueError, match=r"masks time steps(.|\n)*'words'"):
+        cut_sections(model._graph)

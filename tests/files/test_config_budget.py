@@ -1,0 +1,121 @@
+"""A small config that asks for much is refused before anything is made from it."""
+
+import keras
+import pytest
+
+import keras_selfdistill as ksd
+from keras_selfdistill.files.config_budget import check_budget
+from tests.fuzz.mutations import symbol
+
+pytestmark = pytest.mark.once
+
+
+def metrics(number, name, **fields):
+    return {"metrics": [symbol("keras.metrics", name, **fields)] * number}
+
+
+def operation(name, **fields):
+    return symbol("keras.src.ops.numpy", name, **fields)
+
+
+def optimizer_map(*patterns):
+    sgd = symbol("keras.optimizers", "SGD")
+    inner = symbol(
+        "keras.optimizers",
+        "OptimizerMap",
+        default_optimizer=sgd,
+        optimizer_map=dict.fromkeys(patterns, sgd),
+    )
+    return symbol("keras.optimizers", "MultiOptimizer", optimizer_map=inner)
+
+
+def policy_map(pattern):
+    policies = {pattern: symbol("keras", "DTypePolicy", name="float16")}
+    return symbol("keras.dtype_policies", "DTypePolicyMap", policy_map=policies)
+
+
+def muon(*patterns):
+    return symbol("keras.optimizers", "Muon", exclude_layers=list(patterns))
+
+
+def layers(number, name="layer"):
+    return [symbol("keras.layers", "ReLU", name=name)] * number
+
+
+TOO_MUCH = {
+    "thresholds": metrics(1500, "AUC", num_thresholds=2**20),
+    "thresholds of several": metrics(2, "AUC", num_thresholds=2**17 - 1),
+    "many metrics": metrics(20_000, "F1Score", threshold=0.5),
+    "classes": metrics(3, "MeanIoU", num_classes=50_000),
+    "parts of a split": operation("Split", indices_or_sections=3_000_000),
+    "parts of another split": operation("ArraySplit", indices_or_sections=3_000_000),
+    "parts of an axis": symbol("keras.src.ops.core", "Unstack", num=3_000_000),
+    "iterations": symbol(
+        "keras.layers", "SpectralNormalization", power_iterations=2**30
+    ),
+    "dimensions": symbol(
+        "keras.src.layers.convolutional.base_conv", "BaseConv", rank=10**9
+    ),
+    "layers": layers(10_001),
+    "objects": [symbol("keras.initializers", "Zeros")] * 100_001,
+    "a search": muon("conv", "(a+)+$"),
+    "a match": optimizer_map("(a|aa)+b"),
+    "a match of policies": policy_map("(a+)+$"),
+    "a long pattern": muon("a" * 1000),
+    "names and wildcards": [
+        optimizer_map(".*a.*a.*a.*a"),
+        *layers(10, "a" * 1000),
+    ],
+    "a long equation": symbol("keras.layers", "EinsumDense", equation="a" * 10**5),
+}
+
+
+@pytest.mark.parametrize("what", TOO_MUCH)
+def test_what_asks_for_too_much_is_refused(what):
+    with pytest.raises(ValueError, match=r"Received: .*Expected: "):
+        check_budget({"config": [TOO_MUCH[what]]})
+
+
+HONEST = {
+    "metrics of every class": [
+        metrics(100, "AUC", num_thresholds=1000),
+        metrics(1, "IoU", num_classes=1000, target_class_ids=list(range(1000))),
+    ],
+    "a split": operation("Split", indices_or_sections=100),
+    "wide layers": symbol("keras.layers", "Dense", units=10**6),
+    "layers": layers(5000, "conv5_block32_concat"),
+    "names": muon("conv1/", "^head", "embedding$", "block-2.dense"),
+    "our own how-to": [*layers(2000, "block_" * 5), optimizer_map("(?!exit_).*")],
+    "patterns": [
+        *layers(500),
+        optimizer_map("encoder/.*", ".*/bias|.*norm.*", "dense"),
+        policy_map("decoder/.*"),
+    ],
+    "words": symbol("keras.layers", "StringLookup", vocabulary=["word"] * 10**5),
+}
+
+
+@pytest.mark.parametrize("what", HONEST)
+def test_what_models_need_is_not_refused(what):
+    check_budget({"config": [HONEST[what]]})
+
+
+def test_it_is_checked_when_a_file_is_loaded(tmp_path):
+    """The file's owner can still load it, by Keras."""
+    base = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(4, name="tap"),
+            keras.layers.Dense(4),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
+    optimizer = keras.optimizers.Muon(exclude_layers=["(a+)+$"])
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "a.keras")
+    with pytest.raises(ksd.RefusedFileError, match=r"searched for without.*a\+"):
+        ksd.load_model(tmp_path / "a.keras")
+    loaded = keras.saving.load_model(tmp_path / "a.keras")
+    assert loaded.optimizer.exclude_layers == ["(a+)+$"]

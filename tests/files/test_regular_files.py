@@ -1,0 +1,242 @@
+"""Nothing but regular files is read or replaced, and none that changes meanwhile."""
+
+import errno
+import io
+import os
+import pathlib
+import tempfile
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+import keras_selfdistill as ksd
+from keras_selfdistill.callbacks.checkpoints import Checkpoint, Checkpoints, read
+from keras_selfdistill.files import archive as safe_file
+from keras_selfdistill.files import regular_files
+from keras_selfdistill.files.weights_file import stored_bytes
+from tests.fuzz import mutations
+from tests.fuzz.corpus import wrappers
+
+pytestmark = pytest.mark.once
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A wrapper's file and an early-exit file, with what loads them."""
+    folder = tmp_path_factory.mktemp("saved")
+    model = wrappers()["plain"]
+    model.save(folder / "a.keras")
+    ksd.EarlyExit(model, thresholds=0.5).save(folder / "a.earlyexit")
+    return {
+        folder / "a.keras": ksd.load_model,
+        folder / "a.earlyexit": ksd.EarlyExit.load,
+    }
+
+
+def test_pipes_folders_and_devices_are_no_files(saved, tmp_path):
+    """A pipe would wait for ever."""
+    for path, load in saved.items():
+        pipe = tmp_path / f"pipe{path.suffix}"
+        os.mkfifo(pipe)
+        (tmp_path / f"link{path.suffix}").symlink_to(pipe)
+        for each in (pipe, tmp_path / f"link{path.suffix}", "/dev/zero"):
+            with pytest.raises(OSError, match="Not a regular file"):
+                load(each)
+        with pytest.raises(IsADirectoryError):
+            load(tmp_path)
+
+
+def test_a_link_that_the_user_names_is_followed(saved, tmp_path):
+    """As downloaded files are often kept: a name that leads to the content."""
+    for path, load in saved.items():
+        link = tmp_path / path.name
+        link.symlink_to(path)
+        load(link)
+
+
+def test_what_is_loaded_is_what_was_checked(saved, tmp_path, monkeypatch):
+    """Another process writes to the path after the check."""
+    keras_load = keras.saving.load_model
+    for path, load in saved.items():
+        mine = tmp_path / path.name
+        mine.write_bytes(path.read_bytes())
+
+        def swapped(*arguments, mine=mine, **options):
+            mine.write_bytes(b"changed")
+            return keras_load(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(keras.saving, "load_model", swapped)
+            load(mine)
+        assert mine.read_bytes() == b"changed"
+
+
+def test_copies_are_removed(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for path, load in saved.items():
+        load(path)
+        broken = tmp_path / f"broken{path.suffix}"
+        broken.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(ksd.RefusedFileError):
+            load(broken)
+        broken.unlink()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError("none")]
+)
+@pytest.mark.parametrize("where", ["the copy", "the check", "Keras"])
+def test_what_the_machine_lacks_is_no_fault_of_the_file(
+    saved, monkeypatch, error, where
+):
+    module, name = {
+        "the copy": (regular_files.shutil, "copyfileobj"),
+        "the check": (safe_file, "stored_bytes"),
+        "Keras": (keras.saving, "load_model"),
+    }[where]
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(module, name, fail)
+    for path, load in saved.items():
+        with pytest.raises(type(error)) as caught:
+            load(path)
+        assert caught.value is error
+
+
+def test_saving_replaces_files_alone(saved, tmp_path):
+    """Not a folder, nor what a link leads to, nor a device."""
+    model = wrappers()["plain"]
+    fast = ksd.EarlyExit(model, thresholds=0.5)
+    victim = tmp_path / "victim.txt"
+    victim.write_text("kept")
+    (tmp_path / "link").symlink_to(victim)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.iterdir())
+    for name in ("link", "folder", "pipe"):
+        with pytest.raises(OSError, match="Received"):
+            fast.save(tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == before
+    assert victim.read_text() == "kept"
+
+
+def test_arrays_that_share_their_bytes_are_refused():
+    """A small file could else ask for its size, times the number of its arrays."""
+    store = io.BytesIO()
+    with h5py.File(store, "w") as file:
+        for name in "abc":
+            file[name] = np.ones(1000, "f4")
+        place, other = (file[name].id.get_offset() for name in "ab")
+    content = store.getvalue()
+    assert stored_bytes(content, "weights") == 3 * 4000
+    # Eight bytes in each array's header say where its bytes are.
+    one, two = (each.to_bytes(8, "little") for each in (place, other))
+    assert content.count(two) == 1
+    for target in (one, (place + 4).to_bytes(8, "little")):
+        with pytest.raises(ValueError, match="overlap"):
+            stored_bytes(content.replace(two, target), "weights")
+
+
+def test_arrays_in_pieces_are_refused():
+    """Keras writes none, and pieces could share their bytes, too."""
+    store = io.BytesIO()
+    with h5py.File(store, "w") as file:
+        file.create_dataset("a", data=np.ones(100, "f4"), chunks=(10,))
+    with pytest.raises(ValueError, match="in one piece"):
+        stored_bytes(store.getvalue(), "weights")
+
+
+def test_a_file_of_overlapping_arrays_is_refused(saved, tmp_path):
+    (path,) = (each for each in saved if each.suffix == ".keras")
+    parts = dict(mutations.parts_of(path.read_bytes()))
+    overlapping = mutations.overlap(parts[mutations.WEIGHTS])
+    parts[mutations.WEIGHTS] = overlapping
+    (tmp_path / "a.keras").write_bytes(mutations.archive_of(parts.items()))
+    with pytest.raises(ksd.RefusedFileError, match="overlap"):
+        ksd.load_model(tmp_path / "a.keras")
+
+
+def accept(checkpoint):
+    pass
+
+
+def write(folder, epoch, batch=0):
+    Checkpoints(folder, keep=2).write(Checkpoint(epoch, batch, [np.zeros(2)], {}))
+
+
+NAME = "epoch_{:06d}_batch_00000000{}.checkpoint".format
+
+
+def test_resume_removes_its_own_checkpoints_alone(tmp_path):
+    write(tmp_path, 1)
+    foreign = [
+        NAME(1, "_best"),
+        NAME(1, "") + "~",
+        "epoch_1_batch_0.checkpoint",
+        "epoch_0000001_batch_00000000.checkpoint",
+        "epoch_000001_batch_00000000.checkpoint.checkpoint",
+        "epoch_x_batch_y.checkpoint",
+    ]
+    for name in foreign:
+        (tmp_path / name).write_bytes((tmp_path / NAME(1, "")).read_bytes())
+    (tmp_path / NAME(0, "")).mkdir()
+    (tmp_path / "victim").write_text("kept")
+    (tmp_path / "epoch_000000_batch_00000001.checkpoint").symlink_to("victim")
+    foreign += [NAME(0, ""), "victim", "epoch_000000_batch_00000001.checkpoint"]
+    for epoch in range(2, 6):
+        write(tmp_path, epoch)
+    assert {each.name for each in tmp_path.iterdir()} == {
+        *foreign,
+        NAME(4, ""),
+        NAME(5, ""),
+    }
+
+
+def test_the_newest_is_that_of_the_largest_numbers(tmp_path):
+    """Names sort by letters, too, but only below a million epochs."""
+    for epoch in (999_999, 1_000_000):
+        write(tmp_path, epoch)
+    assert Checkpoints(tmp_path, 2).newest(accept).epoch == 1_000_000
+    write(tmp_path, 1_000_001)
+    assert not (tmp_path / "epoch_999999_batch_00000000.checkpoint").exists()
+
+
+def test_links_and_pipes_named_like_checkpoints_are_not_read(tmp_path):
+    outside = tmp_path / "outside"
+    run = tmp_path / "run"
+    write(outside, 7)
+    write(run, 1)
+    (run / NAME(7, "")).symlink_to(outside / NAME(7, ""))
+    os.mkfifo(run / NAME(8, ""))
+    assert Checkpoints(run, 2).newest(accept).epoch == 1
+    for name in (NAME(7, ""), NAME(8, "")):
+        with pytest.raises(OSError, match=r"regular|symbolic"):
+            read(run / name)
+
+
+def test_writing_a_checkpoint_follows_no_link(tmp_path):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("kept")
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".unfinished.checkpoint", NAME(3, "")):
+        (run / name).symlink_to(victim)
+    write(run, 2)
+    with pytest.raises(FileExistsError, match="a link"):
+        write(run, 3)
+    assert victim.read_text() == "kept"
+    assert Checkpoints(run, 2).newest(accept).epoch == 2
+
+
+def test_a_checkpoint_under_another_ones_name_is_refused(tmp_path):
+    write(tmp_path, 2)
+    (tmp_path / NAME(2, "")).rename(tmp_path / NAME(9, ""))
+    with pytest.raises(ValueError, match="it holds epoch 2, batch 0"):
+        Checkpoints(tmp_path, 2).newest(accept)
+    pathlib.Path(tmp_path / NAME(9, "")).rename(tmp_path / "mine.checkpoint")
+    assert read(tmp_path / "mine.checkpoint").epoch == 2

@@ -1,0 +1,127 @@
+"""Several threads that look into the same layers, and classes that go when unused."""
+
+import gc
+import sys
+import threading
+import weakref
+
+import keras
+import pytest
+from keras import layers
+
+import keras_selfdistill as ksd
+from keras_selfdistill.costs.counting import Count, model_multiply_adds
+
+pytestmark = pytest.mark.once
+
+
+def stack_class():
+    """A class of a user's own, made of layers that Keras alone would not show."""
+
+    class Stack(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.first = layers.Dense(8, name="first")
+            self.second = layers.Dense(8, name="second")
+
+        def call(self, x):
+            return self.second(self.first(x))
+
+    return Stack
+
+
+def base(make):
+    inputs = keras.Input((8,))
+    x = make(name="stack")(inputs)
+    return keras.Model(inputs, layers.Dense(3, "softmax")(x))
+
+
+@pytest.fixture
+def busy_threads():
+    """Threads change places as often as they can; the interval is restored."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def run_at_once(*functions):
+    """Run functions side by side, and return what they returned or raised."""
+    results = [None] * len(functions)
+    start = threading.Barrier(len(functions))
+
+    def run(i, function):
+        start.wait()
+        try:
+            results[i] = function()
+        except Exception as error:
+            results[i] = error
+
+    threads = [threading.Thread(target=run, args=each) for each in enumerate(functions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_threads_count_wrap_and_save_the_same_layers(busy_threads):
+    make = stack_class()
+    model = base(make)
+    expected = Count(2 * 8 * 8 + 8 * 3)
+
+    def count():
+        return {model_multiply_adds(model) for _ in range(8)}
+
+    def wrap():
+        taps = ["stack/first"]
+        return {len(ksd.SelfDistiller(model, taps, "byot").layers) for _ in range(3)}
+
+    def name():
+        layer = model.get_layer("stack")
+        seen = {
+            keras.saving.serialize_keras_object(layer)["class_name"] for _ in range(50)
+        }
+        return seen | {type(layer) is make}
+
+    counts, again, sizes, names = run_at_once(count, count, wrap, name)
+    assert counts == again == {expected}
+    assert len(sizes) == 1
+    assert names == {"Stack", True}
+    assert "__call__" not in vars(make)
+    assert type(model.get_layer("stack")) is make
+
+
+def test_a_call_in_another_thread_is_keras_own():
+    make = stack_class()
+    model = base(make)
+    layer = model.get_layer("stack")
+    seen = []
+
+    class Calling(layers.Layer):
+        def call(self, x):
+            (result,) = run_at_once(lambda: layer(keras.Input((8,))))
+            seen.append(result._keras_history.operation)
+            return layer(x)
+
+        def compute_output_spec(self, x):
+            return keras.KerasTensor(x.shape, x.dtype)
+
+    inputs = keras.Input((8,))
+    calling = Calling()
+    calling.stack = layer
+    assert model_multiply_adds(keras.Model(inputs, calling(inputs))) == Count(128)
+    assert seen[-1] is layer
+
+
+def test_a_class_is_not_kept_when_its_layers_are_gone():
+    make = stack_class()
+    model = base(make)
+    model_multiply_adds(model)
+    wrapper = ksd.SelfDistiller(model, ["stack/first"], "byot")
+    ksd.profile(wrapper)
+    kept = weakref.ref(make)
+    del make, model, wrapper
+    keras.backend.clear_session()
+    gc.collect()
+    assert kept() is None

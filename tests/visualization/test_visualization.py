@@ -1,0 +1,250 @@
+"""Pictures: compared with those in `pictures/`, and no label hides another.
+
+After a wanted change, look at the new pictures and renew those to compare with:
+
+    KSD_RENEW_PICTURES=1 python -m pytest -n 0 tests/visualization/test_visualization.py
+"""
+
+import itertools
+import os
+import re
+import shutil
+import types
+
+import keras
+import matplotlib
+import numpy as np
+import pytest
+
+import keras_selfdistill as ksd
+from keras_selfdistill import analysis, visualization
+from keras_selfdistill.visualization import style
+from keras_selfdistill.visualization.anatomy import anatomy
+from tests.conftest import ROOT, small_base
+
+pytestmark = pytest.mark.once
+
+PICTURES = ROOT / "tests" / "pictures"
+EXITS = ["exit_1", "exit_2", "exit_3", "final"]
+# Root mean square of the difference of two pictures' pixels, of 255. One version of
+# matplotlib draws the same again; another may round a letter otherwise.
+TOLERANCE = 2.5
+
+
+def wrapper(taps=("stem_relu", "out_1"), recipe="byot", base=None):
+    keras.utils.set_random_seed(1)
+    return ksd.SelfDistiller(base or small_base(), list(taps), recipe)
+
+
+def accuracy_vs_compute():
+    points = {
+        "exit_1": (0.33, 0.62),
+        "exit_2": (0.6, 0.71),
+        "exit_3": (0.63, 0.715),
+        "final": (1.0, 0.75),
+        "ensemble": (1.07, 0.765),
+        "plain base": (1.0, 0.73),
+    }
+    cost = np.linspace(0.33, 1.0, 30)
+    front = types.SimpleNamespace(
+        flops_ratio=cost, accuracy=0.62 + 0.16 * np.sqrt(cost - 0.33)
+    )
+    return visualization.plot_accuracy_vs_compute(points, frontier=front)
+
+
+def exit_shares():
+    t = np.linspace(0.1, 1.0, 50)
+    shares = np.stack([1 - t**2, t**2 - t**4, t**4 - t**8, t**8], axis=1)
+    return visualization.plot_exit_shares(t, shares, EXITS, chosen=0.8)
+
+
+def history(validation=True):
+    epochs = 1 - np.exp(-np.arange(1, 21) / 6)
+    logs = {"loss": list(2 - epochs)}
+    for i, name in enumerate(["exit_1_", "exit_2_", "", "ensemble_"]):
+        logs[f"{name}accuracy"] = list((0.6 + 0.05 * i) * epochs)
+        if validation:
+            logs[f"val_{name}accuracy"] = list((0.5 + 0.05 * i) * epochs)
+    return visualization.plot_history(types.SimpleNamespace(history=logs))
+
+
+def outputs(count=5, samples=400):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 6, samples)
+    found = {}
+    for i in range(count):
+        logits = random.normal(size=(samples, 6)) * (1 + i)
+        logits[np.arange(samples), labels] += 2 + i
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        name = [*EXITS, "ensemble"][i]
+        found[name] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return found, labels
+
+
+def many_exits():
+    return wrapper(
+        ["stem", "stem_relu", "relu_1", "out_1", "relu_2"],
+        "deep_supervision",
+        small_base(name="five_exits_in_two_rows"),
+    )
+
+
+FIGURES = {
+    "accuracy_vs_compute": accuracy_vs_compute,
+    "exit_shares": exit_shares,
+    "history": history,
+    "history_of_training": lambda: history(validation=False),
+    "reliability": lambda: visualization.plot_reliability(*outputs()),
+    "model": lambda: visualization.plot_model(wrapper()),
+    "model_in_rows": lambda: visualization.plot_model(many_exits()),
+    "model_dense": lambda: visualization.plot_model(
+        wrapper(recipe=ksd.recipes.TESKD(teacher="dense"), taps=["out_1", "relu_2"])
+    ),
+    "flat_minima": lambda: analysis.FlatMinima(
+        np.array([0.0, 0.01, 0.02]),
+        {
+            "plain": np.array([[0.7, 0.7], [0.6, 0.65], [0.2, 0.4]]),
+            "byot": np.array([[0.72, 0.72], [0.7, 0.71], [0.5, 0.6]]),
+        },
+        relative=False,
+    ).plot(),
+    "gradients": lambda: analysis.Gradients(
+        tuple(f"conv_{i}" for i in range(12)),
+        {"plain": 0.01 * 0.8 ** np.arange(12), "byot": 0.02 * 0.7 ** np.arange(12)},
+    ).plot(),
+    "features": lambda: analysis.Features(
+        (*EXITS, "plain"),
+        np.array([4.0, 3.0, 2.0, 1.5, 1.6]),
+        np.array([2.0, 2.0, 2.0, 2.5, 2.4]),
+        np.array([0.4, 0.5, 0.6, 0.7, 1.0]),
+    ).plot(),
+    "answers": lambda: analysis.compare_answers(*outputs(4)).plot(),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_pictures_are_those_that_were_looked_at(name, tmp_path, monkeypatch):
+    from matplotlib.testing.compare import compare_images
+
+    boxes = {}
+    draw = matplotlib.text.Text.draw
+
+    def note(text, renderer, *args, **kwargs):
+        if text.get_visible() and text.get_text().strip():
+            boxes[text] = text.get_window_extent(renderer)
+        draw(text, renderer, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.text.Text, "draw", note)
+    expected, actual = PICTURES / f"{name}.png", tmp_path / "actual.png"
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["font.family"] = "DejaVu Sans"  # Comes with matplotlib.
+        figure = FIGURES[name]()
+        boxes.clear()
+        figure.savefig(actual, dpi=60)
+    assert figure.get_figwidth() <= 8  # 800 pixels, by default.
+    check_text(figure.get_size_inches() * 60, boxes)
+    if os.environ.get("KSD_RENEW_PICTURES"):
+        shutil.copy(actual, expected)
+    difference = compare_images(expected, actual, TOLERANCE)
+    assert difference is None, difference
+
+
+def check_text(size, boxes):
+    """No text hides another, is cut off or too small."""
+    assert len(boxes) > 6
+    for one, other in itertools.combinations(boxes, 2):
+        assert not boxes[one].padded(-1).overlaps(boxes[other].padded(-1)), (one, other)
+    for text, box in boxes.items():
+        assert text.get_fontsize() >= 8
+        assert (box.min >= -1).all(), text
+        assert (box.max <= size + 1).all(), text
+
+
+def test_nothing_is_left_to_pyplot():
+    import matplotlib.pyplot as plt
+
+    before = dict(matplotlib.rcParams), plt.get_fignums()
+    figure = history()
+    assert (dict(matplotlib.rcParams), plt.get_fignums()) == before
+    assert figure._repr_png_()[:4] == b"\x89PNG"  # What notebooks show.
+
+
+@pytest.mark.parametrize("name", ["history", "model", "exit_shares"])
+def test_pictures_on_given_axes(name):
+    ax = matplotlib.figure.Figure().add_subplot()
+    draw = {
+        "history": lambda: visualization.plot_history({"accuracy": [0.1, 0.2]}, ax=ax),
+        "model": lambda: visualization.plot_model(wrapper(), ax=ax),
+        "exit_shares": lambda: visualization.plot_exit_shares(
+            [0, 1], [[1, 0], [0, 1]], ["exit_1", "ensemble"], ax=ax
+        ),
+    }
+    assert draw[name]() is ax.figure
+    assert ax.figure.axes == [ax]
+    assert ax.has_data()
+
+
+def test_the_package_imports_matplotlib_only_to_draw(monkeypatch):
+    for path in (ROOT / "keras_selfdistill").rglob("*.py"):
+        found = re.search(r"^\s*(from|import) matplotlib", path.read_text(), re.M)
+        assert not found, path
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install matplotlib.*extra `plot`"):
+        history()
+
+
+def test_exits_keep_their_looks_apart():
+    names = [*(f"exit_{i:02d}" for i in range(1, 12)), "final", "ensemble", "plain"]
+    styles = style.exit_styles(names)
+    assert list(styles) == names
+    assert len({look.color for look in styles.values()}) == len(names)
+    pairs = {(look.marker, look.line) for look in styles.values()}
+    assert len(pairs) >= 10
+
+
+def test_history_names_what_it_holds():
+    with pytest.raises(ValueError, match=r"metric='acuracy'.*Did you mean 'accuracy'"):
+        visualization.plot_history({"accuracy": [0.5]}, "acuracy")
+
+
+def test_a_reliability_diagram_against_the_definition():
+    found, labels = outputs(1)
+    probabilities = found["exit_1"]
+    error = 0.0
+    for low in np.arange(15) / 15:
+        confidence = probabilities.max(axis=1)
+        inside = (confidence > low) & (confidence <= low + 1 / 15)
+        if inside.any():
+            right = (probabilities.argmax(axis=1) == labels)[inside].mean()
+            error += inside.mean() * abs(right - confidence[inside].mean())
+    (panel,) = visualization.plot_reliability(found, labels).axes
+    with pytest.raises(ValueError, match="smallest value nan"):
+        visualization.plot_reliability({"nan": np.nan * probabilities}, labels)
+    assert panel.get_title() == f"exit_1\nECE {100 * error:.1f} %"
+    with pytest.raises(ValueError, match=r"needs probabilities.*softmax"):
+        visualization.plot_reliability({"final": np.log(probabilities)}, labels)
+    with pytest.raises(ValueError, match=r"needs a label.*\(400, 6\).*\(399,\)"):
+        visualization.plot_reliability(found, labels[:-1])
+    (same,) = visualization.plot_reliability(found, np.eye(6)[labels]).axes
+    assert same.get_title() == panel.get_title()
+
+
+def test_who_teaches_is_drawn_of_a_recipe_with_a_schedule():
+    alpha = keras.optimizers.schedules.PolynomialDecay(0.3, 10, 0.0)
+    found = anatomy(wrapper(recipe=ksd.recipes.BYOT(alpha=alpha)))
+    assert [part.teachers for part in found.parts] == [("final",)] * 2 + [()]
+
+
+@pytest.mark.parametrize("recipe", ["byot", "deep_supervision"])
+def test_parts_cost_what_the_exits_cost(recipe):
+    model = wrapper(recipe=recipe)
+    found = anatomy(model)
+    costs = ksd.profile(model)
+    before = 0
+    for part in found.parts:
+        before += part.section
+        assert before + part.head == costs[part.exit_name].multiply_adds
+    assert found.multiply_adds == costs["final"].multiply_adds
+    taught = [part.teachers for part in found.parts]
+    assert taught == ([("final",)] * 2 + [()] if recipe == "byot" else [()] * 3)
