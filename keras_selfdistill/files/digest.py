@@ -1,6 +1,7 @@
 """SHA-256 of what is in files."""
 
 import hashlib
+import os
 from typing import BinaryIO
 
 _BLOCK = 1 << 20  # Bytes.
@@ -24,3 +25,9 @@ def sha256(file: BinaryIO, size: int | None = None) -> str:
         digest.update(block)
         left -= 0 if size is None else len(block)
     return digest.hexdigest()
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """Return the digest of a whole file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return sha256(file)

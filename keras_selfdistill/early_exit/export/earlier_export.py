@@ -6,17 +6,11 @@ import pathlib
 from collections.abc import Callable
 
 from keras_selfdistill.early_exit.export import section_runner
-from keras_selfdistill.files.digest import sha256
+from keras_selfdistill.files.digest import sha256_of_file
 
 SAVED_MODEL_MANIFEST = "early_exit.json"
 _SAVED_MODEL_FORMAT = "keras_selfdistill.saved_model"
 _LITERT_MARK = b"TFL3"  # Bytes 4 to 8 of every such file.
-
-
-def digest(path: pathlib.Path) -> str:
-    """Return the SHA-256 digest of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return sha256(file)
 
 
 def write_saved_model_manifest(folder: pathlib.Path) -> None:
@@ -111,7 +105,7 @@ def _foreign(path, expected, changed):
 
 def _digest_or_none(path):
     """Return a file's digest, `None` of what is no file: an empty folder, a link."""
-    return digest(path) if section_runner.is_plain_file(path) else None
+    return sha256_of_file(path) if section_runner.is_plain_file(path) else None
 
 
 def _files(folder):

@@ -22,11 +22,11 @@ from keras_selfdistill.early_exit.export.deciding import (
 )
 from keras_selfdistill.early_exit.export.earlier_export import (
     check_earlier_export,
-    digest,
     write_saved_model_manifest,
 )
 from keras_selfdistill.early_exit.export.scored_section import ScoredSection
 from keras_selfdistill.files.atomic import replacing
+from keras_selfdistill.files.digest import sha256_of_file
 from keras_selfdistill.utils.config import did_you_mean
 
 # The format that a suffix names, if one does; and what to give instead.
@@ -177,7 +177,7 @@ def _folder_writer(runtime: str, suffix: str) -> Callable[..., None]:
                 verbose=False,
             )
             made = sorted(set(path.iterdir()) - before)
-            files = {each.name: digest(each) for each in made}
+            files = {each.name: sha256_of_file(each) for each in made}
             parts.append({"model": model.name, "files": files})
         manifest = {
             "format": section_runner.FORMAT,
