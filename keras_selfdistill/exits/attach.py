@@ -22,6 +22,7 @@ from keras_selfdistill.graph.nodes import (
     producer,
     unrecorded,
 )
+from keras_selfdistill.graph.shells import masked_as
 from keras_selfdistill.graph.task import Task
 from keras_selfdistill.heads.base import Head, Target
 from keras_selfdistill.heads.pieces import resize_positions
@@ -218,6 +219,7 @@ def _make_exit(name, feature, end: Classifier, head: Head, adapt: bool):
     dtype = _full_precision(end.output)
     logits = layers.Dense(end.task.units, name=f"{name}_logits", dtype=dtype)(feature)
     logits = resize_positions(logits, end.task.positions, f"{name}_resized")
+    logits = masked_as(logits, end.output, f"{name}_unmasked")
     output = layers.Activation(end.activation, name=name, dtype=dtype)(logits)
     hint = feature
     if adapt:

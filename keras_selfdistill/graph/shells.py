@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from keras_selfdistill.utils.config import PACKAGE
-from keras_selfdistill.utils.keras_internals import set_mask
+from keras_selfdistill.utils.keras_internals import mask_of, set_mask
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -111,3 +111,28 @@ def original(operation: Any) -> Any:
         True
     """
     return operation.operation if isinstance(operation, Renamed) else operation
+
+
+def masked_as(tensor: Any, output: Any, name: str) -> Any:
+    """Return a symbolic tensor, without its mask where an output has none.
+
+    Keras leaves no padding out of the loss of an output without mask, such as what
+    `keras.ops.softmax` makes of masked logits.
+
+    Args:
+        tensor: Symbolic tensor of floats.
+        output: Symbolic tensor whose mask decides.
+        name: Of the operation that drops the mask.
+
+    Example:
+        >>> steps = keras.layers.Masking()(keras.Input((5, 2)))
+        >>> output = keras.ops.softmax(steps)
+        >>> mask_of(masked_as(steps, output, "unmasked")) is None
+        True
+    """
+    if mask_of(tensor) is None or mask_of(output) is not None:
+        return tensor
+    # Not `keras.ops.copy`: on TensorFlow, that takes the mask along.
+    tensor = keras.ops.multiply(tensor, 1.0)
+    tensor._keras_history.operation.name = name
+    return tensor

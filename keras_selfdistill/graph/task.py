@@ -116,6 +116,12 @@ def decide_task(
         f"model {model_name!r}, which ends in activation {activation!r} with an output "
         f"of shape {tuple(shape)}"
     )
+    if not fitting:
+        raise ValueError(
+            f"The base answers nothing: a softmax over one unit is always 1. Received: "
+            f"{received}. Expected: activation 'sigmoid' for yes or no, 'linear' for a "
+            "number, or a unit for each class."
+        )
     if wish is not None and wish not in TASKS:
         raise ValueError(
             f"Unknown task. Received: task={wish!r}. Expected one of {TASKS}."

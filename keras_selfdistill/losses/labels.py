@@ -12,7 +12,7 @@ from keras_selfdistill.losses.label_loss import (
     is_one_of,
     is_sparse,
 )
-from keras_selfdistill.utils.keras_internals import loss_function
+from keras_selfdistill.utils.keras_internals import loss_function, mask_of
 
 # Classes as indices, and one number for each class: a loss for each.
 SPARSE, ONE_HOT = "sparse_categorical_crossentropy", "categorical_crossentropy"
@@ -67,6 +67,40 @@ def check_form(loss: losses.Loss, labels: Any, outputs: Any) -> None:
         f"Labels do not fit the loss. Received: y of shape {tuple(labels.shape)} with "
         f"loss {loss.name!r}. Expected: shape {expected}, or loss={found!r}."
     )
+
+
+def check_axis_of_units(labels: Any, outputs: Any, sample_weight: Any) -> None:
+    """Refuse labels without an axis of units where each position has a weight.
+
+    Of one unit, Keras' losses then take the mean over the last positions, which no
+    weights or mask of positions fit; where a batch has as many samples as there are
+    positions, Keras would multiply them all the same.
+
+    Args:
+        labels: Batch of labels, of a known number of axes.
+        outputs: Of shape `(batch, *positions, units)`, with a mask or without.
+        sample_weight: `None`, or weights of samples or positions.
+
+    Raises:
+        ValueError: Labels of one unit lack their last axis.
+
+    Example:
+        >>> import numpy as np
+        >>> weight = np.ones((8, 4))
+        >>> check_axis_of_units(np.zeros((8, 4, 1)), np.zeros((8, 4, 1)), weight)
+    """
+    rank = len(outputs.shape)
+    if outputs.shape[-1] != 1 or rank < 3 or len(labels.shape) != rank - 1:
+        return
+    weights = () if sample_weight is None else tuple(sample_weight.shape)
+    weighted = any(size != 1 for size in weights[1:])
+    if weighted or mask_of(outputs) is not None:
+        given = f"sample weights of shape {weights}" if weighted else "a mask"
+        raise ValueError(
+            f"Labels lack the axis of units. Received: y of shape "
+            f"{tuple(labels.shape)} with {given}. Expected: one more axis, of length "
+            "1, as the outputs have: y[..., None]."
+        )
 
 
 def all_exist(labels: Any, outputs: Any, loss: losses.Loss) -> Any:

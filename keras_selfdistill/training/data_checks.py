@@ -24,6 +24,7 @@ def check_training_data(
     base: keras.Model,
     task: Task,
     label_loss: keras.losses.Loss,
+    class_weight: Any = None,
 ) -> None:
     """Refuse arrays that the base cannot read, or that would ruin its weights.
 
@@ -37,12 +38,13 @@ def check_training_data(
         base: The model that is trained, which says what it reads and answers.
         task: What the base answers.
         label_loss: The loss of the labels; one that leaves a class out says which.
+        class_weight: Weights of the classes, or `None`.
 
     Raises:
         TypeError: An array holds no numbers.
         ValueError: Data are empty, of other shapes than the base or the loss reads, of
             different lengths, or hold what is no finite number, or labels are no
-            classes of the base.
+            classes of the base, or there are class weights and labels at positions.
 
     Example:
         >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -62,6 +64,7 @@ def check_training_data(
         if isinstance(array, np.ndarray)
     ]
     _check_length(x)
+    _check_class_weight(class_weight, task)
     reads_text = any(tensor.dtype == "string" for tensor in base.inputs)
     for name, array in arrays:
         if name != "x" or not reads_text:
@@ -84,6 +87,17 @@ def _check_length(x):
         raise ValueError(
             f"There is nothing to learn from. Received: {kind}. Expected: at least one "
             "sample or batch."
+        )
+
+
+def _check_class_weight(class_weight, task):
+    if class_weight and any(size != 1 for size in task.positions):
+        # Keras takes the place of the largest label for the class of a sample.
+        raise ValueError(
+            "Keras weighs no classes of labels at positions. Received: class_weight="
+            f"{class_weight!r} for a base with an answer at each of {task.positions} "
+            "positions. Expected: sample_weight, the weight of each label, e.g. "
+            "np.take(weights, y)."
         )
 
 

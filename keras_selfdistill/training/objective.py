@@ -10,11 +10,10 @@ from keras import ops
 from keras_selfdistill.graph.task import Task
 from keras_selfdistill.losses.keras_distillation import PairLoss
 from keras_selfdistill.losses.label_loss import as_loss, on_logits
-from keras_selfdistill.losses.labels import all_exist, check_form
+from keras_selfdistill.losses.labels import all_exist, check_axis_of_units, check_form
 from keras_selfdistill.losses.regression import OutputDistance
 from keras_selfdistill.losses.soft_target import BinarySoftTargetLoss
 from keras_selfdistill.recipes.base import Recipe, is_used
-from keras_selfdistill.utils.keras_internals import with_mask_of
 
 
 class Objective:
@@ -77,12 +76,13 @@ class Objective:
         }
         self.terms = tuple(term for term, is_used in used.items() if is_used)
 
-    def check_labels(self, labels: Any, output: Any) -> None:
+    def check_labels(self, labels: Any, output: Any, sample_weight: Any = None) -> None:
         """Refuse labels that the base or the loss of the labels cannot be given.
 
         Args:
             labels: Batch of labels.
             output: Of the base, maybe symbolic.
+            sample_weight: As in a call, maybe symbolic.
 
         Raises:
             ValueError: `labels` is missing, a collection, of another shape, or of
@@ -90,7 +90,10 @@ class Objective:
         """
         self.task.check_labels(labels)
         known = getattr(labels.shape, "rank", 0) is not None  # Else the loss will.
-        if self.task.name == "multiclass" and known:
+        if not known:
+            return
+        check_axis_of_units(labels, output, sample_weight)
+        if self.task.name == "multiclass":
             check_form(self.label_loss, labels, output)
 
     def __call__(
@@ -179,8 +182,7 @@ class Objective:
         """Return the label loss of an exit, from its true logits where it can be."""
         if self._loss_of_logits is None:
             return self.label_loss(labels, student["output"], sample_weight)
-        logits = with_mask_of(student["output"], student["logits"])
-        return self._loss_of_logits(labels, logits, sample_weight)
+        return self._loss_of_logits(labels, student["logits"], sample_weight)
 
     def _lesson(self, teacher: str, exits: Mapping[str, Any]) -> dict[str, Any]:
         """Return the logits and feature that a teacher shows, detached as is due."""

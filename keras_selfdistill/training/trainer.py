@@ -1,6 +1,7 @@
 """How a wrapper trains: compile, fit, the loss of a batch, the logs."""
 
 import contextlib
+import inspect
 import types
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ from keras_selfdistill.utils.config import for_any_backend
 from keras_selfdistill.utils.keras_internals import (
     loss_of_hook,
 )
+
+# Of `keras.Model.fit`, behind those that the wrapper's own names.
+_FURTHER_ARGUMENTS = tuple(inspect.signature(keras.Model.fit).parameters)[7:]
 
 
 class Step(NamedTuple):
@@ -171,13 +175,15 @@ class Trainer(keras.Model):
                 infinity, or labels that are no classes of the base.
         """
         if self.compiled:
+            given = {**dict(zip(_FURTHER_ARGUMENTS, args, strict=False)), **kwargs}
             check_training_data(
                 x,
                 y,
-                kwargs.get("sample_weight"),
+                given.get("sample_weight"),
                 base=self.base,
                 task=self._graph.task,
                 label_loss=self._objective.label_loss,
+                class_weight=given.get("class_weight"),
             )
         stop = StopWithoutProgress()
         # First, so that no other one saves or reports such an epoch.
@@ -273,7 +279,7 @@ class Trainer(keras.Model):
     def _run_exits(self, x, y, sample_weight, *, training) -> Step:
         """Run all exits once on a batch and compute the loss, on any backend."""
         # Before the exits run: batch normalisation would already have learned.
-        self._objective.check_labels(y, self.base.outputs[0])
+        self._objective.check_labels(y, self.base.outputs[0], sample_weight)
         batch = self._forward(x, training)
         self._batch.now = batch
         try:
@@ -383,7 +389,7 @@ class Trainer(keras.Model):
         if "ensemble" not in y_pred:
             # Keras builds the metrics with symbolic outputs of `call`, before the first
             # step: the time to refuse labels, while no weight has moved.
-            self._objective.check_labels(y, y_pred["final"])
+            self._objective.check_labels(y, self.base.outputs[0], sample_weight)
             self._objective.label_loss(y, y_pred["final"], sample_weight)
             y_pred = {**y_pred, "ensemble": y_pred["final"]}
         outputs = self._logs.ordered(y_pred)

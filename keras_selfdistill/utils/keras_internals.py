@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
-from keras.src import backend
 from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.backend.common.global_state import (
     get_global_attribute,
@@ -91,17 +90,6 @@ def object_name(thing: Any) -> str:
 def set_direction(metric: keras.Metric, direction: str) -> None:
     """Tell Keras' callbacks, in mode "auto", whether `"up"` or `"down"` is better."""
     metric._direction = direction
-
-
-def with_mask_of(source: Any, target: Any) -> Any:
-    """Return the target, with the source's mask where it has none of its own.
-
-    Keras' losses and metrics read the mask from what the model returned.
-    """
-    mask = backend.get_keras_mask(source)
-    if mask is not None and backend.get_keras_mask(target) is None:
-        backend.set_keras_mask(target, mask)
-    return target
 
 
 def loss_of_function(function: Any, name: str, **options: Any) -> keras.losses.Loss:

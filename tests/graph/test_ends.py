@@ -357,6 +357,36 @@ def test_metrics_of_all_exits_leave_padding_out(end):
             assert logs[metric] == pytest.approx(right[:, :4].mean(), abs=1e-6)
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_an_output_that_lost_its_mask_counts_padding_as_keras_does(activation):
+    keras.utils.set_random_seed(7)
+    operation = getattr(ops, activation)
+    base = tagger(lambda x: operation(dense(3, None)(x)))
+    model = ksd.SelfDistiller(base, ["tap"], "byot")
+    loss = keras.losses.CategoricalCrossentropy()
+    if activation == "sigmoid":
+        loss = keras.losses.BinaryCrossentropy()
+    model.compile("sgd", loss, metrics=["mse"], run_eagerly=True)
+    random = np.random.default_rng(0)
+    x, y = random.integers(1, 20, (4, 7)), np.eye(3)[random.integers(0, 3, (4, 7))]
+    x[:, 2:] = 0
+    outputs = {name: to_numpy(value) for name, value in model(x).items()}
+    p = outputs["final"]
+    terms = y * np.log(p)
+    if activation == "sigmoid":
+        terms = (terms + (1 - y) * np.log(1 - p)) / 3
+    step = model._run_exits(x, y, None, training=False)
+    found = model._objective._label_loss(
+        y, model._graph.training_network(x)["exits"]["final"], None
+    )
+    assert float(to_numpy(found)) == pytest.approx(-terms.sum(axis=-1).mean(), abs=1e-5)
+    outputs["ensemble"] = to_numpy(step.outputs["ensemble"])
+    logs = model.evaluate(x, y, verbose=0, return_dict=True)
+    for name, values in outputs.items():
+        metric = "mse" if name == "final" else f"{name}_mse"
+        assert logs[metric] == pytest.approx(((values - y) ** 2).mean(), abs=1e-5)
+
+
 @pytest.fixture
 def float64():
     """Keras with 64 bits, which JAX has only where it was started with them."""

@@ -1,5 +1,7 @@
 """What is not one class of several: labels, numbers, and answers at each position."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -360,3 +362,59 @@ def test_labels_of_another_shape(batch, activation, shape):
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match=r"Received labels of shape"):
         model.fit(x, np.zeros(shape), verbose=0)
+
+
+def each_step(units, activation, embed=False):
+    """Return a wrapper that answers at each of four steps."""
+    inputs = keras.Input((4,) if embed else (4, 2))
+    x = inputs
+    if embed:
+        x = layers.Embedding(9, 3, mask_zero=True)(x)
+    x = layers.Dense(5, "relu", name="tap")(x)
+    x = layers.Dense(5, "relu")(x)
+    base = keras.Model(inputs, layers.Dense(units, activation)(x))
+    return ksd.SelfDistiller(base, ["tap"], "deep_supervision")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("case", ["weights", "weights in a column", "mask"])
+def test_flat_labels_of_one_unit_take_no_weight_of_a_position(case):
+    model = each_step(1, "sigmoid", embed=case == "mask")
+    model.compile("sgd", "binary_crossentropy", run_eagerly=True)
+    x = np.ones((4, 4) if case == "mask" else (4, 4, 2))  # As many samples as steps.
+    weight = {"weights": np.ones((4, 4)), "weights in a column": np.ones((4, 4, 1))}
+    data = (x, np.ones((4, 4)), weight.get(case))
+    before = model.get_weights()
+    for use in (model.fit, model.evaluate):
+        with pytest.raises(ValueError, match=r"Received.*Expected: .*y\[\.\.\., None"):
+            use(data[0], data[1], sample_weight=data[2], verbose=0)
+    for value, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, expected)
+    model.evaluate(data[0], data[1][..., None], sample_weight=data[2], verbose=0)
+
+
+@pytest.mark.once
+def test_class_weights_are_refused_where_keras_would_misread_them():
+    model = each_step(3, "softmax")
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    x, y, weights = np.ones((4, 4, 2)), np.ones((4, 4), "int32"), {0: 1.0, 1: 2.0}
+    with pytest.raises(ValueError, match=r"Received: class_weight=.*sample_weight"):
+        model.fit(x, y, class_weight=weights, verbose=0)
+    with pytest.raises(ValueError, match=r"Received: class_weight=.*sample_weight"):
+        model.fit(x, y, 2, 1, 0, None, 0.0, None, True, weights)
+    once, *_ = model.evaluate(x, y, verbose=0)
+    weighted, *_ = model.evaluate(x, y, sample_weight=np.take([1.0, 2.0], y), verbose=0)
+    assert weighted == pytest.approx(2 * once, rel=1e-5)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("task", [None, "multiclass", "binary"])
+def test_a_softmax_over_one_unit_answers_nothing(task):
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, name="tap")(inputs)
+    logits = layers.Dense(1)(layers.Dense(4)(x))
+    base = keras.Model(inputs, layers.Activation("softmax")(logits))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras', of the same.
+        with pytest.raises(ValueError, match=r"always 1.*Received.*'sigmoid'"):
+            ksd.SelfDistiller(base, ["tap"], "byot", task=task)

@@ -139,20 +139,6 @@ def test_callbacks_read_the_direction_of_a_metric(direction):
     assert stop.monitor_op is (ops.greater if direction == "up" else ops.less)
 
 
-def test_a_mask_is_carried_unless_there_is_one():
-    embedding = keras.layers.Embedding(3, 2, mask_zero=True)
-    source = embedding(np.array([[1, 0]]))
-    target = ops.ones((1, 2, 4))
-    loss = losses.MeanSquaredError()
-    labels = np.zeros((1, 2, 4))
-    labels[:, 1] = 5.0
-    assert float(loss(labels, target)) == pytest.approx((1 + 16) / 2)
-    internals.with_mask_of(source, target)
-    assert float(loss(labels, target)) == pytest.approx(1.0)
-    internals.with_mask_of(embedding(np.array([[0, 1]])), target)
-    assert float(loss(labels, target)) == pytest.approx(1.0)
-
-
 def test_parameters_are_what_trains_where_nothing_is_frozen():
     inner = keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.Dropout(0.5)])
     model = keras.Sequential(

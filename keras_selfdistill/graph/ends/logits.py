@@ -14,7 +14,7 @@ from keras_selfdistill.graph.ends.pre_activation import (
     PreActivation,
 )
 from keras_selfdistill.graph.nodes import model_nodes, producer
-from keras_selfdistill.graph.shells import original
+from keras_selfdistill.graph.shells import masked_as, original
 
 # Layers behind an activation that may as well be applied to logits. Whether what they
 # make of logits are logits is checked.
@@ -168,6 +168,8 @@ def _in_front(path, activation):
         logits = _twin(operation)(logits)
     if not path.activates(logits, activation):
         return None
+    name = path.unused(f"{path.node.operation.name}_unmasked")
+    logits = masked_as(logits, path.output, name)
     output = path.output
     if inside:
         # The layer has run once, in front of its activation; not a second time here.
