@@ -22,6 +22,7 @@ class CompiledModel:
         model: A `Section`, or a functional model called with the list of its inputs.
 
     Example:
+        >>> import numpy as np
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> call = CompiledModel(keras.Model(model.inputs, model.outputs[0]))
         >>> call([np.ones((3, 4), "float32")]).shape[0]

@@ -119,6 +119,7 @@ class Recipe(Config):
             step: Number of training steps so far: integer or scalar tensor.
 
         Example:
+            >>> import keras
             >>> import keras_selfdistill as ksd
             >>> rising = keras.optimizers.schedules.PolynomialDecay(0.0, 10, 0.5)
             >>> recipe = ksd.recipes.BYOT(alpha=rising)
@@ -143,6 +144,7 @@ def is_used(weight: Any) -> bool:
     """Tell a weight that may matter from one that is zero at all times.
 
     Example:
+        >>> import keras
         >>> is_used(0.0), is_used(0.1), is_used(keras.ops.zeros(()))
         (False, True, True)
     """

@@ -21,6 +21,12 @@ def chain(shape, *stack, dtype="float32"):
     return keras.Sequential([keras.Input(shape, dtype=dtype), *stack])
 
 
+def computed(shape, function):
+    """A model that computes a function of operations, whose calls are its nodes."""
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, function(inputs))
+
+
 def on_itself(layer, shape=SEQUENCE):
     """A model that gives a layer its input twice."""
     inputs = keras.Input(shape)
@@ -104,7 +110,7 @@ CLOSED_FORMS = {
         lambda: chain(ROWS, layers.SpectralNormalization(layers.Dense(3))),
         6 * 3,
     ),
-    "matmul": (lambda: chain(SEQUENCE, layers.Lambda(lambda x: x @ ones(8, 3))), 120),
+    "matmul": (lambda: computed(SEQUENCE, lambda x: ops.matmul(x, ones(8, 3))), 120),
     "tensordot": (
         lambda: chain(
             SEQUENCE, layers.Lambda(lambda x: ops.tensordot(x, ones(5, 8, 3), 2))
@@ -148,13 +154,11 @@ CLOSED_FORMS = {
         ),
         2 * 5 * 5 * 2 * 3,
     ),
-    "inner": (lambda: chain(SEQUENCE, layers.Lambda(lambda x: ops.inner(x, x))), 200),
+    "inner": (lambda: computed(SEQUENCE, lambda x: ops.inner(x, x)), 200),
     "outer": (lambda: chain(ROWS, layers.Lambda(lambda x: ops.outer(x, x))), 0),
     "mean": (lambda: chain(ROWS, layers.Lambda(lambda x: ops.average(x, -1))), 0),
     "weighted_mean": (
-        lambda: chain(
-            SEQUENCE, layers.Lambda(lambda x: ops.average(x, -1, weights=ones(8)))
-        ),
+        lambda: computed(SEQUENCE, lambda x: ops.average(x, -1, weights=ones(8))),
         5 * 8,
     ),
     "cross": (lambda: chain((5, 3), layers.Lambda(lambda x: ops.cross(x, x))), 30),

@@ -103,7 +103,7 @@ def test_a_rename_that_fails_brings_the_old_back(tmp_path, monkeypatch):
 
 KILLED = """
 import os, pathlib, signal, sys
-from keras_selfdistill import atomic
+from keras_selfdistill.files import atomic
 path, moment = pathlib.Path(sys.argv[1]), sys.argv[2]
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -67,6 +67,7 @@ def find_classifier(base, task=None):
             answers, or not what the task asks for.
 
     Example:
+        >>> import keras
         >>> inputs = keras.Input((4,))
         >>> hidden = keras.layers.Dense(3, activation="relu")(inputs)
         >>> outputs = keras.layers.Dense(2, activation="softmax")(hidden)
@@ -101,6 +102,7 @@ def find_logits(model, task=None):
         ValueError: As in `find_classifier`.
 
     Example:
+        >>> import keras
         >>> inputs = keras.Input((4,))
         >>> outputs = keras.layers.Softmax()(keras.layers.Dense(2, name="a")(inputs))
         >>> producer(find_logits(keras.Model(inputs, outputs))).operation.name
