@@ -25,6 +25,12 @@ def miss(reason):
     pytest.skip(reason)
 
 
+def long_on(*backends):
+    """Mark a test as long on some backends, where it takes many times as long."""
+    slow = keras.backend.backend() in backends
+    return pytest.mark.long if slow else lambda test: test
+
+
 def require_backend(name):
     """Skip unless a backend's package is installed."""
     if importlib.util.find_spec(name) is None:

@@ -28,8 +28,8 @@ from .sampling import sample
 # IoU asks for integers of 64 bits.
 pytestmark = pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")
 # What a case takes differs: eager PyTorch is quick, and XLA compiles for seconds.
-QUICK = {"torch": 240, "tensorflow": 50, "jax": 10}
-LONG = {"torch": 1000, "tensorflow": 200, "jax": 60}
+QUICK = {"torch": 250, "tensorflow": 40, "jax": 2}
+LONG = {"torch": 600, "tensorflow": 100, "jax": 20}
 SHARED = 10
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_selfdistill as ksd
-from tests.conftest import to_numpy
+from tests.conftest import long_on, to_numpy
 
 # Keras names each layer that it does not quantise.
 pytestmark = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
@@ -71,6 +71,7 @@ def quantised(request):
     return model
 
 
+@long_on("jax")
 def test_a_quantised_wrapper_is_made_again_as_it_was(quantised, tmp_path):
     before = to_numpy(build()(X)["exit_1"])
     modes = {each.name: each.quantization_mode for each in quantised.layers}
@@ -100,6 +101,7 @@ def test_what_is_cut_from_it_loads_too(quantised, tmp_path):
     )
 
 
+@long_on("jax")
 def test_it_trains_on_after_loading(tmp_path):
     model = build(activation=None)
     model.quantize("int8")

@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import keras_selfdistill as ksd
-from tests.conftest import require_backend, small_base, to_numpy
+from tests.conftest import long_on, require_backend, small_base, to_numpy
 
 TAPS = ["out_1"]
 LOSS = "sparse_categorical_crossentropy"
@@ -468,6 +468,7 @@ def test_gradient_accumulation_equals_the_larger_batch(batch):
     assert_equal_weights(small, large)
 
 
+@long_on("torch")
 @pytest.mark.filterwarnings("ignore")  # torch.compile warns of its own workings.
 def test_compiled_and_eager_steps_agree(batch):
     eager = linear_wrap(run_eagerly=True)
