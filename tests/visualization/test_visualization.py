@@ -7,6 +7,7 @@ After a wanted change, look at the new pictures and renew those to compare with:
 
 import itertools
 import os
+import pathlib
 import re
 import shutil
 import types
@@ -24,7 +25,7 @@ from tests.conftest import ROOT, small_base
 
 pytestmark = pytest.mark.once
 
-PICTURES = ROOT / "tests" / "pictures"
+PICTURES = pathlib.Path(__file__).with_name("pictures")
 EXITS = ["exit_1", "exit_2", "exit_3", "final"]
 # Root mean square of the difference of two pictures' pixels, of 255. One version of
 # matplotlib draws the same again; another may round a letter otherwise.
