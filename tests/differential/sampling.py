@@ -94,6 +94,11 @@ BACKEND_RULES = {
         "TensorFlow looks for the top of float32 alone": (
             lambda case: case.precision == "float64" and _has_metric(case, "top_k")
         ),
+        # Of 14 runs of one case by Keras alone, one logged 0.547 where the others, and
+        # the wrapper each time, logged 0.654.
+        "run eagerly, several steps at a time of Keras' own are not always the same": (
+            lambda case: case.steps_per_execution > 1 and not case.compiled
+        ),
     },
     "jax": {
         "JAX has no 64 bits unless the whole process has": (
