@@ -27,7 +27,7 @@ def on_files(files: Any, *, config: Any) -> Any:
         for number, picture in enumerate(pictures):
             name = f"tutorials/{path.stem}_{number}.png"
             files.append(File.generated(config, name, content=picture))
-    for path in sorted((ROOT / "tests" / "pictures").glob("*.png")):
+    for path in sorted((ROOT / "tests" / "visualization" / "pictures").glob("*.png")):
         name = f"pictures/{path.name}"
         files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
