@@ -48,12 +48,8 @@ def agrees(
     runs = [_Run(keras.Function(unique, tensor)) for tensor in (logits, output)]
     random = np.random.default_rng(0)
     values = [_random_input(tensor, random) for tensor in unique]
-    variables = {id(each): each for run in runs for each in run.variables_inside()}
-    weights = [
-        (variable, _random_weight(variable, random))
-        for variable in variables.values()
-        if keras.backend.is_float_dtype(variable.dtype)
-    ]
+    variables = {id(each): each for run in runs for each in run.weights_to_draw()}
+    weights = [(each, _random_weight(each, random)) for each in variables.values()]
     tolerance = max(run.precision() for run in runs)
     for training in (False, True):
         try:
@@ -89,9 +85,25 @@ class _Run(keras.layers.Layer):
             for each in operation._flatten_layers()
         ]
 
-    def variables_inside(self):
-        """Return the variables of all layers."""
-        return [each for layer in self.layers_inside() for each in layer.variables]
+    def weights_to_draw(self):
+        """Return the floats of all layers that may be any positive numbers.
+
+        What a quantized layer does not train is none of them: an int4 kernel keeps
+        the indices of its groups of rows as floats.
+        """
+        layers = self.layers_inside()
+        encoded = {
+            id(each)
+            for layer in layers
+            if layer.quantization_mode is not None
+            for each in layer.non_trainable_variables
+        }
+        return [
+            each
+            for layer in layers
+            for each in layer.variables
+            if keras.backend.is_float_dtype(each.dtype) and id(each) not in encoded
+        ]
 
     def precision(self):
         """Return how far results of the least precise layer may lie apart."""
