@@ -6,6 +6,7 @@ with whole names of checkpoints are read and removed, nothing else in the folder
 """
 
 import json
+import math
 import os
 import pathlib
 import re
@@ -177,6 +178,8 @@ def _content(file, start):
         numbers = range(len(archive.namelist()) - 1)
         members = {"about.npy", *(f"{i}.npy" for i in numbers)}
         check_members(archive, os.fstat(file.fileno()).st_size, members)
+        for name in members:
+            _check_length(archive, name)
     file.seek(start)
     with np.load(file, allow_pickle=False) as stored:
         document = json.loads(stored["about"].tobytes())
@@ -207,3 +210,19 @@ def _bits(array):
     if array.dtype.isbuiltin == 1:
         return array
     return array.view(f"uint{8 * array.dtype.itemsize}")
+
+
+def _check_length(archive, name):
+    """Refuse an array of another length than its header announces.
+
+    NumPy allocates what the header announces before it reads.
+    """
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        if version != (1, 0):  # What `np.save` writes of shapes and plain dtypes.
+            raise ValueError(f"{name} is of version {version}")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        length = archive.getinfo(name).file_size - member.tell()
+    announced = math.prod(shape) * dtype.itemsize
+    if announced != length or min(shape, default=0) < 0:
+        raise ValueError(f"{name} has {length} bytes, its header says {announced}")

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import zipfile
 
 import keras
 import numpy as np
@@ -403,6 +404,31 @@ def test_a_forged_one_with_a_digest_of_its_own_is_refused(checkpoints, messages,
     rewritten(newest, FORGERIES[how], save)
     assert checkpoints.newest(accept).epoch == 1
     assert messages[0].startswith(f"Checkpoint refused: {newest}: it")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("shape", [(2**62,), (10**10,), (3,), (), (-1,)])
+def test_no_more_is_allocated_than_a_part_holds(checkpoints, messages, shape):
+    """NumPy allocates what an array's header announces before it reads."""
+
+    def announcing(store, **parts):
+        with zipfile.ZipFile(store, "w") as archive:
+            for name, array in parts.items():
+                member = io.BytesIO()
+                np.save(member, array)
+                if name == "0":
+                    member = io.BytesIO()
+                    form = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(member, form)
+                    member.seek(0, io.SEEK_END)
+                    member.write(bytes(8))
+                archive.writestr(f"{name}.npy", member.getvalue())
+
+    newest = sorted(checkpoints.directory.iterdir())[-1]
+    rewritten(newest, lambda about, parts: None, announcing)
+    with pytest.raises(ValueError, match="npy has 8 bytes, its header says"):
+        read(newest)
+    assert checkpoints.newest(accept).epoch == 1
 
 
 FOREIGN = {
