@@ -179,7 +179,7 @@ def report(model, fast, images, labels, times, thresholds):
             f"{len(images) / statistics.median(base):7.1f} early "
             f"{len(images) / statistics.median(early):7.1f}  speed-up "
             f"{median_ratio(base, early):5.2f} (multiply-adds "
-            f"{1 / result.flops_ratio:5.2f})  realised/ideal "
+            f"{1 / result.macs_ratio:5.2f})  realised/ideal "
             f"{median_ratio(ideal['predict'], early):.3f} by predict, "
             f"{median_ratio(ideal['call'], early):.3f} by call"
         )

@@ -147,7 +147,7 @@ def main(argv):
         memory = {kind: peak_memory(kind) for kind in ("plain", "wrapped")}
     import keras
 
-    from keras_selfdistill.costs.counting import model_multiply_adds
+    from keras_selfdistill.costs.counting import model_macs
 
     plain, wrapped = build("plain"), build("wrapped")
     images, labels = batches()
@@ -158,7 +158,7 @@ def main(argv):
             if round_:  # The first one compiles.
                 times[kind].append(seconds)
     ratios = [w / p for p, w in zip(times["plain"], times["wrapped"], strict=True)]
-    cost = model_multiply_adds(wrapped)[0] / model_multiply_adds(plain)[0]
+    cost = model_macs(wrapped)[0] / model_macs(plain)[0]
     print(
         f"{FLAGS.model}, batch {FLAGS.batch_size}, taps {wrapped.taps}, "
         f"{FLAGS.recipe}, {FLAGS.backend}, keras {keras.__version__}, "

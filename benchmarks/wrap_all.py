@@ -75,7 +75,7 @@ def wrap(base):
 def measure(name):
     """Print the row of one network and return its two ratios."""
     from keras_selfdistill import suggest_taps
-    from keras_selfdistill.costs.counting import model_multiply_adds
+    from keras_selfdistill.costs.counting import model_macs
 
     times = []
     for _ in range(FLAGS.rounds):
@@ -83,8 +83,8 @@ def measure(name):
         model, wrap_seconds = wrap(base)
         times.append((build_seconds, wrap_seconds))
     build_seconds, wrap_seconds = map(min, zip(*times, strict=True))
-    shares = {tap.name: tap.share for tap in suggest_taps(base, len(model.taps))}
-    cost = model_multiply_adds(model)[0] / model_multiply_adds(base)[0]
+    shares = {tap.name: tap.macs_ratio for tap in suggest_taps(base, len(model.taps))}
+    cost = model_macs(model)[0] / model_macs(base)[0]
     ratio = wrap_seconds / build_seconds
     placed = ", ".join(f"{tap} {shares[tap]:.0%}" for tap in model.taps)
     print(

@@ -35,7 +35,7 @@ def points() -> dict[str, tuple[float, float]]:
     costs = ksd.profile(ksd.SelfDistiller(base, 3, recipe, head=recipe.head))
     found = accuracies("separable_byot")
     return {
-        **{name: (cost.share, found[name] / 100) for name, cost in costs.items()},
+        **{name: (cost.macs_ratio, found[name] / 100) for name, cost in costs.items()},
         "trained plainly": (1.0, accuracies("plain")["final"] / 100),
     }
 

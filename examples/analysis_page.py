@@ -37,7 +37,7 @@ def describe_exits(
     answers = ksd.analysis.compare_answers(outputs, test.y)
     accuracy = dict(zip(answers.names, answers.accuracy, strict=True))
     costs = ksd.profile(model)
-    points = {name: (c.share, accuracy[name]) for name, c in costs.items()}
+    points = {name: (c.macs_ratio, accuracy[name]) for name, c in costs.items()}
     points["plain"] = (1.0, accuracy["plain"])
     frontier = None
     if model.has_early_exits:

@@ -12,7 +12,7 @@ from keras_selfdistill import (
     recipes,
     visualization,
 )
-from keras_selfdistill.costs.layer_rules import register_multiply_adds
+from keras_selfdistill.costs.layer_rules import register_macs
 from keras_selfdistill.early_exit.early_exit import EarlyExit
 from keras_selfdistill.exits.placement import suggest_taps
 from keras_selfdistill.files.archive import RefusedFileError, load_model
@@ -38,7 +38,7 @@ __all__ = [
     "pick_exit",
     "profile",
     "recipes",
-    "register_multiply_adds",
+    "register_macs",
     "report",
     "suggest_taps",
     "visualization",

@@ -118,7 +118,7 @@ published = {
 }
 costs = ksd.profile(ksd.SelfDistiller(NETWORK, TAPS, recipe="byot"))
 for name, cost in costs.items():
-    print(f"{name:9} {published[name]}  multiply-adds {cost.share:6.1%}")
+    print(f"{name:9} {published[name]}  multiply-adds {cost.macs_ratio:6.1%}")
 
 # %% [markdown]
 # ## Training
@@ -205,7 +205,7 @@ for row in report.rows:
 # %%
 figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
 exits = model.exit_names
-shares = [costs[name].share for name in exits]
+shares = [costs[name].macs_ratio for name in exits]
 axis.plot(
     shares,
     [published[name] for name in exits],

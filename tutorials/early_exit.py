@@ -134,7 +134,7 @@ ksd.visualization.plot_reliability(model.predict(x_val, verbose=0), y_val)
 fast = ksd.EarlyExit(model).calibrate(x_val, y_val, max_accuracy_drop=0.01)
 chosen = fast.calibration
 print(f"accuracy {chosen.accuracy:.1%}, of the base {chosen.base_accuracy:.1%}")
-print(f"multiply-adds {chosen.flops_ratio:.1%} of the base's")
+print(f"multiply-adds {chosen.macs_ratio:.1%} of the base's")
 
 # %% [markdown]
 # You are not bound to that wish. The *frontier* holds all thresholds that no others
@@ -162,7 +162,7 @@ fast.exit_shares().plot()
 result = fast.predict(x_test)
 for name in fast.exit_names:
     print(f"{name:7} answered {np.mean(result.exits == name):6.1%}")
-print(f"multiply-adds {result.flops_ratio:.1%} of the base's")
+print(f"multiply-adds {result.macs_ratio:.1%} of the base's")
 
 
 # %%
@@ -197,7 +197,7 @@ WISH = {"max_accuracy_drop": 0.02}
 hopeful = ksd.EarlyExit(model).calibrate(x_val, y_val, **WISH)
 result = hopeful.predict(x_test)
 drop = accuracy_drop(result.predictions, x_test, y_test)
-print(f"hopeful: multiply-adds {result.flops_ratio:.1%}, accuracy drop {drop:.1%}")
+print(f"hopeful: multiply-adds {result.macs_ratio:.1%}, accuracy drop {drop:.1%}")
 
 # %% [markdown]
 # Which images are in which half is chance (`seed=`). So look at ten such calibrations.
@@ -209,7 +209,7 @@ spent, dropped = [], []
 for seed in range(10):
     careful.calibrate(**WISH, guarantee=0.95, seed=seed)
     result = careful.predict(x_test)
-    spent.append(result.flops_ratio)
+    spent.append(result.macs_ratio)
     dropped.append(accuracy_drop(result.predictions, x_test, y_test))
 print(f"careful: multiply-adds {np.mean(spent):.1%}, on average", end="; ")
 print(f"accuracy drop from {min(dropped):.1%} to {max(dropped):.1%}")

@@ -16,7 +16,7 @@ from keras_selfdistill.graph.nodes import model_nodes
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.training.log_names import parse_log_names
-from keras_selfdistill.training.nonfinite import HeldUpdates
+from keras_selfdistill.training.nonfinite import DeferredUpdates
 from keras_selfdistill.visualization import style
 
 
@@ -194,7 +194,7 @@ def _gradients(model, batch, variables):
         mapping |= {
             id(v): (v, value) for v, value in zip(variables, values, strict=True)
         }
-        with HeldUpdates(mapping.values()):
+        with DeferredUpdates(mapping.values()):
             if isinstance(model, SelfDistiller):
                 return model._run_exits(x, y, None, training=True).loss
             outputs = model(x, training=True)

@@ -1,6 +1,6 @@
 """Multiply-adds of operations, layers and models.
 
-Public: `register_multiply_adds`, as `keras_selfdistill.register_multiply_adds`; the
+Public: `register_macs`, as `keras_selfdistill.register_macs`; the
 rest is internal.
 """
 

@@ -29,11 +29,11 @@ class Count(NamedTuple):
     """What a call costs for one sample.
 
     Args:
-        multiply_adds: Of the parts that are known.
+        macs: Of the parts that are known.
         unknown: Names of those that are not.
     """
 
-    multiply_adds: int = 0
+    macs: int = 0
     unknown: tuple[str, ...] = ()
 
     @classmethod
@@ -42,14 +42,14 @@ class Count(NamedTuple):
 
         Example:
             >>> Count.total([Count(2), Count(3, ("fft",))])
-            Count(multiply_adds=5, unknown=('fft',))
+            Count(macs=5, unknown=('fft',))
         """
         counts = list(counts)
         names = [name for count in counts for name in count.unknown]
-        return cls(sum(count.multiply_adds for count in counts), tuple(names))
+        return cls(sum(count.macs for count in counts), tuple(names))
 
 
-def model_multiply_adds(model: Any, shapes: Shapes | None = None) -> Count:
+def model_macs(model: Any, shapes: Shapes | None = None) -> Count:
     """Return a functional model's multiply-adds, and the layers that are unknown.
 
     Args:
@@ -61,13 +61,13 @@ def model_multiply_adds(model: Any, shapes: Shapes | None = None) -> Count:
 
     Example:
         >>> dense = keras.layers.Dense(8)
-        >>> model_multiply_adds(keras.Sequential([keras.Input((4,)), dense]))
-        Count(multiply_adds=32, unknown=())
+        >>> model_macs(keras.Sequential([keras.Input((4,)), dense]))
+        Count(macs=32, unknown=())
     """
-    return Count.total(multiply_adds(model_nodes(model), shapes).values())
+    return Count.total(macs_by_node(model_nodes(model), shapes).values())
 
 
-def multiply_adds(
+def macs_by_node(
     nodes: Sequence[Any], shapes: Shapes | None = None
 ) -> dict[Any, Count]:
     """Return the multiply-adds of each call in a functional graph, for one sample.
@@ -82,8 +82,8 @@ def multiply_adds(
     Example:
         >>> inputs = keras.Input((8, 8, 3))
         >>> outputs = keras.layers.Conv2D(16, 3, padding="same")(inputs)
-        >>> counts = multiply_adds(model_nodes(keras.Model(inputs, outputs)))
-        >>> [count.multiply_adds for count in counts.values()]
+        >>> counts = macs_by_node(model_nodes(keras.Model(inputs, outputs)))
+        >>> [count.macs for count in counts.values()]
         [0, 27648]
     """
     counts = {}
@@ -200,7 +200,7 @@ def _count_inside(operation, function, args, kwargs, outputs=()):
     except Exception as error:
         logging.info("The work of %s is not known: %r", operation.name, error)
         return Count(unknown=(operation.name,)), outputs
-    counts = multiply_adds(nodes)
+    counts = macs_by_node(nodes)
     # The names of Keras' own operations are new at each call: their kind stays.
     unknown = [
         f"{operation.name}/"
@@ -218,7 +218,7 @@ def _count_inside(operation, function, args, kwargs, outputs=()):
             keras.KerasTensor(tuple(each.shape), spec.dtype)
             for each, spec in zip(found, outputs, strict=True)
         ]
-    return Count(Count.total(counts.values()).multiply_adds, tuple(unknown)), outputs
+    return Count(Count.total(counts.values()).macs, tuple(unknown)), outputs
 
 
 @rule.register(layers.RNN)
@@ -232,7 +232,7 @@ def _count_recurrent(layer, inputs, outputs):
     )
     step = keras.KerasTensor((rows, *rest), sequence.dtype)
     count, _ = _count_inside(layer, layer.cell, (step, states), {})
-    return Count(steps * count.multiply_adds, count.unknown)
+    return Count(steps * count.macs, count.unknown)
 
 
 @rule.register(layers.TimeDistributed)

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_selfdistill.costs.counting import Shapes, model_multiply_adds
+from keras_selfdistill.costs.counting import Shapes, model_macs
 from keras_selfdistill.graph.nodes import input_structure
 
 # What an open size is taken for where only shares of the whole matter, in the order in
@@ -89,7 +89,7 @@ def nominal_shapes(model: Any) -> Shapes:
     for size in _NOMINAL:
         shapes = {id(each): _filled(each, size) for each in model.inputs}
         try:
-            unknown = model_multiply_adds(model, shapes).unknown
+            unknown = model_macs(model, shapes).unknown
         except ValueError as refused:
             error = refused
             continue

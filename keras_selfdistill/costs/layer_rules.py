@@ -14,7 +14,7 @@ from keras_selfdistill.costs.operation_rules import size
 Rule = Callable[[Any, Sequence[Any], Sequence[Any]], int]
 
 
-def register_multiply_adds(
+def register_macs(
     layer_class: type[keras.Operation],
 ) -> Callable[[Rule], Rule]:
     """Teach `profile` what a layer costs that it cannot open.
@@ -29,20 +29,20 @@ def register_multiply_adds(
         one call for one sample, that returns the multiply-adds.
 
     Example:
-        >>> from keras_selfdistill.costs.counting import model_multiply_adds
+        >>> from keras_selfdistill.costs.counting import model_macs
         >>> class Fourier(keras.layers.Layer):
         ...     def call(self, x):
         ...         return keras.ops.fft2((x, keras.ops.zeros_like(x)))[0]
         >>> fourier = Fourier(name="fourier")
         >>> model = keras.Sequential([keras.Input((8, 8)), fourier])
-        >>> model_multiply_adds(model)
-        Count(multiply_adds=0, unknown=('fourier/fft2',))
-        >>> @register_multiply_adds(Fourier)
+        >>> model_macs(model)
+        Count(macs=0, unknown=('fourier/fft2',))
+        >>> @register_macs(Fourier)
         ... def count_fourier(layer, inputs, outputs):
         ...     size = 8 * 8
         ...     return 4 * size * 6  # log2(size)
-        >>> model_multiply_adds(model)
-        Count(multiply_adds=1536, unknown=())
+        >>> model_macs(model)
+        Count(macs=1536, unknown=())
     """
     return rule.register(layer_class)
 

@@ -90,16 +90,16 @@ def _einsum(operation, given, output):
         return None  # The order of the products is each backend's own choice.
     for factor in factors:
         size(factor, operation.name)
-    return einsum_multiply_adds(operation.subscripts, *map(_shape, factors))
+    return einsum_macs(operation.subscripts, *map(_shape, factors))
 
 
-def einsum_multiply_adds(subscripts: str, *shapes: tuple[int, ...]) -> int:
+def einsum_macs(subscripts: str, *shapes: tuple[int, ...]) -> int:
     """Return the multiply-adds of a product of two tensors, 0 where nothing is summed.
 
     Example:
-        >>> einsum_multiply_adds("...a,ab->...b", (2, 5, 3), (3, 4))
+        >>> einsum_macs("...a,ab->...b", (2, 5, 3), (3, 4))
         120
-        >>> einsum_multiply_adds("ab,ab->ab", (2, 5), (2, 5))
+        >>> einsum_macs("ab,ab->ab", (2, 5), (2, 5))
         0
     """
     terms, arrow, result = subscripts.replace(" ", "").partition("->")

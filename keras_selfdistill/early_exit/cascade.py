@@ -6,21 +6,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_selfdistill.backend.compiled import CompiledModel
-from keras_selfdistill.costs.counting import Count, model_multiply_adds
+from keras_selfdistill.costs.counting import Count, model_macs
 from keras_selfdistill.costs.input_shapes import nominal_shapes
 from keras_selfdistill.early_exit.scheduler import Chunk, bucket_sizes, run_sections
 from keras_selfdistill.early_exit.scoring import Scorer
 from keras_selfdistill.early_exit.section_models import cut_sections, section_costs
 from keras_selfdistill.early_exit.thresholds.search import Outcomes
 from keras_selfdistill.evaluation.data_adapter import (
-    Feeder,
+    DataAdapter,
     best_classes,
     class_numbers,
 )
 from keras_selfdistill.exits.attach import ExitGraph
 
 
-class Left(NamedTuple):
+class Exited(NamedTuple):
     """Samples in the order given, and where and with what they left."""
 
     ids: np.ndarray  # 0, 1, …
@@ -44,7 +44,7 @@ class Cascade:
         models = cut_sections(graph, [scorer.reads])
         shapes = nominal_shapes(graph.flat.model)
         sections = section_costs(graph, [scorer.reads], shapes)
-        of_base = model_multiply_adds(graph.flat.model, shapes)
+        of_base = model_macs(graph.flat.model, shapes)
         names = Count.total([*sections, of_base]).unknown
         self.unknown = tuple(dict.fromkeys(names))  # What does not tell its cost.
         # Share of the base's multiply-adds that a sample costs, by its exit.
@@ -55,7 +55,7 @@ class Cascade:
         self._sections = [CompiledModel(section) for section in models]
         places = {id(tensor): i for i, tensor in enumerate(graph.base.inputs)}
         self._inputs = {places[id(tensor)]: tensor for tensor in models[0].inputs}
-        self._feeder = Feeder(graph.base)
+        self._feeder = DataAdapter(graph.base)
         self._fixed_batch_size = _fixed_batch_size(graph.base)
 
     @property
@@ -74,28 +74,28 @@ class Cascade:
             for section in self._sections:
                 tensors = section(tensors)["alive"]
 
-    def leave(self, x: Any, thresholds: Sequence[float], batch_size: int) -> Left:
+    def leave(self, x: Any, thresholds: Sequence[float], batch_size: int) -> Exited:
         """Let each sample leave at the first exit whose score reaches its threshold.
 
         Args:
-            x: What `Feeder.batches` takes.
+            x: What `DataAdapter.batches` takes.
             thresholds: One for each exit but the last.
             batch_size: Samples a section takes at once.
         """
         limits = [*thresholds, -np.inf]  # All that come so far leave at the end.
         nothing = np.zeros(0, "int64"), np.zeros((0, self._classes), "float32")
-        left = [Left(nothing[0], *nothing, np.zeros(0))]
+        left = [Exited(nothing[0], *nothing, np.zeros(0))]
 
         def decide(number, answers, memory):
             predictions, scores = self._scorer(number, answers, memory)
             leaves = scores >= limits[number]
             ids = memory["id"][leaves]
             numbers = np.full(len(ids), number)
-            left.append(Left(ids, numbers, predictions[leaves], scores[leaves]))
+            left.append(Exited(ids, numbers, predictions[leaves], scores[leaves]))
             return ~leaves
 
         self._run(x, None, decide, batch_size)
-        return Left(*_in_order(left))
+        return Exited(*_in_order(left))
 
     def observe(self, x: Any, y: Any, batch_size: int) -> Outcomes:
         """Send all samples to the end and return what every exit answered.
@@ -172,7 +172,7 @@ def _fixed_batch_size(base):
 
 def _known(count):
     """Return the multiply-adds of a count, NaN where a part of it is unknown."""
-    return np.nan if count.unknown else float(count.multiply_adds)
+    return np.nan if count.unknown else float(count.macs)
 
 
 def _in_order(parts):

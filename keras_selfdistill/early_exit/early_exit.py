@@ -18,7 +18,7 @@ from keras_selfdistill.early_exit.scoring import Scorer
 from keras_selfdistill.early_exit.section_models import cut_sections
 from keras_selfdistill.early_exit.thresholds.choice import (
     Choice,
-    Wish,
+    ThresholdGoal,
     choose,
     points_of,
 )
@@ -41,7 +41,7 @@ class EarlyExitResult:
         predictions: In the base's own form, shape `(samples, classes)`, float32.
         exits: Name of the exit that answered, shape `(samples,)`.
         scores: The criterion's score of the answer, shape `(samples,)`.
-        flops_ratio: Multiply-adds spent, heads included, as a share of what the base
+        macs_ratio: Multiply-adds spent, heads included, as a share of what the base
             alone would have spent. Above 1 where all went to the end; NaN where the
             cost of a layer is not known.
     """
@@ -49,7 +49,7 @@ class EarlyExitResult:
     predictions: np.ndarray
     exits: np.ndarray
     scores: np.ndarray
-    flops_ratio: float
+    macs_ratio: float
 
 
 class EarlyExit:
@@ -137,10 +137,10 @@ class EarlyExit:
         return [*self._model.exit_names[:-1], self._scorer.last_resort]
 
     @property
-    def flops_ratios(self) -> dict[str, float]:
+    def macs_ratios(self) -> dict[str, float]:
         """Share of the base's multiply-adds that a sample costs, by its exit.
 
-        NaN where it is not known; `register_multiply_adds` makes it known.
+        NaN where it is not known; `register_macs` makes it known.
         """
         costs = map(float, self._cascade.costs)
         return dict(zip(self.exit_names, costs, strict=True))
@@ -173,7 +173,7 @@ class EarlyExit:
         *,
         max_accuracy_drop: float | None = None,
         target_accuracy: float | None = None,
-        flops_budget: float | None = None,
+        macs_budget: float | None = None,
         guarantee: float | None = None,
         per_exit: bool = False,
         batch_size: int = 32,
@@ -200,7 +200,7 @@ class EarlyExit:
             max_accuracy_drop: The cheapest thresholds whose accuracy is at most so much
                 below that of the final exit, 0.01 for one point of a hundred.
             target_accuracy: The cheapest that are so accurate.
-            flops_budget: The most accurate that spend at most this share of the base's
+            macs_budget: The most accurate that spend at most this share of the base's
                 multiply-adds.
             guarantee: Confidence, such as 0.95, of a bound on the accuracy drop.
             per_exit: Whether each exit gets a threshold of its own.
@@ -215,16 +215,16 @@ class EarlyExit:
                 costs that are not known; the data does not fit; or there are fewer than
                 12 samples and no guarantee is asked for.
         """
-        wish = Wish(
+        wish = ThresholdGoal(
             max_accuracy_drop=max_accuracy_drop,
             target_accuracy=target_accuracy,
-            flops_budget=flops_budget,
+            macs_budget=macs_budget,
             guarantee=guarantee,
             per_exit=per_exit,
             seed=seed,
         )
         if wish.needs_costs:
-            asked = "per_exit=True" if per_exit else f"flops_budget={flops_budget}"
+            asked = "per_exit=True" if per_exit else f"macs_budget={macs_budget}"
             self._check_costs(asked)
         if x is not None:
             self._outcomes = self._cascade.observe(x, y, batch_size)
@@ -252,7 +252,7 @@ class EarlyExit:
             exit_names=tuple(self.exit_names[:-1]),
             thresholds=points.thresholds,
             accuracy=points.accuracy,
-            flops_ratio=points.cost,
+            macs_ratio=points.cost,
             base_accuracy=float(outcomes.reference.mean()),
         )
 
@@ -294,7 +294,7 @@ class EarlyExit:
             predictions=left.predictions,
             exits=np.array(self.exit_names)[left.numbers],
             scores=left.scores,
-            flops_ratio=float(self._cascade.costs[left.numbers].sum())
+            macs_ratio=float(self._cascade.costs[left.numbers].sum())
             / max(1, len(left.numbers)),
         )
 
@@ -412,7 +412,7 @@ class EarlyExit:
         return (
             "The multiply-adds of some layers are not known, so neither is what an "
             f"exit costs: {', '.join(self._cascade.unknown)}. Teach them with "
-            "keras_selfdistill.register_multiply_adds before making EarlyExit, or "
+            "keras_selfdistill.register_macs before making EarlyExit, or "
             "choose an exit by its latency: keras_selfdistill.pick_exit(model, "
             "max_latency_ms=..., sample=x[:1])."
         )

@@ -76,10 +76,18 @@ def read_early_exit(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
         with zipfile.ZipFile(copy) as archive:
             check_members(archive, os.path.getsize(copy), {_MODEL, _SETTINGS})
             document = read_json(archive, _SETTINGS)
+            _rename_ratio(document)
             _check(document, path)
             inside = archive.extract(_MODEL, copy.parent / "inside")
         model = load_private(pathlib.Path(inside))
     return model, _decoded(document)
+
+
+def _rename_ratio(document):
+    """Take the name that `macs_ratio` had when the first files were written."""
+    found = document.get("calibration") if isinstance(document, dict) else None
+    if isinstance(found, dict) and "flops_ratio" in found:
+        found.setdefault("macs_ratio", found.pop("flops_ratio"))
 
 
 def _check_digest(path):
@@ -131,7 +139,7 @@ _CALIBRATION: dict[str, Callable[[Any], bool]] = {
     "thresholds": _are_thresholds,
     "accuracy": _is_number,
     "base_accuracy": _is_number,
-    "flops_ratio": _or_none(_is_number),
+    "macs_ratio": _or_none(_is_number),
     "samples": lambda value: _is_number(value) and isinstance(value, int),
     "guarantee": _or_none(_is_number),
     "accuracy_drop_bound": _or_none(_is_number),
@@ -160,16 +168,16 @@ def _encoded(settings):
     """Return the settings without infinity and NaN, which JSON has not."""
     settings = _map_thresholds(settings, {math.inf: "never", -math.inf: "always"})
     found = settings["calibration"]
-    if found is not None and math.isnan(found["flops_ratio"]):
-        settings["calibration"] = {**found, "flops_ratio": None}
+    if found is not None and math.isnan(found["macs_ratio"]):
+        settings["calibration"] = {**found, "macs_ratio": None}
     return settings
 
 
 def _decoded(document):
     settings = _map_thresholds(document, {"never": math.inf, "always": -math.inf})
     found = settings["calibration"]
-    if found is not None and found["flops_ratio"] is None:
-        settings["calibration"] = {**found, "flops_ratio": math.nan}
+    if found is not None and found["macs_ratio"] is None:
+        settings["calibration"] = {**found, "macs_ratio": math.nan}
     return settings
 
 

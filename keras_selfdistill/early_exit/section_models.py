@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import layers
 
-from keras_selfdistill.costs.counting import Count, Shapes, multiply_adds
+from keras_selfdistill.costs.counting import Count, Shapes, macs_by_node
 from keras_selfdistill.exits.attach import ExitGraph
 from keras_selfdistill.graph.nodes import ancestors, graph_nodes
 from keras_selfdistill.graph.shells import original
@@ -128,11 +128,11 @@ def section_costs(
         >>> base = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a"),
         ...     keras.layers.Dense(4), keras.layers.Dense(2, "softmax")])
         >>> model = ksd.SelfDistiller(base, taps=["a"], recipe="byot", head="linear")
-        >>> [count.multiply_adds for count in section_costs(model._graph, ["output"])]
+        >>> [count.macs for count in section_costs(model._graph, ["output"])]
         [56, 24]
     """
     pieces = _pieces(graph, answers)
-    counts = multiply_adds(pieces.nodes, shapes)
+    counts = macs_by_node(pieces.nodes, shapes)
     return [
         Count.total(
             counts[node] for node, own in pieces.number.items() if own == number

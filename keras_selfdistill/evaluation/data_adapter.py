@@ -10,7 +10,7 @@ from keras_selfdistill.backend.tensors import to_numpy
 from keras_selfdistill.utils.config import did_you_mean
 
 
-class Feeder:
+class DataAdapter:
     """Turn what users pass into lists of arrays, one for each input of a base.
 
     Args:

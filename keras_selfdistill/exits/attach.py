@@ -9,10 +9,10 @@ import keras
 from absl import logging
 from keras import layers
 
-from keras_selfdistill.exits.head_budget import affordable_head
+from keras_selfdistill.exits.head_budget import narrow_to_budget
 from keras_selfdistill.exits.named_taps import named_taps
 from keras_selfdistill.exits.placement import Tap, flatten_to_place, placed_taps
-from keras_selfdistill.graph.ends.base_end import Classifier, find_classifier
+from keras_selfdistill.graph.ends.base_end import BaseEnd, find_base_end
 from keras_selfdistill.graph.flatten import FlatModel, flatten
 from keras_selfdistill.graph.nodes import (
     ancestors,
@@ -26,7 +26,7 @@ from keras_selfdistill.graph.shells import masked_as
 from keras_selfdistill.graph.task import Task
 from keras_selfdistill.heads.base import Head, Target
 from keras_selfdistill.heads.pieces import resize_positions
-from keras_selfdistill.heads.registry import suited
+from keras_selfdistill.heads.registry import head_for_taps
 from keras_selfdistill.recipes.base import Recipe
 
 
@@ -140,15 +140,15 @@ def attach_exits(
 
 
 def _attach(base, flat, taps, head, recipe, task):
-    end = find_classifier(flat.model, task)
+    end = find_base_end(flat.model, task)
     chosen = _choose_taps(flat, end, taps)
     names = exit_names(len(chosen))
     _check_names(flat.model, names)
     by_exit = dict(zip(names[:-1], chosen.values(), strict=True))
     target = _target(end, flat.calls)
     if head is None:
-        own = suited(recipe.head, list(chosen.values()), target)
-        head = affordable_head(flat.model, own, by_exit, target, end.task.units)
+        own = head_for_taps(recipe.head, list(chosen.values()), target)
+        head = narrow_to_budget(flat.model, own, by_exit, target, end.task.units)
     features = head.features(by_exit, target)
     adapted = recipe.adapted_exits(names)
     exits = {
@@ -183,7 +183,7 @@ def _are_placed(taps):
     return number or (isinstance(taps, str) and taps == "auto")
 
 
-def _choose_taps(flat: FlatModel, end: Classifier, taps):
+def _choose_taps(flat: FlatModel, end: BaseEnd, taps):
     if _are_placed(taps):
         placed = placed_taps(flat, end, taps)
         logging.info("Exits of %s: %s", flat.model.name, [each.name for each in placed])
@@ -208,7 +208,7 @@ def _tap_names(taps):
     return [tap.name if isinstance(tap, Tap) else tap for tap in given]
 
 
-def _make_exit(name, feature, end: Classifier, head: Head, adapt: bool):
+def _make_exit(name, feature, end: BaseEnd, head: Head, adapt: bool):
     width = end.feature.shape[-1]
     if tuple(feature.shape) != tuple(end.feature.shape):
         raise ValueError(
@@ -240,7 +240,7 @@ def _full_precision(output):
     return "float64" if output.dtype == "float64" else "float32"
 
 
-def _target(end: Classifier, calls):
+def _target(end: BaseEnd, calls):
     mask = calls.get("padding_mask")
     channels_last = end.data_format == "channels_last"
     shape = tuple(end.last_spatial.shape) if end.last_spatial is not None else ()

@@ -44,12 +44,12 @@ class BlockEnd(NamedTuple):
     Args:
         name: Of the layer or operation that ends the block.
         tensor: Its symbolic output.
-        share: Multiply-adds up to there, as a share of the base's.
+        macs_ratio: Multiply-adds up to there, as a share of the base's.
     """
 
     name: str
     tensor: Any
-    share: float
+    macs_ratio: float
 
 
 class _Cut(NamedTuple):
@@ -92,7 +92,7 @@ def block_ends(
         >>> model = keras.Sequential([keras.Input((8,)), *stack])
         >>> costs = {id(layer.output): 64 for layer in stack}
         >>> ends = block_ends(flatten(model), model.outputs[0], costs)
-        >>> [(end.name, end.share) for end in ends]
+        >>> [(end.name, end.macs_ratio) for end in ends]
         [('dense_0', 0.25), ('dense_1', 0.5), ('dense_2', 0.75)]
     """
     path = ancestors(feature)

@@ -6,14 +6,14 @@ from typing import Any
 
 from absl import logging
 
-from keras_selfdistill.costs.counting import model_multiply_adds
+from keras_selfdistill.costs.counting import model_macs
 from keras_selfdistill.heads.base import Head, Target
 
 # Heads of a recipe's own kind add at most this share of the base's multiply-adds.
 SHARE = 0.15
 
 
-def affordable_head(
+def narrow_to_budget(
     base: Any, head: Head, taps: Mapping[str, Any], target: Target, classes: int
 ) -> Head:
     """Return a head, or the widest narrower one whose exits cost at most `SHARE`.
@@ -38,13 +38,13 @@ def affordable_head(
     """
     if any(None in tensor.shape[1:] for tensor in base.inputs):
         return head  # Costs depend on sizes.
-    base_cost, unknown = model_multiply_adds(base)
+    base_cost, unknown = model_macs(base)
     if unknown:
         return head  # Of what is known, a share would be too large.
     found: Head | None = head
     shares = []
     while found is not None:
-        costs = [found.multiply_adds(tap, target) for tap in taps.values()]
+        costs = [found.macs(tap, target) for tap in taps.values()]
         known = [cost for cost in costs if cost is not None]
         if len(known) < len(costs):
             return head

@@ -8,10 +8,10 @@ from typing import Any
 
 from absl import logging
 
-from keras_selfdistill.costs.counting import Count, multiply_adds
+from keras_selfdistill.costs.counting import Count, macs_by_node
 from keras_selfdistill.costs.input_shapes import nominal_shapes
 from keras_selfdistill.exits.block_ends import BlockEnd, block_ends
-from keras_selfdistill.graph.ends.base_end import Classifier, find_classifier
+from keras_selfdistill.graph.ends.base_end import BaseEnd, find_base_end
 from keras_selfdistill.graph.flatten import FlatModel, flatten
 from keras_selfdistill.graph.layout import data_format_of
 from keras_selfdistill.graph.nodes import (
@@ -38,12 +38,12 @@ class Tap:
     Args:
         name: Of the layer.
         shape: Of its output; `None` stands for the batch.
-        share: Multiply-adds up to there, as a share of the base's.
+        macs_ratio: Multiply-adds up to there, as a share of the base's.
     """
 
     name: str
     shape: tuple[int | None, ...]
-    share: float
+    macs_ratio: float
 
 
 class SuggestedTaps(tuple[Tap, ...]):
@@ -65,7 +65,7 @@ class SuggestedTaps(tuple[Tap, ...]):
     def __str__(self) -> str:
         """Return the table."""
         rows = [("tap", "output shape", "share of multiply-adds")]
-        rows += [(tap.name, str(tap.shape), f"{tap.share:.1%}") for tap in self]
+        rows += [(tap.name, str(tap.shape), f"{tap.macs_ratio:.1%}") for tap in self]
         widths = [
             max(len(cell) for cell in column) for column in zip(*rows, strict=True)
         ]
@@ -113,9 +113,9 @@ def suggest_taps(model: Any, exits: int | str = _DEFAULT_EXITS) -> SuggestedTaps
     check_functional(model)
     flat = flatten_to_place(model)
     with unrecorded(flat.model):
-        classifier = find_classifier(flat.model)
+        classifier = find_base_end(flat.model)
     return SuggestedTaps(
-        Tap(end.name, tuple(end.tensor.shape), end.share)
+        Tap(end.name, tuple(end.tensor.shape), end.macs_ratio)
         for end in placed_taps(flat, classifier, exits)
     )
 
@@ -160,12 +160,12 @@ def _is_stack(operation):
     return holds_layers(operation) and not own
 
 
-def placed_taps(flat: FlatModel, end: Classifier, exits: int | str) -> list[BlockEnd]:
+def placed_taps(flat: FlatModel, end: BaseEnd, exits: int | str) -> list[BlockEnd]:
     """Place taps as `suggest_taps` describes and return the block ends chosen.
 
     Args:
         flat: The base, spread out.
-        end: What `find_classifier` found.
+        end: What `find_base_end` found.
         exits: A number, or `"auto"`.
     """
     if isinstance(exits, bool) or not (
@@ -208,11 +208,11 @@ def node_costs(base: Any) -> dict[int, int]:
 
 
 def _counts(base):
-    return multiply_adds(model_nodes(base), nominal_shapes(base))
+    return macs_by_node(model_nodes(base), nominal_shapes(base))
 
 
 def _by_output(counts):
-    return {id(node.outputs[0]): count.multiply_adds for node, count in counts.items()}
+    return {id(node.outputs[0]): count.macs for node, count in counts.items()}
 
 
 def _automatic_count(sizes):
@@ -243,7 +243,7 @@ def _nearest(ends: Sequence[BlockEnd], sizes: Sequence[Any], exits: int):
     """
     # For each end: cost and positions of the best choice so far whose last it is.
     # Rounded, so that equals are equal.
-    steps = [round(each.share * (exits + 1), 9) for each in ends]
+    steps = [round(each.macs_ratio * (exits + 1), 9) for each in ends]
     best: dict[int, tuple[float, tuple[int, ...]]]
     best = {here: (abs(step - 1), (here,)) for here, step in enumerate(steps)}
     for target in range(2, exits + 1):

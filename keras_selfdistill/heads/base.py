@@ -71,7 +71,7 @@ class Head(Config):
             for name, tap in taps.items()
         }
 
-    def multiply_adds(self, tap: Any, target: Target) -> int | None:
+    def macs(self, tap: Any, target: Target) -> int | None:
         """Return what the feature of one exit costs for a sample, `None` if unknown.
 
         Args:

@@ -80,7 +80,7 @@ class Bottleneck(Head):
         widths = (middle, target.width)
         return pool_patches(rows, patches, math.prod(stride), widths, name, dtype)
 
-    def multiply_adds(self, tap: Any, target: Target) -> int | None:
+    def macs(self, tap: Any, target: Target) -> int | None:
         """Return what the feature of one exit costs for a sample, `None` if unknown."""
         sizes = (*tap.shape[1:], *target.spatial_shape)
         if len(sizes) != 5 or None in sizes:

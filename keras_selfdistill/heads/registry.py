@@ -41,7 +41,7 @@ def get(identifier: "str | Head") -> Head:
     return resolve(identifier, "head", Head, _SHORTHANDS)
 
 
-def suited(name: str, taps: Sequence[Any], target: Target) -> Head:
+def head_for_taps(name: str, taps: Sequence[Any], target: Target) -> Head:
     """Return the head with a name, or another where it does not fit the taps.
 
     That is `Pointwise` where each position has an answer, and `Linear` where a tap is

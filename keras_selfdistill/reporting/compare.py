@@ -15,7 +15,7 @@ _NUMBERS = (
     "absolute_error",
     "loss",
     "calibration_error",
-    "share",
+    "macs_ratio",
     "milliseconds",
 )
 _TESTED = ("accuracy", "absolute_error", "loss", "calibration_error")

@@ -153,7 +153,7 @@ def _cells(line, main):
         "p": "" if summary.p is None else f"{summary.p:.3f}",
         "loss": mean("loss", "{:.4f}"),
         "ECE": mean("calibration_error", "{:.2%}"),
-        "share": mean("share", "{:.1%}"),
+        "share": mean("macs_ratio", "{:.1%}"),
     }
 
 

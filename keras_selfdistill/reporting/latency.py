@@ -10,7 +10,7 @@ import keras
 
 from keras_selfdistill.backend.compiled import CompiledModel
 from keras_selfdistill.backend.tensors import to_numpy
-from keras_selfdistill.evaluation.data_adapter import Feeder
+from keras_selfdistill.evaluation.data_adapter import DataAdapter
 
 WARM_UP = 2  # Rounds before the clock runs: they compile.
 
@@ -93,7 +93,7 @@ def pick_exit(
 def _measured(model, sample, repeats):
     """Return the median time of every exit in milliseconds."""
     base = model._graph.base
-    ((arrays, _),) = Feeder(base).batches(sample)
+    ((arrays, _),) = DataAdapter(base).batches(sample)
     by_input = dict(zip(map(id, base.inputs), arrays, strict=True))
     calls = {}
     for name in model.exit_names:

@@ -10,8 +10,8 @@ import keras
 from keras_selfdistill.costs.counting import (
     Count,
     Shapes,
-    model_multiply_adds,
-    multiply_adds,
+    macs_by_node,
+    model_macs,
 )
 from keras_selfdistill.costs.input_shapes import given_shapes
 from keras_selfdistill.early_exit.section_models import calls_by_section
@@ -34,14 +34,14 @@ class Cost:
 
     Args:
         parameters: Number of weights, trainable or not.
-        multiply_adds: For one sample, of the layers whose cost is known.
-        share: Multiply-adds as a share of the base's; NaN where not known.
+        macs: For one sample, of the layers whose cost is known.
+        macs_ratio: Multiply-adds as a share of the base's; NaN where not known.
         unknown: Names of the layers whose cost is not known.
     """
 
     parameters: int
-    multiply_adds: int
-    share: float
+    macs: int
+    macs_ratio: float
     unknown: tuple[str, ...] = ()
 
 
@@ -54,7 +54,7 @@ class LayerCost:
         kind: Its class.
         section: The first exit that needs it; `"ensemble"` where none does.
         parameters: Number of weights that no other row has.
-        multiply_adds: For one sample; `None` if not known for all that it does.
+        macs: For one sample; `None` if not known for all that it does.
         unknown: Names of what is not known.
     """
 
@@ -62,7 +62,7 @@ class LayerCost:
     kind: str
     section: str
     parameters: int
-    multiply_adds: int | None
+    macs: int | None
     unknown: tuple[str, ...] = ()
 
 
@@ -128,7 +128,7 @@ def profile(model: Any, input_shape: Any = None) -> Profile:
     Each exit is the model that `exit_model` or `ensemble_model` returns, so `final` is
     the base alone. Exits that cannot be cut off are left out. What a layer costs that
     is not known is named in `unknown` and left out of the sums;
-    `register_multiply_adds` makes it known.
+    `register_macs` makes it known.
 
     Args:
         model: A `SelfDistiller`, or a functional or Sequential model, which is one
@@ -145,7 +145,7 @@ def profile(model: Any, input_shape: Any = None) -> Profile:
         >>> import keras_selfdistill as ksd
         >>> base = ksd.networks.resnet18(width_multiplier=0.125, classes=10)
         >>> costs = ksd.profile(ksd.SelfDistiller(base, taps=1, recipe="byot"))
-        >>> {name: round(cost.share, 2) for name, cost in costs.items()}
+        >>> {name: round(cost.macs_ratio, 2) for name, cost in costs.items()}
         {'exit_1': 0.54, 'final': 1.0, 'ensemble': 1.02}
         >>> print(costs)
         model of  parameters  multiply-adds   share
@@ -156,7 +156,7 @@ def profile(model: Any, input_shape: Any = None) -> Profile:
         section of  parameters  multiply-adds  share
         exit_1          17.6 k         4.83 M  54.4%
         final            166 k         4.19 M  47.3%
-        >>> costs.layers[1].name, costs.layers[1].multiply_adds
+        >>> costs.layers[1].name, costs.layers[1].macs
         ('stem_conv', 221184)
     """
     if not isinstance(model, SelfDistiller):
@@ -175,7 +175,7 @@ def profile_at(model: Any, shapes: Shapes) -> Profile:
     if isinstance(model, SelfDistiller):
         return _profile_exits(model, shapes)
     flat = flatten(model)
-    counts = multiply_adds(model_nodes(flat.model), shapes)
+    counts = macs_by_node(model_nodes(flat.model), shapes)
     rows = _layer_costs(counts, dict.fromkeys(counts, "final"), flat.calls)
     total = Count.total(counts.values())
     cost = _as_cost(flat.model.count_params(), total, total)
@@ -188,7 +188,7 @@ def _profile_exits(model, shapes):
     models = {name: model.exit_model(name) for name in names}
     models["final"] = graph.flat.model  # It knows the sizes in nested models.
     models["ensemble"] = model.ensemble_model()
-    found = {name: model_multiply_adds(each, shapes) for name, each in models.items()}
+    found = {name: model_macs(each, shapes) for name, each in models.items()}
     of_base = found["final"]
     exits = {
         name: _as_cost(each.count_params(), found[name], of_base)
@@ -197,7 +197,7 @@ def _profile_exits(model, shapes):
     ends = [each.output for each in graph.exits.values()] + [graph.ensemble]
     nodes = graph_nodes(graph.base.inputs, ends)
     section = calls_by_section(graph, ["output"])
-    counts = multiply_adds(nodes, shapes)
+    counts = macs_by_node(nodes, shapes)
     rows = _layer_costs(counts, section, graph.flat.calls)
     sections = {}
     for name in model.exit_names:
@@ -209,24 +209,22 @@ def _profile_exits(model, shapes):
 
 
 def _as_cost(parameters, count, of_base):
-    return Cost(
-        parameters, count.multiply_adds, share_of(count, of_base), count.unknown
-    )
+    return Cost(parameters, count.macs, macs_ratio(count, of_base), count.unknown)
 
 
-def share_of(cost: Cost | Count, of_base: Cost | Count) -> float:
-    """Return what share one cost is of another, NaN where it is not known.
+def macs_ratio(cost: Cost | Count, of_base: Cost | Count) -> float:
+    """Return one cost as a share of another, NaN where it is not known.
 
     Example:
-        >>> share_of(Count(1), Count(4)), share_of(Count(1), Count(4, ("fourier",)))
+        >>> macs_ratio(Count(1), Count(4)), macs_ratio(Count(1), Count(4, ("fourier",)))
         (0.25, nan)
     """
     alike = cost.unknown == of_base.unknown
-    if alike and cost.multiply_adds == of_base.multiply_adds > 0:
+    if alike and cost.macs == of_base.macs > 0:
         return 1.0  # Also where both hold the same that is unknown.
-    if cost.unknown or of_base.unknown or not of_base.multiply_adds:
+    if cost.unknown or of_base.unknown or not of_base.macs:
         return math.nan
-    return cost.multiply_adds / of_base.multiply_adds
+    return cost.macs / of_base.macs
 
 
 def _layer_costs(counts, sections, calls):
@@ -249,7 +247,7 @@ def _layer_costs(counts, sections, calls):
             kind=type(layer).__name__,
             section=sections.get(node, "ensemble"),
             parameters=own[node],
-            multiply_adds=None if count.unknown else count.multiply_adds,
+            macs=None if count.unknown else count.macs,
             unknown=count.unknown,
         )
     return rows
@@ -277,8 +275,8 @@ def _costs_table(costs, heading):
         [
             name,
             compact(cost.parameters),
-            ("at least " if cost.unknown else "") + compact(cost.multiply_adds),
-            "unknown" if math.isnan(cost.share) else f"{cost.share:.1%}",
+            ("at least " if cost.unknown else "") + compact(cost.macs),
+            "unknown" if math.isnan(cost.macs_ratio) else f"{cost.macs_ratio:.1%}",
         ]
         for name, cost in costs.items()
     ]
@@ -293,9 +291,9 @@ def _layers_table(layers):
             row.kind,
             row.section,
             compact(row.parameters),
-            "unknown" if row.unknown else compact(row.multiply_adds),
+            "unknown" if row.unknown else compact(row.macs),
         ]
         for row in layers
-        if row.parameters or row.multiply_adds != 0
+        if row.parameters or row.macs != 0
     ]
     return Table(headings, rows, names=3)

@@ -11,12 +11,16 @@ import keras
 from absl import logging
 
 from keras_selfdistill.costs.input_shapes import shapes_of
-from keras_selfdistill.evaluation.data_adapter import Feeder
+from keras_selfdistill.evaluation.data_adapter import DataAdapter
 from keras_selfdistill.evaluation.quality import BatchAnswers, Sums, as_answers
 from keras_selfdistill.reporting.latency import WARM_UP, median_milliseconds
-from keras_selfdistill.reporting.profile import profile_at, share_of
+from keras_selfdistill.reporting.profile import macs_ratio, profile_at
 from keras_selfdistill.reporting.report_result import PLAIN, Report, Row
-from keras_selfdistill.reporting.subject import Network, Subject, subject_of
+from keras_selfdistill.reporting.subject import (
+    CompiledLogits,
+    EvaluatedModel,
+    evaluated_model,
+)
 
 
 def report(
@@ -58,13 +62,13 @@ def report(
         >>> model = ksd.SelfDistiller(base, taps=1, recipe="byot")
         >>> x, y = keras.ops.zeros((8, 32, 32, 3)), keras.ops.arange(8)
         >>> found = ksd.report(model, (x, y), repeats=0, verbose=0)
-        >>> found["exit_1"].accuracy, round(found["exit_1"].share, 2)
+        >>> found["exit_1"].accuracy, round(found["exit_1"].macs_ratio, 2)
         (0.125, 0.54)
         >>> found
         Report('resnet18', 8 samples, rows: ['exit_1', 'final', 'ensemble'])
     """
     _check_numbers(batch_size, latency_batch_size, repeats)
-    subjects = {"": subject_of(model, task)}
+    subjects = {"": evaluated_model(model, task)}
     if base is not None:
         subjects[PLAIN] = _fitting(base, subjects[""])
     sums, sample, samples = _read(subjects, data, batch_size, verbose)
@@ -104,7 +108,7 @@ def _check_numbers(batch_size, latency_batch_size, repeats):
 
 def _fitting(base, subject):
     """Return the plain base as a subject, if its shapes are those of the other."""
-    plain = subject_of(base, subject.task.name)
+    plain = evaluated_model(base, subject.task.name)
     shapes = [
         [tuple(tensor.shape) for tensor in [*each.base.inputs, each.base.outputs[0]]]
         for each in (plain, subject)
@@ -120,11 +124,11 @@ def _fitting(base, subject):
 
 def _read(subjects, data, batch_size, verbose):
     """Return (sums by row, first batch, number of samples)."""
-    networks = {key: Network(subject) for key, subject in subjects.items()}
+    networks = {key: CompiledLogits(subject) for key, subject in subjects.items()}
     task = subjects[""].task
     sums: dict[str, Sums] = {}
     sample, samples = None, 0
-    batches, count = _batches(Feeder(subjects[""].base), data, batch_size)
+    batches, count = _batches(DataAdapter(subjects[""].base), data, batch_size)
     bar = _bar(verbose, count, "batch")
     for number, (arrays, labels) in enumerate(batches, start=1):
         if labels is None:
@@ -198,17 +202,17 @@ def _times(subjects, sample, repeats, verbose):
     return median_milliseconds(calls, repeats, bar.update)
 
 
-def _cost(subject: Subject, costs, name, of_base):
+def _cost(subject: EvaluatedModel, costs, name, of_base):
     if name not in subject.models:
         unknown: dict[str, Any] = {"unknown": ()}
-        keys = ("parameters", "multiply_adds", "share", "bytes")
+        keys = ("parameters", "macs", "macs_ratio", "bytes")
         return {**dict.fromkeys(keys), **unknown}
     cost = costs[name]
-    share = share_of(cost, of_base)
+    ratio = macs_ratio(cost, of_base)
     return {
         "parameters": cost.parameters,
-        "multiply_adds": cost.multiply_adds,
-        "share": None if math.isnan(share) else share,
+        "macs": cost.macs,
+        "macs_ratio": None if math.isnan(ratio) else ratio,
         "unknown": cost.unknown,
         "bytes": _size_on_disk(subject.models[name]),
     }

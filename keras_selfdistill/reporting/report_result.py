@@ -23,9 +23,9 @@ class Row:
         agreement: Share of answers that are the final exit's.
         absolute_error: Of a regression, its mean.
         parameters: Weights of the model that is deployed.
-        multiply_adds: For one sample, of the layers whose cost is known; where the
+        macs: For one sample, of the layers whose cost is known; where the
             model leaves sizes open, for one of the first batch.
-        share: Of the base's multiply-adds; `None` where not known.
+        macs_ratio: Of the base's multiply-adds; `None` where not known.
         unknown: Layers whose cost is not known.
         milliseconds: Median time of a call.
         bytes: Size of the `.keras` file.
@@ -39,8 +39,8 @@ class Row:
     agreement: float | None
     absolute_error: float | None
     parameters: int | None
-    multiply_adds: int | None
-    share: float | None
+    macs: int | None
+    macs_ratio: float | None
     unknown: tuple[str, ...]
     milliseconds: float | None
     bytes: int | None
@@ -123,9 +123,9 @@ class Report:
         """
         key = "absolute_error" if self.task == "regression" else "accuracy"
         points = {
-            row.name: (row.share, getattr(row, key))
+            row.name: (row.macs_ratio, getattr(row, key))
             for row in self.rows
-            if row.share is not None
+            if row.macs_ratio is not None
         }
         figure = plot_accuracy_vs_compute(points, ax=ax)
         if self.task == "regression":

@@ -16,8 +16,8 @@ _COLUMNS = {
     "calibration_error": ("ECE", "{:.2%}"),
     "agreement": ("agrees", "{:.2%}"),
     "parameters": ("params", None),
-    "multiply_adds": ("mult-adds", None),
-    "share": ("share", "{:.1%}"),
+    "macs": ("mult-adds", None),
+    "macs_ratio": ("share", "{:.1%}"),
     "milliseconds": ("ms", "{:.2f}"),
     "bytes": ("size", None),
 }
@@ -26,7 +26,7 @@ _MEANINGS = {
     "calibration_error": "ECE: expected calibration error: how far confidence is from "
     "accuracy, in 15 bins.",
     "agreement": "agrees: answers that are those of final.",
-    "multiply_adds": "mult-adds: multiply-adds for one sample; share: of the base's.",
+    "macs": "mult-adds: multiply-adds for one sample; share: of the base's.",
     "bytes": "size: of the .keras file.",
 }
 
@@ -65,7 +65,7 @@ def _cell(row, key):
     if template:
         return template.format(value)
     shown = compact(value, "B" if key == "bytes" else "")
-    return f"≥ {shown}" if key == "multiply_adds" and row.unknown else shown
+    return f"≥ {shown}" if key == "macs" and row.unknown else shown
 
 
 def _notes(report):

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_selfdistill.backend.compiled import CompiledModel
 from keras_selfdistill.backend.tensors import to_numpy
-from keras_selfdistill.graph.ends.base_end import find_classifier
+from keras_selfdistill.graph.ends.base_end import find_base_end
 from keras_selfdistill.graph.flatten import flatten
 from keras_selfdistill.graph.nodes import check_functional, producer, unrecorded
 from keras_selfdistill.graph.task import Task
@@ -18,7 +18,7 @@ ENSEMBLE = "ensemble"
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A wrapper or a plain model.
 
     Args:
@@ -37,14 +37,14 @@ class Subject:
     models: dict[str, keras.Model]
 
 
-class Network:
+class CompiledLogits:
     """All exits' logits, compiled for one number of rows.
 
     Args:
         subject: The subject.
     """
 
-    def __init__(self, subject: Subject):
+    def __init__(self, subject: EvaluatedModel):
         inputs = list(subject.base.inputs)
         self._names = list(subject.logits)  # The call sorts them.
         self._call = CompiledModel(keras.Model(inputs, subject.logits))
@@ -67,7 +67,7 @@ class Network:
         return {name: to_numpy(logits[name])[:rows] for name in self._names}
 
 
-def subject_of(model: Any, task: str | None = None) -> Subject:
+def evaluated_model(model: Any, task: str | None = None) -> EvaluatedModel:
     """Return what a report looks at.
 
     Args:
@@ -98,16 +98,18 @@ def subject_of(model: Any, task: str | None = None) -> Subject:
     names = model.exit_names if model.has_early_exits else ["final"]
     models = {name: model.exit_model(name) for name in names}
     models[ENSEMBLE] = model.ensemble_model()
-    return Subject(model, graph.base, graph.task, logits, models)
+    return EvaluatedModel(model, graph.base, graph.task, logits, models)
 
 
 def _plain(model, task):
     flat = flatten(model).model  # As for a wrapper: the end may be in a model within.
     with unrecorded(flat):
-        end = find_classifier(flat, task)
+        end = find_base_end(flat, task)
     logits = end.output if end.task.name == "regression" else end.logits
     stripped = keras.Model(model.inputs, model.outputs[0], name=model.name)
-    return Subject(model, model, end.task, {"final": logits}, {"final": stripped})
+    return EvaluatedModel(
+        model, model, end.task, {"final": logits}, {"final": stripped}
+    )
 
 
 def _check_masks(model):

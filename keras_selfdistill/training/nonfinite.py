@@ -14,7 +14,7 @@ from keras_selfdistill.utils.keras_internals import value_without_autocast
 PATIENCE = 100
 
 
-class HeldUpdates(keras.StatelessScope):
+class DeferredUpdates(keras.StatelessScope):
     """Holds back what a forward pass assigns to variables, such as moving statistics.
 
     Inside the scope a variable reads as if it had been assigned; outside it is as it
@@ -27,7 +27,7 @@ class HeldUpdates(keras.StatelessScope):
 
     Example:
         >>> count = keras.Variable(1, trainable=False)
-        >>> with HeldUpdates() as held:
+        >>> with DeferredUpdates() as held:
         ...     inside = int(ops.convert_to_numpy(count.assign_add(1)))
         >>> inside, int(ops.convert_to_numpy(count.value)), len(held.updates)
         (2, 1, 1)
@@ -41,7 +41,7 @@ class HeldUpdates(keras.StatelessScope):
         self._assigned: dict[int, Any] = {}
 
     @classmethod
-    def keeping(cls, variables: Iterable[Any]) -> "HeldUpdates":
+    def keeping(cls, variables: Iterable[Any]) -> "DeferredUpdates":
         """Return a scope whose losses reach the variables themselves.
 
         Inside a scope, Keras regularises the values that the scope maps weights to.
@@ -81,7 +81,7 @@ class HeldUpdates(keras.StatelessScope):
             variable.assign(ops.where(condition, value, variable.value))
 
 
-class Verdict(NamedTuple):
+class FiniteCheck(NamedTuple):
     """What of a training step is finite, as scalar tensors.
 
     Args:

@@ -13,7 +13,7 @@ from keras_selfdistill.losses.label_loss import check_task
 from keras_selfdistill.training import train_step as backend_step
 from keras_selfdistill.training.data_checks import check_training_data
 from keras_selfdistill.training.logs import Logs
-from keras_selfdistill.training.nonfinite import StopWithoutProgress, Verdict
+from keras_selfdistill.training.nonfinite import FiniteCheck, StopWithoutProgress
 from keras_selfdistill.training.objective import Objective
 from keras_selfdistill.training.section_gradients import (
     mean_magnitudes,
@@ -346,7 +346,7 @@ class Trainer(keras.Model):
     def _update_logs(
         self,
         step: Step,
-        verdict: Verdict | None = None,
+        verdict: FiniteCheck | None = None,
         magnitudes: dict[str, Any] | None = None,
         *,
         replicas: int = 1,

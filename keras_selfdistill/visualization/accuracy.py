@@ -39,7 +39,7 @@ def plot_accuracy_vs_compute(
     exits = {name: at for name, at in points.items() if style.is_exit(name)}
     if frontier is not None:
         ax.step(
-            frontier.flops_ratio,
+            frontier.macs_ratio,
             frontier.accuracy,
             where="post",
             color=style.GREEN,

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from keras_selfdistill.costs.counting import Shapes, multiply_adds
+from keras_selfdistill.costs.counting import Shapes, macs_by_node
 from keras_selfdistill.costs.input_shapes import nominal_shapes
 from keras_selfdistill.exits.attach import ExitGraph
 from keras_selfdistill.graph.nodes import ancestors, graph_nodes
@@ -51,7 +51,7 @@ class Anatomy:
     parts: tuple[Part, ...]
 
     @property
-    def multiply_adds(self) -> int | None:
+    def macs(self) -> int | None:
         """Multiply-adds of the base for one sample; `None` if unknown."""
         counts = [part.section for part in self.parts]
         return None if None in counts else sum(counts)  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ def _costs(graph: ExitGraph, shapes: Shapes):
     """Return the multiply-adds of every section and of every head."""
     outputs = [each.output for each in graph.exits.values()]
     nodes = graph_nodes(graph.base.inputs, outputs)
-    counts = multiply_adds(nodes, shapes)
+    counts = macs_by_node(nodes, shapes)
     of_base = ancestors(graph.exits["final"].output)
     ends = [ancestors(graph.flat.calls[tap]) for tap in graph.taps] + [of_base]
     exits = [ancestors(output) for output in outputs]
@@ -114,7 +114,7 @@ def _costs(graph: ExitGraph, shapes: Shapes):
         if total is None or count.unknown:
             totals[number] = None
         else:
-            totals[number] = total + count.multiply_adds
+            totals[number] = total + count.macs
     return sections, heads
 
 

@@ -160,7 +160,7 @@ class _Drawing:
         return [" × ".join(map(str, shape)) for shape in self.found.input_shapes]
 
     def _words(self):
-        total = self.found.multiply_adds
+        total = self.found.macs
         size = "unknown" if total is None else compact(total)
         sample = "a sample"
         if self.found.sizes_are_open:
@@ -177,7 +177,7 @@ class _Drawing:
         self._text(self.width / 2, 0.3, text, size=9, color=style.GRAY)
 
     def _share(self, count, *, plus=False):
-        total = self.found.multiply_adds
+        total = self.found.macs
         if count is None or not total:
             return "cost unknown"
         share = 100 * count / total

@@ -19,7 +19,7 @@ import numpy as np
 from keras import layers
 
 import keras_selfdistill as ksd
-from keras_selfdistill.costs.counting import model_multiply_adds
+from keras_selfdistill.costs.counting import model_macs
 
 
 def application(name, size, **options):
@@ -201,9 +201,9 @@ def main():
     found = {}
     for name, make in NETWORKS.items():
         model = make()
-        own = model_multiply_adds(model)
+        own = model_macs(model)
         assert not own.unknown, (name, own.unknown)
-        found[name] = [own.multiply_adds, count(model)]
+        found[name] = [own.macs, count(model)]
         assert math.isfinite(found[name][1])
     print(json.dumps(found))
 

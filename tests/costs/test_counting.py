@@ -10,7 +10,7 @@ from keras import layers, ops
 
 import keras_selfdistill as ksd
 from keras_selfdistill.costs import layer_rules, operation_rules
-from keras_selfdistill.costs.counting import Count, model_multiply_adds
+from keras_selfdistill.costs.counting import Count, model_macs
 from keras_selfdistill.costs.free_operations import FREE_LAYERS, FREE_OPERATIONS
 from tests.conftest import require_backend, run_python, small_base
 
@@ -179,7 +179,7 @@ def ones(*shape):
 @pytest.mark.parametrize("name", CLOSED_FORMS)
 def test_closed_forms(name):
     make, expected = CLOSED_FORMS[name]
-    assert model_multiply_adds(make()) == Count(expected)
+    assert model_macs(make()) == Count(expected)
 
 
 class Block(layers.Layer):
@@ -261,7 +261,7 @@ def test_layers_of_layers_are_opened_and_left_as_they_were():
     blocks = [Block(layers.Dense(8), name=f"block_{i}") for i in range(2)]
     model = chain(SEQUENCE, Stack(*blocks))
     expected = model.predict(np.ones((2, 5, 8)), verbose=0)
-    assert model_multiply_adds(model) == Count(4 * 5 * 8 * 8)
+    assert model_macs(model) == Count(4 * 5 * 8 * 8)
     for block in blocks:
         assert type(block) is Block
         assert not block.dense._inbound_nodes
@@ -275,23 +275,23 @@ def test_layers_of_layers_are_opened_and_left_as_they_were():
 def test_what_is_unknown_is_named_and_never_counts_as_nothing():
     stack = Stack(Block(Fourier()), Block(Opaque(name="opaque")), name="stack")
     model = chain(SEQUENCE, stack, layers.Dense(2))
-    count = model_multiply_adds(model)
-    assert count.multiply_adds == 2 * 5 * 8 * 8 + 5 * 8 * 2
+    count = model_macs(model)
+    assert count.macs == 2 * 5 * 8 * 8 + 5 * 8 * 2
     assert count.unknown == ("stack/fft2", "stack/opaque")
     cost = ksd.profile(model)
     assert cost["final"].unknown == count.unknown
     by_name = {row.name: row for row in cost.layers}
-    assert by_name["stack"].multiply_adds is None
+    assert by_name["stack"].macs is None
     text = cost.render(layers=True)
     assert "at least 720" in text
     assert "stack/opaque" in text
 
-    @ksd.register_multiply_adds(Opaque)
+    @ksd.register_macs(Opaque)
     def count_opaque(layer, inputs, outputs):
         return int(np.prod(outputs[0].shape)) * inputs[0].shape[-1]
 
-    again = model_multiply_adds(model)
-    assert again.multiply_adds == count.multiply_adds + 5 * 8 * 8
+    again = model_macs(model)
+    assert again.macs == count.macs + 5 * 8 * 8
     assert again.unknown == ("stack/fft2",)
 
 
@@ -308,8 +308,8 @@ def test_what_is_unknown_is_named_and_never_counts_as_nothing():
     ],
 )
 def test_operations_that_shapes_do_not_tell(make):
-    count = model_multiply_adds(make())
-    assert count.multiply_adds == 0
+    count = model_macs(make())
+    assert count.macs == 0
     assert len(count.unknown) == 1
 
 
@@ -319,25 +319,25 @@ def test_rows_that_a_layer_moves_into_the_batch():
         def call(self, x):
             return ops.reshape(x, (-1, 2))
 
-    assert model_multiply_adds(chain((4, 3), Split(), layers.Dense(5))) == Count(60)
+    assert model_macs(chain((4, 3), Split(), layers.Dense(5))) == Count(60)
 
 
 @pytest.mark.once
 def test_a_registered_count_goes_before_all_others():
     model = chain(SEQUENCE, layers.LayerNormalization(), Again(2))
     # Twice, of which the rule of `Dense` would know one.
-    assert model_multiply_adds(model) == Count(5 * 8 * 2 + 5 * 2 * 2)
+    assert model_macs(model) == Count(5 * 8 * 2 + 5 * 2 * 2)
     try:
-        ksd.register_multiply_adds(layers.LayerNormalization)(lambda *_: 999)
-        assert model_multiply_adds(model) == Count(999 + 5 * 8 * 2 + 5 * 2 * 2)
+        ksd.register_macs(layers.LayerNormalization)(lambda *_: 999)
+        assert model_macs(model) == Count(999 + 5 * 8 * 2 + 5 * 2 * 2)
     finally:
-        ksd.register_multiply_adds(layers.LayerNormalization)(lambda *_: 0)
+        ksd.register_macs(layers.LayerNormalization)(lambda *_: 0)
 
 
 @pytest.mark.once
 def test_an_unknown_size_is_an_error():
     with pytest.raises(ValueError, match="Received: shape"):
-        model_multiply_adds(chain((None, None, 3), layers.Conv2D(4, 3)))
+        model_macs(chain((None, None, 3), layers.Conv2D(4, 3)))
 
 
 def subclasses(kind):
@@ -390,7 +390,7 @@ def test_an_operation_without_a_rule_is_unknown(monkeypatch):
     monkeypatch.setattr(Novel, "__module__", "keras.src.ops.nn")
     inputs = keras.Input(ROWS)
     model = keras.Model(inputs, Novel(name="new")(inputs))
-    assert model_multiply_adds(model) == Count(0, ("new",))
+    assert model_macs(model) == Count(0, ("new",))
 
 
 @pytest.mark.once
@@ -438,16 +438,16 @@ def test_a_profile_by_exit_section_and_layer():
     stem, block_1 = 64 * 27 * 8, 2 * 64 * 72 * 8
     block_2 = 16 * 8 * 16 + 16 * 72 * 16 + 16 * 144 * 16
     head = 8 * 16 + 16 * 4
-    assert cost["exit_1"].multiply_adds == stem + block_1 + head
-    assert cost["final"].multiply_adds == stem + block_1 + block_2 + 16 * 4
-    assert {name: each.multiply_adds for name, each in cost.sections.items()} == {
+    assert cost["exit_1"].macs == stem + block_1 + head
+    assert cost["final"].macs == stem + block_1 + block_2 + 16 * 4
+    assert {name: each.macs for name, each in cost.sections.items()} == {
         "exit_1": stem + block_1 + head,
         "final": block_2 + 16 * 4,
     }
     parameters = [each.parameters for each in cost.sections.values()]
     assert sum(parameters) == cost["ensemble"].parameters
     rows = {row.name: row for row in cost.layers}
-    assert rows["conv_2a"].multiply_adds == 16 * 72 * 16
+    assert rows["conv_2a"].macs == 16 * 72 * 16
     assert rows["conv_2a"].parameters == 72 * 16 + 16
     assert (rows["conv_2a"].section, rows["stem"].section) == ("final", "exit_1")
     assert rows["predictions"].parameters == 16 * 4 + 4

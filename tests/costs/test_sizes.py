@@ -50,12 +50,12 @@ def block_cost(length):
 def test_costs_are_those_of_the_length_that_was_given():
     shapes = {"words": (6,), "metadata": (2,)}
     expected = BLOCKS * block_cost(6) + (WIDTH + 2) * CLASSES
-    assert ksd.profile(transformer(), shapes)["final"].multiply_adds == expected
-    assert ksd.profile(transformer(6))["final"].multiply_adds == expected
+    assert ksd.profile(transformer(), shapes)["final"].macs == expected
+    assert ksd.profile(transformer(6))["final"].macs == expected
     model = ksd.SelfDistiller(transformer(), ["block_1"], "byot")
     found = ksd.profile(model, shapes)
-    assert found["final"].multiply_adds == expected
-    assert found.sections["exit_1"].multiply_adds >= 2 * block_cost(6)
+    assert found["final"].macs == expected
+    assert found.sections["exit_1"].macs >= 2 * block_cost(6)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,9 @@ def test_a_shape_that_does_not_fit(shape):
 def test_masks_and_other_inputs_are_no_part_of_a_cut():
     taps = ksd.suggest_taps(transformer(), 3)
     assert taps.names == ["block_0", "block_1", "block_2"]
-    assert [tap.share for tap in taps] == pytest.approx([0.25, 0.5, 0.75], abs=0.01)
+    assert [tap.macs_ratio for tap in taps] == pytest.approx(
+        [0.25, 0.5, 0.75], abs=0.01
+    )
 
 
 def test_the_nominal_length_is_one_that_the_model_takes():
@@ -96,12 +98,12 @@ def test_exits_are_placed_reported_drawn_and_left_early():
     y = np.arange(12) % CLASSES
     found = ksd.report(model, (x, y), repeats=0, verbose=0)
     expected = BLOCKS * block_cost(6) + (WIDTH + 2) * CLASSES
-    assert found["final"].multiply_adds == expected
+    assert found["final"].macs == expected
     early = ksd.EarlyExit(model)
-    early.calibrate(x, y, flops_budget=0.9)
+    early.calibrate(x, y, macs_budget=0.9)
     outcome = early.predict(x)
     assert outcome.predictions.shape == (12, CLASSES)
-    assert outcome.flops_ratio <= 0.9
+    assert outcome.macs_ratio <= 0.9
     words = [t.get_text() for t in ksd.visualization.plot_model(model).axes[0].texts]
     assert any("multiply-adds for a sample of 2 and 256" in each for each in words)
 

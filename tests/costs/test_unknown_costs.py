@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 import keras_selfdistill as ksd
-from keras_selfdistill.reporting.profile import share_of
+from keras_selfdistill.reporting.profile import macs_ratio
 
 pytestmark = pytest.mark.once
 X = np.random.default_rng(0).normal(size=(60, 6)).astype("float32")
@@ -29,7 +29,7 @@ class KnownMixer(Mixer):
     """The same, once its cost is registered."""
 
 
-@ksd.register_multiply_adds(KnownMixer)
+@ksd.register_macs(KnownMixer)
 def count_mixer(layer, inputs, outputs):
     return 1000
 
@@ -61,21 +61,21 @@ def both(request):
         twin = ksd.EarlyExit(wrapper(KnownMixer, request.param))
         assert len(said) == 1
     assert "mixer/fft" in warning
-    for way in ("register_multiply_adds", "pick_exit(model, max_latency_ms="):
+    for way in ("register_macs", "pick_exit(model, max_latency_ms="):
         assert way in warning
     return fast, twin
 
 
 def test_no_share_is_told_that_is_not_known(both):
     fast, twin = both
-    assert all(math.isnan(share) for share in fast.flops_ratios.values())
-    assert all(share > 0 for share in twin.flops_ratios.values())
+    assert all(math.isnan(share) for share in fast.macs_ratios.values())
+    assert all(share > 0 for share in twin.macs_ratios.values())
     fast.thresholds = twin.thresholds = 0.4
     result, expected = fast.predict(X), twin.predict(X)
     np.testing.assert_array_equal(result.exits, expected.exits)
     assert len(set(result.exits)) > 1
-    assert math.isnan(result.flops_ratio)
-    assert expected.flops_ratio > 0
+    assert math.isnan(result.macs_ratio)
+    assert expected.macs_ratio > 0
 
 
 @pytest.mark.parametrize("goal", [{"max_accuracy_drop": 0.05}, {"target_accuracy": 0}])
@@ -86,19 +86,19 @@ def test_goals_that_need_no_costs_are_reached_alike(both, goal, guarantee):
         each.calibrate(X, Y, **goal, guarantee=guarantee)
     if guarantee is None:  # With one, the path is tried at even steps of cost.
         assert fast.thresholds == pytest.approx(twin.thresholds)
-    assert math.isnan(fast.calibration.flops_ratio)
+    assert math.isnan(fast.calibration.macs_ratio)
     assert fast.calibration.samples == (60 if guarantee is None else 30)
     assert fast.exit_shares(points=3).shares.shape == (3, 3)
 
 
 @pytest.mark.parametrize(
     "goal",
-    [{"flops_budget": 0.5}, {"max_accuracy_drop": 0.0, "per_exit": True}],
+    [{"macs_budget": 0.5}, {"max_accuracy_drop": 0.0, "per_exit": True}],
 )
 def test_goals_that_need_costs_are_refused(both, goal):
     fast, _ = both
     before = fast.thresholds
-    received = "flops_budget=0.5" if "flops_budget" in goal else "per_exit=True"
+    received = "macs_budget=0.5" if "macs_budget" in goal else "per_exit=True"
     with pytest.raises(ValueError, match=f"mixer/fft.*Received: {received}"):
         fast.calibrate(X, Y, **goal)
     assert fast.thresholds == before
@@ -112,7 +112,7 @@ def test_a_file_keeps_that_the_cost_is_not_known(both, tmp_path):
     fast.calibrate(X, Y, max_accuracy_drop=0.1)
     fast.save(tmp_path / "fast.earlyexit")
     loaded = ksd.EarlyExit.load(tmp_path / "fast.earlyexit")
-    assert math.isnan(loaded.calibration.flops_ratio)
+    assert math.isnan(loaded.calibration.macs_ratio)
     assert loaded.calibration == fast.calibration
     assert loaded.thresholds == fast.thresholds
 
@@ -122,14 +122,14 @@ def test_profile_and_report_tell_no_share_that_is_not_known(place):
     model = wrapper(Mixer, place)
     cost = ksd.profile(model)
     # What is unknown is in the base: no share of it is known but its own.
-    assert math.isnan(cost["exit_1"].share)
-    assert cost["final"].share == 1.0
+    assert math.isnan(cost["exit_1"].macs_ratio)
+    assert cost["final"].macs_ratio == 1.0
     lines = cost.render().splitlines()
     assert lines[1].split()[-1] == "unknown"
     assert lines[3].split()[-1] == "100.0%"
     found = ksd.report(model, (X, Y), repeats=0, verbose=0)
-    assert found["exit_1"].share is None
-    assert found["final"].share == 1.0
+    assert found["exit_1"].macs_ratio is None
+    assert found["final"].macs_ratio == 1.0
     assert "mixer/fft" in found.render()
     drawn = {text.get_text() for text in found.plot().axes[0].texts}
     assert drawn - {"exit_2"} == {"final"}
@@ -137,10 +137,10 @@ def test_profile_and_report_tell_no_share_that_is_not_known(place):
 
 def test_shares_of_counts():
     class Cost(tuple):
-        multiply_adds = property(lambda self: self[0])
+        macs = property(lambda self: self[0])
         unknown = property(lambda self: self[1])
 
-    share = lambda one, other: share_of(Cost(one), Cost(other))  # noqa: E731
+    share = lambda one, other: macs_ratio(Cost(one), Cost(other))  # noqa: E731
     assert share((2, ()), (8, ())) == 0.25
     assert share((8, ("fft",)), (8, ("fft",))) == 1.0
     assert math.isnan(share((8, ()), (8, ("fft",))))

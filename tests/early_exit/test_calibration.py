@@ -7,11 +7,11 @@ import logging
 import numpy as np
 import pytest
 
-from keras_selfdistill.early_exit.thresholds.choice import Wish, choose
+from keras_selfdistill.early_exit.thresholds.choice import ThresholdGoal, choose
 from keras_selfdistill.early_exit.thresholds.guarantee import (
-    careful_path,
     evidence,
     half_width,
+    thresholds_from_safest,
     upper_bound,
 )
 from keras_selfdistill.early_exit.thresholds.search import (
@@ -22,7 +22,7 @@ from keras_selfdistill.early_exit.thresholds.search import (
     _prices,
     between,
     evaluate,
-    leave_at,
+    exit_indices,
     pareto,
     per_exit_points,
     shared_path,
@@ -104,7 +104,10 @@ def test_of_equals_the_better_is_chosen():
 
 
 def test_a_score_that_equals_its_threshold_leaves():
-    assert leave_at(np.array([[0.5, 0.9], [0.4, 0.9]]), [0.5, 0.9]).tolist() == [0, 1]
+    assert exit_indices(np.array([[0.5, 0.9], [0.4, 0.9]]), [0.5, 0.9]).tolist() == [
+        0,
+        1,
+    ]
 
 
 def test_a_point_that_is_worse_at_the_same_cost_is_beaten():
@@ -166,20 +169,20 @@ def test_goals_choose_the_best_of_all_shared_thresholds(seed, drop):
     base = data.reference.mean()
     every = brute_force(data, shared=True)
     for wish in (
-        Wish(max_accuracy_drop=drop),
-        Wish(target_accuracy=max(0.0, base - drop)),
+        ThresholdGoal(max_accuracy_drop=drop),
+        ThresholdGoal(target_accuracy=max(0.0, base - drop)),
     ):
         choice = choose(data, wish)
         reached = [pair for pair in every if pair[0] >= base - drop - 1e-9]
-        assert choice.flops_ratio == pytest.approx(min(c for _, c in reached))
+        assert choice.macs_ratio == pytest.approx(min(c for _, c in reached))
         assert choice.accuracy >= base - drop - 1e-9
     budget = 0.3 + 5 * drop
-    choice = choose(data, Wish(flops_budget=budget))
+    choice = choose(data, ThresholdGoal(macs_budget=budget))
     reached = [pair for pair in every if pair[1] <= budget + 1e-9]
     assert choice.accuracy == pytest.approx(max(a for a, _ in reached))
-    assert choice.flops_ratio <= budget + 1e-9
+    assert choice.macs_ratio <= budget + 1e-9
     found = leave_one_by_one(data, choice.thresholds)
-    assert (choice.accuracy, choice.flops_ratio) == pytest.approx(found)
+    assert (choice.accuracy, choice.macs_ratio) == pytest.approx(found)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -188,18 +191,18 @@ def test_thresholds_of_each_exit_are_best_one_by_one(seed):
     base = data.reference.mean()
     for goal, wish in (
         (Goal(min_accuracy=base), {"max_accuracy_drop": 0.0}),
-        (Goal(max_cost=0.5), {"flops_budget": 0.5}),
+        (Goal(max_cost=0.5), {"macs_budget": 0.5}),
     ):
-        shared = choose(data, Wish(**wish))
-        own = choose(data, Wish(**wish, per_exit=True))
+        shared = choose(data, ThresholdGoal(**wish))
+        own = choose(data, ThresholdGoal(**wish, per_exit=True))
         pair = np.array([own.accuracy, shared.accuracy])
-        assert goal.best(pair, np.array([own.flops_ratio, shared.flops_ratio])) == 0
+        assert goal.best(pair, np.array([own.macs_ratio, shared.macs_ratio])) == 0
         for i, threshold in itertools.product(range(2), candidates(data.scores)):
             trial = list(own.thresholds)
             trial[i] = threshold
             accuracy, cost = leave_one_by_one(data, trial)
             best = goal.best(
-                np.array([own.accuracy, accuracy]), np.array([own.flops_ratio, cost])
+                np.array([own.accuracy, accuracy]), np.array([own.macs_ratio, cost])
             )
             assert best == 0
 
@@ -225,7 +228,9 @@ def test_thresholds_of_each_exit_are_often_the_best_of_all():
         base = data.reference.mean()
         every = brute_force(data, shared=False)
         best = min(cost for accuracy, cost in every if accuracy >= base - 1e-9)
-        own = choose(data, Wish(max_accuracy_drop=0.0, per_exit=True)).flops_ratio
+        own = choose(
+            data, ThresholdGoal(max_accuracy_drop=0.0, per_exit=True)
+        ).macs_ratio
         assert own >= best - 1e-9
         exact += own == pytest.approx(best)
     assert exact >= 16
@@ -284,10 +289,10 @@ def test_no_drop_is_kept_between_adjacent_scores(kind, per_exit):
     scores = np.repeat([[low, low], [high, high]], 20, axis=0)
     correct = np.repeat([[0, 0, 1], [1, 1, 1]], 20, axis=0)
     data = Outcomes(scores, correct, correct[:, -1], COSTS)
-    choice = choose(data, Wish(max_accuracy_drop=0.0, per_exit=per_exit))
+    choice = choose(data, ThresholdGoal(max_accuracy_drop=0.0, per_exit=per_exit))
     found = leave_one_by_one(data, choice.thresholds)
     assert found == pytest.approx((1.0, (COSTS[0] + COSTS[-1]) / 2))
-    assert (choice.accuracy, choice.flops_ratio) == pytest.approx(found)
+    assert (choice.accuracy, choice.macs_ratio) == pytest.approx(found)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -319,9 +324,9 @@ def test_few_samples_are_warned_of_and_fewer_are_refused(caplog):
     correct = np.ones((2000, 3), "int8")
     correct[::4] = 0  # 75 % right.
     data = Outcomes(np.zeros((2000, 2)), correct, correct[:, -1], COSTS)
-    choose(data.part(np.arange(2000)), Wish(flops_budget=2.0))
+    choose(data.part(np.arange(2000)), ThresholdGoal(macs_budget=2.0))
     assert not caplog.records
-    choose(data.part(np.arange(20)), Wish(max_accuracy_drop=0.01))
+    choose(data.part(np.arange(20)), ThresholdGoal(max_accuracy_drop=0.01))
     (record,) = caplog.records
     assert "20 samples" in record.message
     assert "75.0 %" in record.message
@@ -329,40 +334,40 @@ def test_few_samples_are_warned_of_and_fewer_are_refused(caplog):
     assert "For ±5 points, calibrate on 286 samples" in record.message
     for count in (1, 2, 11):
         with pytest.raises(ValueError, match=f"Received: {count}, .*at least 12,"):
-            choose(data.part(np.arange(count)), Wish(max_accuracy_drop=0.01))
-    choose(data.part(np.arange(12)), Wish(max_accuracy_drop=0.01))
+            choose(data.part(np.arange(count)), ThresholdGoal(max_accuracy_drop=0.01))
+    choose(data.part(np.arange(12)), ThresholdGoal(max_accuracy_drop=0.01))
 
 
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
         ({}, "one goal. Received: none"),
-        ({"max_accuracy_drop": 0.1, "flops_budget": 0.5}, "one goal. Received: max"),
+        ({"max_accuracy_drop": 0.1, "macs_budget": 0.5}, "one goal. Received: max"),
         ({"max_accuracy_drop": 1.5}, "out of range. Received: max_accuracy_drop=1.5"),
         ({"target_accuracy": "high"}, "Received: target_accuracy='high'"),
-        ({"flops_budget": float("nan")}, "Received: flops_budget=nan"),
-        ({"flops_budget": 0.5, "guarantee": 95}, "Received: guarantee=95"),
+        ({"macs_budget": float("nan")}, "Received: macs_budget=nan"),
+        ({"macs_budget": 0.5, "guarantee": 95}, "Received: guarantee=95"),
         (
-            {"flops_budget": 0.5, "guarantee": 0.9, "per_exit": True},
+            {"macs_budget": 0.5, "guarantee": 0.9, "per_exit": True},
             "guarantee=0.9 with per_exit=True",
         ),
     ],
 )
 def test_wishes_are_checked(wish, message):
     with pytest.raises(ValueError, match=message):
-        Wish(**wish)
+        ThresholdGoal(**wish)
 
 
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ({"flops_budget": 0.2}, "flops_budget=0.2. Expected: at least 0.3,"),
+        ({"macs_budget": 0.2}, "macs_budget=0.2. Expected: at least 0.3,"),
         ({"target_accuracy": 1.0}, r"at least 1.0000. Expected: at most 0\.\d+ on"),
     ],
 )
 def test_what_cannot_be_reached_is_refused(wish, message):
     with pytest.raises(ValueError, match=message):
-        choose(outcomes(), Wish(**wish))
+        choose(outcomes(), ThresholdGoal(**wish))
 
 
 def martingale(values, mean, confidence):
@@ -430,25 +435,25 @@ def test_the_guarantee_is_broken_in_at_most_five_per_cent_of_draws(caplog):
         lost = everyone.reference.mean() - exits
         assert lost == pytest.approx(expected_drop(threshold), abs=2e-3)
     allowed, draws = 0.02, 1000
-    wish = Wish(max_accuracy_drop=allowed, guarantee=0.95)
+    wish = ThresholdGoal(max_accuracy_drop=allowed, guarantee=0.95)
     choices = [choose(population(2000, random), wish) for _ in range(draws)]
     real = np.array([expected_drop(choice.thresholds[0]) for choice in choices])
-    cost = np.array([choice.flops_ratio for choice in choices])
+    cost = np.array([choice.macs_ratio for choice in choices])
     assert np.mean(real > allowed) <= 0.05 + 2.33 * np.sqrt(0.05 * 0.95 / draws)
     assert np.mean(cost < 1.0) > 0.9  # A saving, in most draws.
     assert np.median(real) > 0.2 * allowed  # And no needless care.
     # Without the guarantee, the same wish is broken about every other time.
     naive = [
-        choose(population(1000, random), Wish(max_accuracy_drop=allowed))
+        choose(population(1000, random), ThresholdGoal(max_accuracy_drop=allowed))
         for _ in range(100)
     ]
     assert np.mean([expected_drop(c.thresholds[0]) > allowed for c in naive]) > 0.3
 
 
-@pytest.mark.parametrize("wish", [{"flops_budget": 0.6}, {"target_accuracy": 0.8}])
+@pytest.mark.parametrize("wish", [{"macs_budget": 0.6}, {"target_accuracy": 0.8}])
 def test_other_goals_come_with_a_bound(wish):
     random = np.random.default_rng(3)
-    wish = Wish(**wish, guarantee=0.95)
+    wish = ThresholdGoal(**wish, guarantee=0.95)
     choices = [choose(population(2000, random), wish) for _ in range(200)]
     real = np.array([expected_drop(choice.thresholds[0]) for choice in choices])
     bounds = np.array([choice.accuracy_drop_bound for choice in choices])
@@ -460,7 +465,7 @@ def test_other_goals_come_with_a_bound(wish):
 def test_a_path_begins_with_all_going_to_the_end_also_where_exits_cost_alike(costs):
     data = population(200, np.random.default_rng(5))
     points = shared_path(dataclasses.replace(data, costs=np.array(costs)))
-    path = careful_path(points)
+    path = thresholds_from_safest(points)
     assert path.thresholds[0].tolist() == [np.inf, np.inf]
     assert np.all(np.diff(path.cost) < 0)
     assert np.all(np.diff(path.thresholds[:, 0]) < 0)
@@ -471,7 +476,7 @@ def test_a_path_begins_with_all_going_to_the_end_also_where_exits_cost_alike(cos
 def test_a_guarantee_holds_where_exits_cost_alike(costs, caplog):
     data = population(60, np.random.default_rng(4))
     data = dataclasses.replace(data, costs=np.array(costs))
-    choice = choose(data, Wish(max_accuracy_drop=0.0, guarantee=0.95))
+    choice = choose(data, ThresholdGoal(max_accuracy_drop=0.0, guarantee=0.95))
     assert "all samples will go to the end" in caplog.text
     assert choice.thresholds == (np.inf, np.inf)
     assert choice.accuracy == choice.base_accuracy
@@ -479,10 +484,14 @@ def test_a_guarantee_holds_where_exits_cost_alike(costs, caplog):
 
 def test_few_samples_guarantee_no_exit():
     data = population(60, np.random.default_rng(4))
-    choice = choose(data, Wish(max_accuracy_drop=0.01, guarantee=0.95))
+    choice = choose(data, ThresholdGoal(max_accuracy_drop=0.01, guarantee=0.95))
     assert choice.thresholds == (np.inf, np.inf)
     assert choice.accuracy == choice.base_accuracy
     with pytest.raises(ValueError, match="Nothing can be guaranteed"):
-        choose(data, Wish(max_accuracy_drop=0.01, guarantee=0.95), last_is_base=False)
+        choose(
+            data,
+            ThresholdGoal(max_accuracy_drop=0.01, guarantee=0.95),
+            last_is_base=False,
+        )
     with pytest.raises(ValueError, match="Received: 1 samples"):
-        choose(data.part([0]), Wish(flops_budget=0.5, guarantee=0.95))
+        choose(data.part([0]), ThresholdGoal(macs_budget=0.5, guarantee=0.95))

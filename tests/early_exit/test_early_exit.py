@@ -168,19 +168,19 @@ def test_equal_to_running_everything(model, criterion, scores_from, last_resort)
             np.testing.assert_array_equal(result.exits, names)
             np.testing.assert_allclose(result.predictions, predictions, atol=1e-4)
             np.testing.assert_allclose(result.scores, chosen, atol=1e-4)
-            costs = [fast.flops_ratios[name] for name in names]
-            assert result.flops_ratio == pytest.approx(np.mean(costs))
+            costs = [fast.macs_ratios[name] for name in names]
+            assert result.macs_ratio == pytest.approx(np.mean(costs))
 
 
 @pytest.mark.once
 def test_the_cost_of_an_exit_counts_all_heads_before_it(probable):
-    costs = ksd.EarlyExit(probable).flops_ratios
+    costs = ksd.EarlyExit(probable).macs_ratios
     profile = ksd.profile(probable)
     assert list(costs) == NAMES
-    assert costs["exit_1"] == pytest.approx(profile["exit_1"].share)
-    assert costs["exit_2"] > profile["exit_2"].share
-    assert costs["final"] == pytest.approx(profile["ensemble"].share)
-    ensemble = ksd.EarlyExit(probable, last_resort="ensemble").flops_ratios
+    assert costs["exit_1"] == pytest.approx(profile["exit_1"].macs_ratio)
+    assert costs["exit_2"] > profile["exit_2"].macs_ratio
+    assert costs["final"] == pytest.approx(profile["ensemble"].macs_ratio)
+    ensemble = ksd.EarlyExit(probable, last_resort="ensemble").macs_ratios
     assert list(ensemble.values()) == pytest.approx(list(costs.values()))
 
 
@@ -194,11 +194,11 @@ def test_any_number_of_samples_and_of_leavers(probable, fast, samples, threshold
     assert result.predictions.dtype == "float32"
     assert result.exits.shape == result.scores.shape == (samples,)
     if not samples:
-        assert result.flops_ratio == 0.0
+        assert result.macs_ratio == 0.0
     elif threshold == -np.inf:
         assert set(result.exits) == {"exit_1"}
-        assert result.flops_ratio == pytest.approx(
-            ksd.profile(probable)["exit_1"].share
+        assert result.macs_ratio == pytest.approx(
+            ksd.profile(probable)["exit_1"].macs_ratio
         )
     elif threshold == np.inf:
         assert set(result.exits) == {"final"}
@@ -335,7 +335,7 @@ SOURCES = {
 @pytest.mark.parametrize("kind", SOURCES)
 def test_all_kinds_of_data(fast, kind):
     x, y = data(42)
-    goal = {"flops_budget": 0.8}
+    goal = {"macs_budget": 0.8}
     calibrated = fast.calibrate(x, y, **goal).calibration
     fast.thresholds = 0.6
     expected = fast.predict(x)
@@ -451,13 +451,13 @@ def test_calibration_reaches_its_goal_on_its_data(model, monkeypatch):
     result = fast.predict(x, batch_size=16)
     accuracy = np.mean(result.predictions.argmax(axis=-1) == y)
     assert accuracy == found.accuracy >= found.base_accuracy - 0.02
-    assert result.flops_ratio == pytest.approx(found.flops_ratio)
+    assert result.macs_ratio == pytest.approx(found.macs_ratio)
     # Another goal needs no second pass.
     rows = counted(fast, monkeypatch)
-    fast.calibrate(flops_budget=0.7)
-    assert fast.calibration.flops_ratio <= 0.7
+    fast.calibrate(macs_budget=0.7)
+    assert fast.calibration.macs_ratio <= 0.7
     assert not any(rows.values())
-    fast.calibrate(flops_budget=0.7, guarantee=0.9)
+    fast.calibrate(macs_budget=0.7, guarantee=0.9)
     assert fast.calibration.accuracy_drop_bound < 1
     assert fast.calibration.samples == 60
 
@@ -466,7 +466,7 @@ def test_calibration_reaches_its_goal_on_its_data(model, monkeypatch):
 def test_the_drop_is_against_the_base_also_for_the_ensemble(probable):
     x, y = data(60)
     fast = ksd.EarlyExit(probable, last_resort="ensemble")
-    fast.calibrate(x, y, flops_budget=2.0)
+    fast.calibrate(x, y, macs_budget=2.0)
     final = probable.final_model().predict(x, verbose=0).argmax(axis=-1)
     assert fast.calibration.base_accuracy == np.mean(final == y)
 
@@ -474,15 +474,15 @@ def test_the_drop_is_against_the_base_also_for_the_ensemble(probable):
 @pytest.mark.once
 def test_the_frontier_is_data_and_a_picture(probable, fast, tmp_path):
     x, y = labelled(probable, 80)
-    fast.calibrate(x, y, flops_budget=0.7)
+    fast.calibrate(x, y, macs_budget=0.7)
     front = fast.frontier()
     assert len(front) == len(front.thresholds) > 1
-    assert np.all(np.diff(front.flops_ratio) > 0)
+    assert np.all(np.diff(front.macs_ratio) > 0)
     assert np.all(np.diff(front.accuracy) > 0)
     for row in (0, len(front) - 1):
         fast.thresholds = front.thresholds[row]
         result = fast.predict(x)
-        assert result.flops_ratio == pytest.approx(front.flops_ratio[row])
+        assert result.macs_ratio == pytest.approx(front.macs_ratio[row])
         assert np.mean(result.predictions.argmax(-1) == y) == front.accuracy[row]
     own = fast.frontier(per_exit=True)
     assert own.accuracy.max() >= front.accuracy.max()
@@ -497,7 +497,7 @@ def test_the_frontier_is_data_and_a_picture(probable, fast, tmp_path):
 @pytest.mark.once
 def test_exit_shares_are_where_predict_lets_samples_leave(probable, fast):
     x, y = labelled(probable, 80)
-    fast.calibrate(x, y, flops_budget=0.7)
+    fast.calibrate(x, y, macs_budget=0.7)
     shares = fast.exit_shares(points=5)
     assert shares.chosen == fast.thresholds["exit_1"] == fast.thresholds["exit_2"]
     assert shares.exit_names == tuple(NAMES)
@@ -518,7 +518,7 @@ def test_exit_shares_are_where_predict_lets_samples_leave(probable, fast):
 @pytest.mark.once
 def test_a_picture_without_matplotlib_says_what_to_install(fast, monkeypatch):
     x, y = data(20)
-    front = fast.calibrate(x, y, flops_budget=0.7).frontier()
+    front = fast.calibrate(x, y, macs_budget=0.7).frontier()
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         front.plot()
@@ -541,7 +541,7 @@ def saved(probable, tmp_path_factory):
     """An early exit and the file it was saved to."""
     x, y = data(60)
     fast = ksd.EarlyExit(probable, "margin", scores_from="running_mean")
-    fast.calibrate(x, y, flops_budget=0.8, guarantee=0.9)
+    fast.calibrate(x, y, macs_budget=0.8, guarantee=0.9)
     path = tmp_path_factory.mktemp("files") / "model.earlyexit"
     fast.save(path)
     return fast, path
@@ -655,19 +655,19 @@ def test_errors_say_what_to_do(probable, fast):
     with pytest.raises(ValueError, match=r"no thresholds yet(.|\n)*calibrate\(x, y"):
         fast.predict(x)
     with pytest.raises(ValueError, match="no calibration data"):
-        fast.calibrate(flops_budget=0.5)
+        fast.calibrate(macs_budget=0.5)
     with pytest.raises(ValueError, match="Received: no labels"):
-        fast.calibrate(x, flops_budget=0.5)
+        fast.calibrate(x, macs_budget=0.5)
     with pytest.raises(ValueError, match="values from 0 to 9"):
-        fast.calibrate(x, np.array([0, 1, 2, 3, 0, 1, 2, 9]), flops_budget=0.5)
+        fast.calibrate(x, np.array([0, 1, 2, 3, 0, 1, 2, 9]), macs_budget=0.5)
     with pytest.raises(ValueError, match=r"\(samples,\) class numbers"):
-        fast.calibrate(x, np.zeros((8, 3)), flops_budget=0.5)
+        fast.calibrate(x, np.zeros((8, 3)), macs_budget=0.5)
     with pytest.raises(ValueError, match="at least one"):
-        fast.calibrate(x[:0], y[:0], flops_budget=0.5)
+        fast.calibrate(x[:0], y[:0], macs_budget=0.5)
     with pytest.raises(ValueError, match="8 of 'image', 7 of 'labels'"):
-        fast.calibrate(x, y[1:], flops_budget=0.5)
+        fast.calibrate(x, y[1:], macs_budget=0.5)
     with pytest.raises(ValueError, match="Labels come with the data"):
-        fast.calibrate(iter([(x, y)]), y, flops_budget=0.5)
+        fast.calibrate(iter([(x, y)]), y, macs_budget=0.5)
     with pytest.raises(ValueError, match=r"Unknown criterion(.|\n)*'margin'"):
         ksd.EarlyExit(probable, "margins")
     with pytest.raises(ValueError, match="scores_from='mean'"):

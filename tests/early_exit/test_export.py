@@ -49,7 +49,7 @@ def trained(images):
 def thresholds_between(model, images, **options):
     """Thresholds at which some samples leave at every exit, none close to one."""
     fast = ksd.EarlyExit(model, thresholds=np.inf, **options)
-    fast.calibrate(*images, flops_budget=9.0)
+    fast.calibrate(*images, macs_budget=9.0)
     scores = np.sort(fast._outcomes.scores, axis=0)
     middle = len(scores) // 2
     gaps = scores[middle : middle + 9] - scores[middle - 1 : middle + 8]

@@ -4,7 +4,7 @@ import keras
 import pytest
 
 import keras_selfdistill as ksd
-from keras_selfdistill.costs.counting import model_multiply_adds
+from keras_selfdistill.costs.counting import model_macs
 from keras_selfdistill.heads import Bottleneck, Linear, Target
 
 pytestmark = pytest.mark.once
@@ -15,7 +15,7 @@ def wrapped(name, **options):
     make = getattr(keras.applications, name)
     base = make(weights=None, input_shape=(224, 224, 3), classes=10)
     model = ksd.SelfDistiller(base, 3, "byot", **options)
-    return model, model_multiply_adds(model)[0] / model_multiply_adds(base)[0]
+    return model, model_macs(model)[0] / model_macs(base)[0]
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 14), (4, 4)])
@@ -26,7 +26,7 @@ def test_the_cost_of_a_bottleneck_is_that_of_its_layers(size, data_format):
     target = Target(10, (2, 4), 16, data_format)
     head = Bottleneck(reduction=2)
     model = keras.Model(tap, head(tap, target, name="e"))
-    assert head.multiply_adds(tap, target) == model_multiply_adds(model)[0]
+    assert head.macs(tap, target) == model_macs(model)[0]
 
 
 def test_heads_narrow_until_they_are_affordable():
@@ -64,9 +64,9 @@ def test_a_toy_keeps_its_head():
 
 
 def test_heads_of_unknown_cost_are_never_replaced():
-    assert Linear().multiply_adds(keras.Input((4,)), Target(4, (), 4)) is None
+    assert Linear().macs(keras.Input((4,)), Target(4, (), 4)) is None
     assert Linear().narrower() is None
     assert Bottleneck(reduction=64).narrower() is None
     unsized = keras.Input((None, None, 3))
-    assert Bottleneck().multiply_adds(unsized, Target(4, (2, 2), 4)) is None
-    assert Bottleneck().multiply_adds(keras.Input((3,)), Target(4, (2, 2), 4)) is None
+    assert Bottleneck().macs(unsized, Target(4, (2, 2), 4)) is None
+    assert Bottleneck().macs(keras.Input((3,)), Target(4, (2, 2), 4)) is None

@@ -5,7 +5,7 @@ import pytest
 from keras import layers
 
 from keras_selfdistill.exits.named_taps import named_taps
-from keras_selfdistill.graph.ends.base_end import find_classifier
+from keras_selfdistill.graph.ends.base_end import find_base_end
 from keras_selfdistill.graph.flatten import flatten
 
 pytestmark = pytest.mark.once
@@ -34,7 +34,7 @@ def flat():
 
 @pytest.fixture(scope="module")
 def taps(flat):
-    feature = find_classifier(flat.model).feature
+    feature = find_base_end(flat.model).feature
     return lambda *names: named_taps(flat, feature, names)
 
 

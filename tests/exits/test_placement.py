@@ -10,7 +10,7 @@ from keras import layers
 import keras_selfdistill as ksd
 from keras_selfdistill.exits.block_ends import block_ends
 from keras_selfdistill.exits.placement import SuggestedTaps, Tap, node_costs
-from keras_selfdistill.graph.ends.base_end import find_classifier
+from keras_selfdistill.graph.ends.base_end import find_base_end
 from keras_selfdistill.graph.flatten import flatten
 from tests.conftest import small_base
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.once
 
 
 def ends_of(base):
-    feature = find_classifier(base).feature
+    feature = find_base_end(base).feature
     return block_ends(flatten(base), feature, node_costs(base))
 
 
@@ -26,7 +26,7 @@ def by_trying_all(ends, exits):
     """The documented rule, applied to every choice there is."""
 
     def badness(choice):
-        shares = np.array([end.share for end in choice])
+        shares = np.array([end.macs_ratio for end in choice])
         targets = np.arange(1, exits + 1) / (exits + 1)
         sizes = [end.tensor.shape[1:-1] for end in choice]
         pairs = sum(a == b for a, b in itertools.pairwise(sizes))
@@ -81,7 +81,7 @@ def test_a_near_stage_border_parts_two_taps_of_one_resolution():
     base = stack(*[(4, 1)] * 11, (4, 2))
     near = ksd.suggest_taps(base, 2)
     assert [tap.shape[1] for tap in near] == [16, 16]
-    assert [tap.share for tap in near] == pytest.approx([1 / 3, 2 / 3], abs=0.05)
+    assert [tap.macs_ratio for tap in near] == pytest.approx([1 / 3, 2 / 3], abs=0.05)
 
 
 def test_cells_that_read_two_cells_end_where_two_tensors_are_read():

@@ -8,14 +8,14 @@ from keras import layers
 import keras_selfdistill as ksd
 from keras_selfdistill.exits.block_ends import block_ends
 from keras_selfdistill.exits.placement import node_costs
-from keras_selfdistill.graph.ends.base_end import find_classifier
+from keras_selfdistill.graph.ends.base_end import find_base_end
 from keras_selfdistill.graph.flatten import flatten
 
 pytestmark = pytest.mark.once
 
 
 def ends_of(base):
-    feature = find_classifier(base).feature
+    feature = find_base_end(base).feature
     ends = block_ends(flatten(base), feature, node_costs(base))
     return {name: share for name, _, share in ends}
 
@@ -126,7 +126,7 @@ def test_a_classifier_that_is_a_convolution():
     model = ksd.SelfDistiller(base, 2, "byot")
     # Of the size of the last map, not of the single pixel that pooling keeps.
     assert ksd.profile(model)["exit_1"].parameters < base.count_params()
-    end = find_classifier(base)
+    end = find_base_end(base)
     assert end.feature.shape == (None, 256)
     assert {output.shape for output in model.output.values()} == {(None, 7)}
     x = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
@@ -144,7 +144,7 @@ def test_a_softmax_that_is_reshaped():
     x = layers.GlobalAveragePooling2D(keepdims=True)(layers.Conv2D(8, 3)(x))
     x = layers.Activation("softmax")(layers.Conv2D(4, 1)(x))
     base = keras.Model(inputs, layers.Reshape((4,))(x))
-    end = find_classifier(base)
+    end = find_base_end(base)
     assert end.logits.shape == (None, 4)
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3))
     logits = keras.Model(base.input, end.logits).predict(images, verbose=0)
@@ -164,6 +164,6 @@ def test_an_explicit_linear_end_of_a_layer_unknown_to_us():
     x = layers.Conv2D(4, 3, name="tap")(inputs)
     x = Scores()(layers.GlobalAveragePooling2D()(x))
     with pytest.raises(ValueError, match=r"Activation\('linear'\)"):
-        find_classifier(keras.Model(inputs, x))
+        find_base_end(keras.Model(inputs, x))
     base = keras.Model(inputs, layers.Activation("linear")(x))
-    assert find_classifier(base).task.activation == "linear"
+    assert find_base_end(base).task.activation == "linear"

@@ -63,7 +63,7 @@ def write(folder):
     fast = ksd.EarlyExit(made["plain"], "margin", last_resort="ensemble")
     random = np.random.default_rng(0)
     x, y = random.normal(size=(20, 4)), np.arange(20) % 3
-    fast.calibrate(x, y, flops_budget=2.0).save(folder / "plain.earlyexit")
+    fast.calibrate(x, y, macs_budget=2.0).save(folder / "plain.earlyexit")
     _write_folder(folder / "exported")
     _write_checkpoint(folder / "last.checkpoint")
     outside = folder.parent / "outside"

@@ -173,7 +173,7 @@ def test_it_is_trained_counted_and_reported_on():
     costs = ksd.profile(model)
     # Four gates of an LSTM, three of a GRU, at five steps; two dense layers.
     by_hand = 5 * (4 * 4 * (4 + 4) + 3 * 5 * (4 + 5)) + 5 * 6 + 6 * 3
-    assert costs["final"].multiply_adds == by_hand
+    assert costs["final"].macs == by_hand
     result = ksd.report(base, (WORDS, labels), repeats=0, verbose=0)
     predicted = to_numpy(base(WORDS)).argmax(axis=-1)
     assert result.rows[0].accuracy == pytest.approx((predicted == labels).mean())

@@ -319,7 +319,7 @@ def test_a_stack_with_most_of_the_work_is_opened_to_place_exits():
     )
     # 64 multiply-adds in each of three blocks, and 24 at the top.
     taps = ksd.suggest_taps(base, 2)
-    assert [tap.share for tap in taps] == pytest.approx([64 / 216, 128 / 216])
+    assert [tap.macs_ratio for tap in taps] == pytest.approx([64 / 216, 128 / 216])
     assert all(name.startswith("stack/") for name in taps.names)
     model = ksd.SelfDistiller(base, 2, "byot")
     assert model.taps == taps.names

@@ -10,7 +10,7 @@ import pytest
 from keras import layers
 
 import keras_selfdistill as ksd
-from keras_selfdistill.costs.counting import Count, model_multiply_adds
+from keras_selfdistill.costs.counting import Count, model_macs
 
 pytestmark = pytest.mark.once
 
@@ -71,7 +71,7 @@ def test_threads_count_wrap_and_save_the_same_layers(busy_threads):
     expected = Count(2 * 8 * 8 + 8 * 3)
 
     def count():
-        return {model_multiply_adds(model) for _ in range(8)}
+        return {model_macs(model) for _ in range(8)}
 
     def wrap():
         taps = ["stack/first"]
@@ -110,14 +110,14 @@ def test_a_call_in_another_thread_is_keras_own():
     inputs = keras.Input((8,))
     calling = Calling()
     calling.stack = layer
-    assert model_multiply_adds(keras.Model(inputs, calling(inputs))) == Count(128)
+    assert model_macs(keras.Model(inputs, calling(inputs))) == Count(128)
     assert seen[-1] is layer
 
 
 def test_a_class_is_not_kept_when_its_layers_are_gone():
     make = stack_class()
     model = base(make)
-    model_multiply_adds(model)
+    model_macs(model)
     wrapper = ksd.SelfDistiller(model, ["stack/first"], "byot")
     ksd.profile(wrapper)
     kept = weakref.ref(make)

@@ -284,11 +284,11 @@ def test_profile_counts_what_each_exit_costs(trained):
     )
     final = stem + conv_1 + conv_2 + 16 * 4
     head = 64 * 8 * 4 + 16 * 4 * 4 * 4 + 16 * 4 * 16 + 16 * 4  # Ratio 2, width 16.
-    assert costs["final"].multiply_adds == final
-    assert costs["exit_1"].multiply_adds == stem + head
-    assert costs["exit_2"].multiply_adds == stem + conv_1 + head
-    assert costs["ensemble"].multiply_adds == final + 2 * head
-    assert costs["exit_2"].share == pytest.approx((stem + conv_1 + head) / final)
+    assert costs["final"].macs == final
+    assert costs["exit_1"].macs == stem + head
+    assert costs["exit_2"].macs == stem + conv_1 + head
+    assert costs["ensemble"].macs == final + 2 * head
+    assert costs["exit_2"].macs_ratio == pytest.approx((stem + conv_1 + head) / final)
     for name in trained.exit_names:
         assert costs[name].parameters == trained.exit_model(name).count_params()
 

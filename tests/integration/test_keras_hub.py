@@ -147,5 +147,5 @@ def test_words_leave_early(hub):
         )
     calibrated = ksd.EarlyExit(model)
     twice = {name: np.tile(each, (2, 1)) for name, each in TEXT.items()}
-    calibrated.calibrate(twice, np.tile(LABELS, 2), flops_budget=0.8)
-    assert calibrated.predict(TEXT).flops_ratio <= 0.8
+    calibrated.calibrate(twice, np.tile(LABELS, 2), macs_budget=0.8)
+    assert calibrated.predict(TEXT).macs_ratio <= 0.8

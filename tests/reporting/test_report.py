@@ -104,10 +104,10 @@ def test_what_the_exits_cost(model, found, tmp_path):
         assert row.bytes == pytest.approx(
             (tmp_path / "part.keras").stat().st_size, 0.01
         )
-        assert (row.multiply_adds, row.share) == (cost.multiply_adds, cost.share)
+        assert (row.macs, row.macs_ratio) == (cost.macs, cost.macs_ratio)
         assert row.parameters == part.count_params()
         assert row.milliseconds > 0
-    assert found["plain base"].share == 1
+    assert found["plain base"].macs_ratio == 1
     assert (found.samples, found.batch_size, found.repeats) == (26, 1, 3)
     assert keras.backend.backend() in found.device
 
@@ -373,7 +373,7 @@ def test_a_head_that_reads_the_whole_base_has_no_model_of_its_exits():
     found = ksd.report(model, (IMAGES, LABELS % 4), repeats=1, verbose=0)
     row = found["exit_1"]
     assert row.accuracy is not None
-    assert row.parameters is row.share is row.milliseconds is row.bytes is None
+    assert row.parameters is row.macs_ratio is row.milliseconds is row.bytes is None
     assert "–" in found.render()
     assert {text.get_text() for text in found.plot().axes[0].texts} == {"final"}
 
@@ -432,8 +432,8 @@ def test_the_widest_table_fits_and_is_aligned():
         "calibration_error": 1.0,
         "agreement": 1.0,
         "parameters": 143_667_240,
-        "multiply_adds": 15_470_264_320,
-        "share": 1.0,
+        "macs": 15_470_264_320,
+        "macs_ratio": 1.0,
         "milliseconds": 1234.56,
         "bytes": 574_710_816,
         "unknown": ("backbone/fourier",),
@@ -474,7 +474,7 @@ def test_other_forms(found):
     figure = found.plot()
     (line, *others) = figure.axes[0].lines
     expected = [
-        (found[name].share, found[name].accuracy) for name in ("exit_1", "final")
+        (found[name].macs_ratio, found[name].accuracy) for name in ("exit_1", "final")
     ]
     np.testing.assert_allclose(line.get_xydata(), expected)
     assert [each.get_label() for each in others] == ["plain base", "ensemble"]
@@ -505,7 +505,10 @@ def test_the_paired_test_of_many_pairs():
 def test_runs_of_several_seeds():
     plain = [report_of(row("final", each)) for each in (0.90, 0.92, 0.94)]
     byot = [
-        report_of(row("exit_1", each - 0.1, share=0.5), row("final", each, share=1.0))
+        report_of(
+            row("exit_1", each - 0.1, macs_ratio=0.5),
+            row("final", each, macs_ratio=1.0),
+        )
         for each in (0.91, 0.95, 0.95)
     ]
     found = ksd.compare({"plain": plain, "byot": byot})
@@ -524,7 +527,7 @@ def test_runs_of_several_seeds():
     assert max(map(len, text.splitlines())) <= 100
     assert json.loads(json.dumps(found.to_dict()))["reports"]["byot"][2]["rows"]
     lines = list(csv.DictReader(io.StringIO(found.to_csv())))
-    assert {line["number"] for line in lines} == {"accuracy", "share"}
+    assert {line["number"] for line in lines} == {"accuracy", "macs_ratio"}
     assert "+1.67" in found.to_markdown()
     assert "+1.67" in found._repr_html_()
 

@@ -48,7 +48,7 @@ def accuracy_vs_compute():
     }
     cost = np.linspace(0.33, 1.0, 30)
     front = types.SimpleNamespace(
-        flops_ratio=cost, accuracy=0.62 + 0.16 * np.sqrt(cost - 0.33)
+        macs_ratio=cost, accuracy=0.62 + 0.16 * np.sqrt(cost - 0.33)
     )
     return visualization.plot_accuracy_vs_compute(points, frontier=front)
 
@@ -245,7 +245,7 @@ def test_parts_cost_what_the_exits_cost(recipe):
     before = 0
     for part in found.parts:
         before += part.section
-        assert before + part.head == costs[part.exit_name].multiply_adds
-    assert found.multiply_adds == costs["final"].multiply_adds
+        assert before + part.head == costs[part.exit_name].macs
+    assert found.macs == costs["final"].macs
     taught = [part.teachers for part in found.parts]
     assert taught == ([("final",)] * 2 + [()] if recipe == "byot" else [()] * 3)

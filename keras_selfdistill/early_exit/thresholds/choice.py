@@ -1,4 +1,4 @@
-"""From a user's wish to thresholds: check it, search, and bound the drop."""
+"""From a user's goal to thresholds: check it, search, and bound the drop."""
 
 import dataclasses
 import itertools
@@ -9,10 +9,10 @@ import numpy as np
 from absl import logging
 
 from keras_selfdistill.early_exit.thresholds.guarantee import (
-    careful_path,
     certified,
     drops,
     half_width,
+    thresholds_from_safest,
     upper_bound,
 )
 from keras_selfdistill.early_exit.thresholds.search import (
@@ -28,17 +28,17 @@ from keras_selfdistill.early_exit.thresholds.search import (
 # Half the width of the accuracy's interval: above the first, thresholds are chosen with
 # a warning; above the second, not at all.
 _PRECISE, _NO_INFORMATION = 0.05, 0.25
-_GOALS = ("max_accuracy_drop", "target_accuracy", "flops_budget")
+_GOALS = ("max_accuracy_drop", "target_accuracy", "macs_budget")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wish:
+class ThresholdGoal:
     """What thresholds are to reach; exactly one of the first three.
 
     Args:
         max_accuracy_drop: Against the base, 0.01 for one point of a hundred.
         target_accuracy: Smallest accuracy.
-        flops_budget: Largest mean share of the base's multiply-adds.
+        macs_budget: Largest mean share of the base's multiply-adds.
         guarantee: Confidence of a bound on the accuracy drop, such as 0.95.
         per_exit: Whether each exit has a threshold of its own.
         seed: Of the split of the samples, where there is a guarantee.
@@ -46,7 +46,7 @@ class Wish:
 
     max_accuracy_drop: float | None = None
     target_accuracy: float | None = None
-    flops_budget: float | None = None
+    macs_budget: float | None = None
     guarantee: float | None = None
     per_exit: bool = False
     seed: int = 0
@@ -66,7 +66,7 @@ class Wish:
         if (
             not _is_number(value)
             or not value >= 0
-            or (name != "flops_budget" and value > 1)
+            or (name != "macs_budget" and value > 1)
         ):
             raise ValueError(
                 f"`{name}` is out of range. Received: {name}={value!r}. Expected: a "
@@ -88,12 +88,12 @@ class Wish:
     @property
     def needs_costs(self) -> bool:
         """Whether more must be known of costs than that deeper exits cost more."""
-        return self.flops_budget is not None or self.per_exit
+        return self.macs_budget is not None or self.per_exit
 
     def goal(self, outcomes: Outcomes) -> Goal:
         """Return the goal on some samples, on which a drop is counted."""
-        if self.flops_budget is not None:
-            return Goal(max_cost=self.flops_budget)
+        if self.macs_budget is not None:
+            return Goal(max_cost=self.macs_budget)
         if self.target_accuracy is not None:
             return Goal(min_accuracy=self.target_accuracy)
         return Goal(min_accuracy=outcomes.reference.mean() - self.max_accuracy_drop)
@@ -109,7 +109,7 @@ class Choice:
         thresholds: One for each exit but the last.
         accuracy: Share of right answers.
         base_accuracy: That of the base alone.
-        flops_ratio: Mean share of the base's multiply-adds; NaN where not known.
+        macs_ratio: Mean share of the base's multiply-adds; NaN where not known.
         samples: How many samples were counted.
         guarantee: Confidence of the bound, `None` without one.
         accuracy_drop_bound: With that confidence, the mean accuracy drop on new samples
@@ -119,13 +119,15 @@ class Choice:
     thresholds: tuple[float, ...]
     accuracy: float
     base_accuracy: float
-    flops_ratio: float
+    macs_ratio: float
     samples: int
     guarantee: float | None = None
     accuracy_drop_bound: float | None = None
 
 
-def choose(outcomes: Outcomes, wish: Wish, *, last_is_base: bool = True) -> Choice:
+def choose(
+    outcomes: Outcomes, wish: ThresholdGoal, *, last_is_base: bool = True
+) -> Choice:
     """Return the best thresholds for a wish.
 
     Args:
@@ -141,7 +143,7 @@ def choose(outcomes: Outcomes, wish: Wish, *, last_is_base: bool = True) -> Choi
         >>> scores = np.tile([[0.9], [0.1]], (200, 1))
         >>> correct = np.tile([[1, 1], [0, 1]], (200, 1))
         >>> outcomes = Outcomes(scores, correct, correct[:, 1], np.array([0.5, 1.0]))
-        >>> choose(outcomes, Wish(max_accuracy_drop=0.0)).thresholds
+        >>> choose(outcomes, ThresholdGoal(max_accuracy_drop=0.0)).thresholds
         (0.5,)
     """
     if np.isnan(outcomes.costs).any():
@@ -180,7 +182,7 @@ def _choose_by_order(outcomes, wish, last_is_base):
     ranks = np.arange(1, len(outcomes.costs) + 1) / len(outcomes.costs)
     ranked = dataclasses.replace(outcomes, costs=ranks)
     choice = choose(ranked, wish, last_is_base=last_is_base)
-    return dataclasses.replace(choice, flops_ratio=math.nan)
+    return dataclasses.replace(choice, macs_ratio=math.nan)
 
 
 def _check_samples(samples):
@@ -233,7 +235,7 @@ def _guaranteed(search, test, wish, last_is_base):
         thresholds = points.thresholds[_best(points, goal, search)]
         lost = drops(test, thresholds[None])[:, 0]
         return thresholds, upper_bound(lost, wish.guarantee)
-    path = careful_path(shared_path(search))
+    path = thresholds_from_safest(shared_path(search))
     found = certified(test, path, wish.max_accuracy_drop, wish.guarantee)
     if found is None and not last_is_base:
         raise ValueError(
@@ -258,7 +260,7 @@ def _best(points, goal, outcomes):
     if best is not None:
         return best
     if goal.max_cost is not None:
-        received = f"flops_budget={goal.max_cost:.4g}"
+        received = f"macs_budget={goal.max_cost:.4g}"
         reached = f"at least {points.cost.min():.4g}, the cost of the first exit"
     else:
         received = f"an accuracy of at least {goal.min_accuracy:.4f}"
@@ -276,7 +278,7 @@ def _choice(outcomes, thresholds, guarantee=None, bound=None):
         thresholds=tuple(float(value) for value in thresholds),
         accuracy=accuracy,
         base_accuracy=float(outcomes.reference.mean()),
-        flops_ratio=cost,
+        macs_ratio=cost,
         samples=len(outcomes),
         guarantee=guarantee,
         accuracy_drop_bound=bound,

@@ -19,14 +19,14 @@ class Frontier:
         exit_names: The exits that have thresholds.
         thresholds: Shape `(points, exits)`.
         accuracy: Shape `(points,)`, on the calibration data.
-        flops_ratio: Shape `(points,)`: mean share of the base's multiply-adds.
+        macs_ratio: Shape `(points,)`: mean share of the base's multiply-adds.
         base_accuracy: Accuracy of the final exit alone, which costs 1.
     """
 
     exit_names: tuple[str, ...]
     thresholds: np.ndarray
     accuracy: np.ndarray
-    flops_ratio: np.ndarray
+    macs_ratio: np.ndarray
     base_accuracy: float
 
     def __len__(self):

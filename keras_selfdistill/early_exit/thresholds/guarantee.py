@@ -12,7 +12,11 @@ import math
 
 import numpy as np
 
-from keras_selfdistill.early_exit.thresholds.search import Outcomes, Points, leave_at
+from keras_selfdistill.early_exit.thresholds.search import (
+    Outcomes,
+    Points,
+    exit_indices,
+)
 
 _BISECTIONS = 40
 _LARGEST_BET = 0.75  # Of the capital that a single sample can lose.
@@ -31,7 +35,8 @@ def drops(outcomes: Outcomes, thresholds: np.ndarray) -> np.ndarray:
     """
     rows = np.arange(len(outcomes))
     correct = [
-        outcomes.correct[rows, leave_at(outcomes.scores, each)] for each in thresholds
+        outcomes.correct[rows, exit_indices(outcomes.scores, each)]
+        for each in thresholds
     ]
     return outcomes.reference[:, None].astype("int64") - np.stack(correct, axis=1)
 
@@ -115,7 +120,7 @@ def upper_bound(values: np.ndarray, confidence: float) -> float:
     return high
 
 
-def careful_path(points: Points, steps: int = 100) -> Points:
+def thresholds_from_safest(points: Points, steps: int = 100) -> Points:
     """Return points of a shared path from the most careful on, at even steps of cost.
 
     The first one sends all samples to the end, also where exits cost alike.
@@ -127,7 +132,7 @@ def careful_path(points: Points, steps: int = 100) -> Points:
     Example:
         >>> thresholds = np.array([[-np.inf], [0.5], [np.inf]])
         >>> alike = Points(thresholds, np.array([0.5, 0.9, 0.8]), np.ones(3))
-        >>> careful_path(alike).thresholds.tolist()
+        >>> thresholds_from_safest(alike).thresholds.tolist()
         [[inf]]
     """
     careful = points[::-1]  # Of equal costs, the highest threshold comes first.

@@ -94,7 +94,7 @@ class Goal:
         return int(found[0]) if len(found) else None
 
 
-def leave_at(scores: np.ndarray, thresholds: Any) -> np.ndarray:
+def exit_indices(scores: np.ndarray, thresholds: Any) -> np.ndarray:
     """Return the exit of each sample: the first whose score reaches its threshold.
 
     Args:
@@ -102,7 +102,7 @@ def leave_at(scores: np.ndarray, thresholds: Any) -> np.ndarray:
         thresholds: Shape `(exits - 1,)`.
 
     Example:
-        >>> leave_at(np.array([[0.9, 0.1], [0.2, 0.8], [0.2, 0.1]]), [0.5, 0.5])
+        >>> exit_indices(np.array([[0.9, 0.1], [0.2, 0.8], [0.2, 0.1]]), [0.5, 0.5])
         array([0, 1, 2])
     """
     passed = scores >= np.asarray(thresholds)
@@ -118,7 +118,7 @@ def evaluate(outcomes: Outcomes, thresholds: Any) -> tuple[float, float]:
         >>> evaluate(outcomes, [0.5])
         (1.0, 0.75)
     """
-    exits = leave_at(outcomes.scores, thresholds)
+    exits = exit_indices(outcomes.scores, thresholds)
     correct = outcomes.correct[np.arange(len(exits)), exits]
     cost = _mean(outcomes.costs[exits].sum(), outcomes)
     return float(correct.mean()), float(cost)
@@ -256,7 +256,9 @@ def _one_threshold(outcomes, thresholds, i):
     """Return all that one exit's threshold can give while the others stay."""
     without = np.array(thresholds)
     without[i] = np.inf
-    exits = leave_at(outcomes.scores, without)  # Where samples go if none leaves at i.
+    exits = exit_indices(
+        outcomes.scores, without
+    )  # Where samples go if none leaves at i.
     rows = np.arange(len(exits))
     correct = outcomes.correct[rows, exits].astype("int64")
     comes = np.flatnonzero(exits > i)

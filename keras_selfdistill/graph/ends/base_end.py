@@ -22,7 +22,7 @@ _DROPOUT = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Classifier:
+class BaseEnd:
     """The end of a base, as symbolic tensors.
 
     Args:
@@ -47,7 +47,7 @@ class Classifier:
     data_format: str
 
 
-def find_classifier(base, task=None):
+def find_base_end(base, task=None):
     """Walk back from a base's output to its logits and its last feature.
 
     That the output is the activation of the logits is not taken from a name: both are
@@ -59,7 +59,7 @@ def find_classifier(base, task=None):
         task: As in `decide_task`.
 
     Returns:
-        A `Classifier`. The base is left as it is.
+        A `BaseEnd`. The base is left as it is.
 
     Raises:
         TypeError: The base is no functional or Sequential model.
@@ -71,7 +71,7 @@ def find_classifier(base, task=None):
         >>> inputs = keras.Input((4,))
         >>> hidden = keras.layers.Dense(3, activation="relu")(inputs)
         >>> outputs = keras.layers.Dense(2, activation="softmax")(hidden)
-        >>> end = find_classifier(keras.Model(inputs, outputs))
+        >>> end = find_base_end(keras.Model(inputs, outputs))
         >>> end.task.name, end.task.units, end.feature.shape
         ('multiclass', 2, (None, 3))
     """
@@ -80,7 +80,7 @@ def find_classifier(base, task=None):
     end = find_end(base, output, task)
     task = decide_task(end.kind, output.shape, task, base.name)
     feature, last_spatial, data_format = _feature(base, end.node, task)
-    return Classifier(
+    return BaseEnd(
         logits=end.logits,
         feature=feature,
         task=task,
@@ -99,7 +99,7 @@ def find_logits(model, task=None):
         task: As in `decide_task`.
 
     Raises:
-        ValueError: As in `find_classifier`.
+        ValueError: As in `find_base_end`.
 
     Example:
         >>> import keras

@@ -3,7 +3,11 @@
 import jax
 import keras
 
-from keras_selfdistill.training.nonfinite import HeldUpdates, Verdict, all_finite
+from keras_selfdistill.training.nonfinite import (
+    DeferredUpdates,
+    FiniteCheck,
+    all_finite,
+)
 
 
 def train_step(self, state, data):
@@ -18,7 +22,7 @@ def train_step(self, state, data):
         return loss, (step, updates)
 
     gradients, (step, updates) = jax.grad(scaled_loss, has_aux=True)(trainable)
-    verdict = Verdict(
+    verdict = FiniteCheck(
         forward=all_finite([step.loss, *(new for new in updates if new is not None)]),
         gradients=all_finite(gradients),
     )
@@ -55,7 +59,7 @@ def _forward(self, trainable, non_trainable, data, training):
         *zip(self.trainable_variables, trainable, strict=True),
         *zip(self.non_trainable_variables, non_trainable, strict=True),
     ]
-    with HeldUpdates(mapping) as held:
+    with DeferredUpdates(mapping) as held:
         step = self._run_exits(x, y, sample_weight, training=training)
     # A list in the variables' order. JAX would sort a dictionary by its keys, which are
     # memory addresses: every process would compile another program, and JAX's

@@ -3,7 +3,11 @@
 import keras
 import tensorflow as tf
 
-from keras_selfdistill.training.nonfinite import HeldUpdates, Verdict, all_finite
+from keras_selfdistill.training.nonfinite import (
+    DeferredUpdates,
+    FiniteCheck,
+    all_finite,
+)
 
 
 def train_step(self, data):
@@ -12,7 +16,7 @@ def train_step(self, data):
     variables = self.trainable_variables
     _check_scope(variables)
     with tf.GradientTape() as tape:
-        with HeldUpdates.keeping(variables) as held:
+        with DeferredUpdates.keeping(variables) as held:
             step = self._run_exits(x, y, sample_weight, training=True)
         loss = self.optimizer.scale_loss(step.loss)
     gradients = tape.gradient(loss, variables)
@@ -34,7 +38,7 @@ def test_step(self, data):
 def _judge(step, held, gradients):
     """Return a verdict that all replicas agree on."""
     values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
-    verdict = Verdict(
+    verdict = FiniteCheck(
         forward=all_finite([step.loss, *(value for _, value in held.updates)]),
         gradients=all_finite([value for value in values if value is not None]),
     )
@@ -42,7 +46,7 @@ def _judge(step, held, gradients):
         return verdict
     nonfinite = tf.cast(tf.logical_not(tf.stack(verdict)), "int32")
     context = tf.distribute.get_replica_context()
-    return Verdict(*tf.unstack(context.all_reduce("SUM", nonfinite) == 0))
+    return FiniteCheck(*tf.unstack(context.all_reduce("SUM", nonfinite) == 0))
 
 
 def _apply(optimizer, gradients, variables, verdict):

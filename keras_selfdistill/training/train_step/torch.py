@@ -3,14 +3,18 @@
 import keras
 import torch
 
-from keras_selfdistill.training.nonfinite import HeldUpdates, Verdict, all_finite
+from keras_selfdistill.training.nonfinite import (
+    DeferredUpdates,
+    FiniteCheck,
+    all_finite,
+)
 
 
 def train_step(self, data):
     """Update the weights with one batch and return the logs."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     variables = self.trainable_variables
-    with HeldUpdates.keeping(variables) as held:
+    with DeferredUpdates.keeping(variables) as held:
         step = self._run_exits(x, y, sample_weight, training=True)
     # Not self.zero_grad(): Keras registers parameters by path, so that of two layers of
     # one name, in the base and in an external teacher, it knows one alone.
@@ -20,7 +24,7 @@ def train_step(self, data):
         self.optimizer.scale_loss(step.loss).backward()
     gradients = [variable.value.grad for variable in variables]
     with torch.no_grad():
-        verdict = Verdict(
+        verdict = FiniteCheck(
             forward=all_finite([step.loss, *(value for _, value in held.updates)]),
             gradients=all_finite([g for g in gradients if g is not None]),
         )
