@@ -1,3 +1,3 @@
-"""Frozen configs, schedules, tables of text: what several packages use. Internal."""
+"""Frozen configs, schedules, text tables, type aliases. Internal."""
 
-__all__ = ["config", "keras_internals", "schedules", "table"]
+__all__ = ["config", "keras_internals", "schedules", "table", "type_aliases"]
