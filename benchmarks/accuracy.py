@@ -23,7 +23,9 @@ from typing import Any
 
 import keras
 from absl import app, flags
-from accuracy_methods import (
+
+import keras_selfdistill as ksd
+from accuracy_grid.methods import (
     METHODS,
     PRESETS,
     TEACHERS,
@@ -36,8 +38,8 @@ from accuracy_methods import (
     named_preset,
     recipe,
 )
-from accuracy_table import table
-from accuracy_training import (
+from accuracy_grid.table import table
+from accuracy_grid.training import (
     CROP_PADDING,
     HOLD_OUT_SEED,
     LEARNING_RATE,
@@ -50,10 +52,8 @@ from accuracy_training import (
     refuse_other_settings,
     train,
 )
-from run_folder import write, write_json
-from surroundings import origin
-
-import keras_selfdistill as ksd
+from shared.environment import origin
+from shared.run_folder import write, write_json
 
 OUT_OF_TIME = 75  # exit status EX_TEMPFAIL: run the same command again
 

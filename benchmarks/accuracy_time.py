@@ -18,7 +18,9 @@ from collections.abc import Callable
 
 import keras
 from absl import app, flags
-from accuracy_methods import (
+
+import keras_selfdistill as ksd
+from accuracy_grid.methods import (
     METHODS,
     PRESETS,
     TEACHERS,
@@ -27,11 +29,15 @@ from accuracy_methods import (
     methods_of,
     named_preset,
 )
-from accuracy_training import augmented, batches, build_optimizer, cifar100, read_data
-from run_folder import write_json
-from surroundings import accelerators, origin
-
-import keras_selfdistill as ksd
+from accuracy_grid.training import (
+    augmented,
+    batches,
+    build_optimizer,
+    cifar100,
+    read_data,
+)
+from shared.environment import accelerators, origin
+from shared.run_folder import write_json
 
 FLAGS = flags.FLAGS
 

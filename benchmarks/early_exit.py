@@ -73,7 +73,7 @@ def load_images(count):
         return images, random.integers(0, 100, count)
     root = pathlib.Path(__file__).resolve().parent.parent
     sys.path.insert(0, str(root / "examples"))
-    import cifar100
+    from shared import cifar100
 
     test = cifar100.load(FLAGS.data_dir).test
     rows = np.random.default_rng(0).permutation(len(test.labels))[:count]

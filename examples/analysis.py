@@ -27,15 +27,12 @@ A network trained for a few epochs is not the papers' either.
 import pathlib
 from collections.abc import Sequence
 
-import analysis_page
-import image_flags
-import image_sets
 import keras
 import numpy as np
-import run_folder
 from absl import app, flags, logging
 
 import keras_selfdistill as ksd
+from shared import analysis_page, image_flags, image_sets, run_folder
 
 FLAGS = flags.FLAGS
 
@@ -140,7 +137,7 @@ def samples(
         rows = random.permutation(len(x))[: FLAGS.images]
         x, y = x[rows], y[rows]
         if x.dtype == "uint8":
-            import cifar100
+            from shared import cifar100
 
             x = cifar100.normalize(x)
         found.append(analysis_page.Sample(x, y))

@@ -38,16 +38,13 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import image_flags
-import image_sets
 import keras
 import numpy as np
-import run_folder
-import surroundings
 from absl import app, flags, logging
 from keras import ops
 
 import keras_selfdistill as ksd
+from shared import environment, image_flags, image_sets, run_folder
 
 FLAGS = flags.FLAGS
 PLACES = ("data_dir", "output_dir")  # They decide no result.
@@ -418,8 +415,8 @@ def main(argv: list[str]) -> None:
         "kernel_weights": count,
         "parameters": cut.count_params(),
         "test_images": len(images.test[1]),
-        "machine": surroundings.machine(),
-        "versions": surroundings.versions(),
+        "machine": environment.machine(),
+        "versions": environment.versions(),
         "flags": run_folder.own_settings("sparsity", without=PLACES),
     }
     run_folder.write_json(folder / "compress.json", found)

@@ -34,15 +34,12 @@ import math
 import pathlib
 from typing import Any
 
-import image_flags
-import image_sets
 import keras
 import numpy as np
-import run_folder
-import surroundings
 from absl import app, flags, logging
 
 import keras_selfdistill as ksd
+from shared import environment, image_flags, image_sets, run_folder
 
 FLAGS = flags.FLAGS
 
@@ -192,8 +189,8 @@ def write_results(rows: list[dict[str, Any]], folder: pathlib.Path) -> None:
     found = {
         "rounds": rows,
         "flags": settings(),
-        "versions": surroundings.versions(),
-        "machine": surroundings.machine(),
+        "versions": environment.versions(),
+        "machine": environment.machine(),
     }
     run_folder.write_json(folder / "results.json", found)
 

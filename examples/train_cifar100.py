@@ -18,13 +18,11 @@ import time
 import zipfile
 from typing import Any
 
-import cifar100
 import keras
-import run_folder
-import surroundings
 from absl import app, flags, logging
 
 import keras_selfdistill as ksd
+from shared import cifar100, environment, run_folder
 
 FLAGS = flags.FLAGS
 
@@ -292,7 +290,7 @@ def summary(accuracies: dict[str, float], history: pathlib.Path) -> dict[str, An
         "seconds": seconds,
         "flags": settings(),
         "seed": FLAGS.seed,
-        "versions": surroundings.versions(),
+        "versions": environment.versions(),
     }
 
 

@@ -32,9 +32,10 @@ that counts. To have the same on TensorFlow, set `synchronized` of all
 import os
 import sys
 
-import image_flags
-import local_workers
 from absl import app, flags
+
+from distributed import local_workers
+from shared import image_flags
 
 FLAGS = flags.FLAGS
 
@@ -106,9 +107,9 @@ def main(argv: list[str]) -> None:
             status = local_workers.run(command, environments(FLAGS.devices))
             sys.exit(1 if status else 0)
     # Only now, because Keras chooses its backend when it is imported.
-    import distributed_worker
+    from distributed import worker
 
-    distributed_worker.train(FLAGS)
+    worker.train(FLAGS)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,14 @@ def deadly_replace(source, target):
 os.replace = deadly_replace
 """
 
-_THEN_RUN_THE_SCRIPT = """
-import os, runpy, sys
+# As Python itself begins a script.
+_BEGIN = """
+import os, sys
 del sys.argv[0]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
+"""
+_RUN = """
+import runpy, sys
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -30,7 +34,7 @@ def run_script(script, *flags, before="", **environment):
     """Runs a script in its own process, after some Python code."""
     return run_python(
         "-c",
-        before + _THEN_RUN_THE_SCRIPT,
+        _BEGIN + before + _RUN,
         script,
         *flags,
         check=False,

@@ -120,6 +120,21 @@ def test_functions_and_classes_are_short():
                 assert lines_of_code(node) <= 350, f"{path}: {node.name}"
 
 
+@pytest.mark.parametrize("place", ["benchmarks", "examples"])
+def test_commands_stand_at_the_top_and_their_parts_in_packages(place):
+    folders = {path.parent for path in (ROOT / place).rglob("*.py")}
+    assert len(folders) > 1
+    for folder in folders:
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert 1 <= len(modules) <= 10
+        for module in modules:
+            runs = 'if __name__ == "__main__":' in module.read_text()
+            assert runs == (folder == ROOT / place), module
+        if folder != ROOT / place:
+            package = ast.parse((folder / "__init__.py").read_text())
+            assert ast.get_docstring(package), folder
+
+
 def test_every_package_of_the_house_has_its_tests():
     tests = pathlib.Path(__file__).parent
     packages = {path.parent.name for path in HOUSE.glob("*/__init__.py")}

@@ -161,12 +161,12 @@ def _tidy(output, number):
 def _made_by(overrides, number):
     """Returns the last cell: where the outputs come from."""
     sys.path.insert(0, str(ROOT / "examples"))
-    import surroundings
+    from shared.environment import machine, versions
 
-    versions = ", ".join(f"{k} {v}" for k, v in surroundings.versions().items())
+    installed = ", ".join(f"{k} {v}" for k, v in versions().items())
     constants = ", ".join(f"`{key} = {value!r}`" for key, value in overrides.items())
     size = f"; not the constants above, but {constants}" if overrides else ""
-    text = f"*The outputs come from: {surroundings.machine()}; {versions}{size}.*"
+    text = f"*The outputs come from: {machine()}; {installed}{size}.*"
     return nbformat.v4.new_markdown_cell(
         text, id=f"cell-{number}", metadata={"tags": ["made_by"]}
     )

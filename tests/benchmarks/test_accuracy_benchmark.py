@@ -4,30 +4,25 @@ import dataclasses
 import functools
 import json
 import math
-import sys
 
 import keras
 import numpy as np
 import pytest
 from absl import app
 
+import accuracy
+import accuracy_time
 import keras_selfdistill as ksd
+from accuracy_grid import methods, published, table, training
+from shared import cifar100
 from tests.conftest import ROOT, require_backend
 from tests.examples.test_cifar100 import write_fake
 from tests.interruption import killed_replacing, run_script, run_whole_and_killed
 
 SCRIPT = ROOT / "benchmarks" / "accuracy.py"
-sys.path.insert(0, str(SCRIPT.parent))
-import accuracy  # noqa: E402
-import accuracy_methods  # noqa: E402
-import accuracy_table  # noqa: E402
-import accuracy_time  # noqa: E402
-import accuracy_training  # noqa: E402
-import cifar100  # noqa: E402
-import published  # noqa: E402
 
 pytestmark = pytest.mark.once
-SMOKE = accuracy_methods.PRESETS["smoke"]
+SMOKE = methods.PRESETS["smoke"]
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +92,8 @@ def test_a_killed_cell_ends_like_one_that_was_not(data_dir, tmp_path):
 
 
 def cell(method, seed=0, variant="", **fields):
-    constants = {**accuracy_methods.METHODS[method].fields, **fields}
-    return accuracy_methods.Cell(
+    constants = {**methods.METHODS[method].fields, **fields}
+    return methods.Cell(
         preset=SMOKE, method=method, seed=seed, fields=constants, variant=variant
     )
 
@@ -107,7 +102,7 @@ def cell(method, seed=0, variant="", **fields):
 def grid(data_dir, tmp_path):
     return accuracy.Grid(
         preset_name="smoke",
-        data=tuple(accuracy_training.read_data(SMOKE, data_dir, select=False)),
+        data=tuple(training.read_data(SMOKE, data_dir, select=False)),
         results=tmp_path / "smoke",
         work=tmp_path / "work",
         select=False,
@@ -137,7 +132,7 @@ def test_a_cell_names_every_exit_and_how_it_came_about(grid, capsys):
 
 
 def test_a_field_that_a_recipe_gained_later_is_no_change():
-    refuse = accuracy_training.refuse_other_settings
+    refuse = training.refuse_other_settings
     begun = {"recipe": {"alpha": 0.1}}
     refuse("file", begun, {"recipe": {"alpha": 0.1, "teacher": "final"}})
     with pytest.raises(app.UsageError, match=r"recipe=.*0\.2.*\(was .*0\.1"):
@@ -145,9 +140,7 @@ def test_a_field_that_a_recipe_gained_later_is_no_change():
 
 
 def test_batches_go_through_the_epochs_in_order(grid):
-    drawn = list(
-        accuracy_training.batches(grid.data[0], cell("plain"), None, first_epoch=1)
-    )
+    drawn = list(training.batches(grid.data[0], cell("plain"), None, first_epoch=1))
     expected = cifar100.Augmented(*grid.data[0], SMOKE.batch_size, seed=0)
     expected.set_epoch(1)
     assert len(drawn) == expected.num_batches == 2
@@ -157,7 +150,7 @@ def test_batches_go_through_the_epochs_in_order(grid):
 
 
 def test_cutmix_mixes_labels_as_images_and_repeats_itself():
-    mix = accuracy_methods.prepare_cutmix(cell("cutmix", probability=1.0))
+    mix = methods.prepare_cutmix(cell("cutmix", probability=1.0))
     labels = np.arange(64)
     # Every image is of one colour, its label: how much of it is left can be counted.
     images = np.broadcast_to(labels[:, None, None, None], (64, 32, 32, 3))
@@ -175,7 +168,7 @@ def test_cutmix_mixes_labels_as_images_and_repeats_itself():
 def test_selection_holds_training_images_out(data_dir):
     preset = dataclasses.replace(SMOKE, train_examples=None)
     whole = cifar100.load(data_dir)
-    train, held_out = accuracy_training.read_data(preset, data_dir, select=True)
+    train, held_out = training.read_data(preset, data_dir, select=True)
     assert (len(train.labels), len(held_out.labels)) == (200, 100)
     both = sorted(image.tobytes() for split in (train, held_out) for image in split[0])
     assert both == sorted(image.tobytes() for image in whole.train.images)
@@ -217,7 +210,7 @@ def test_the_table_holds_mean_and_deviation(tmp_path):
         **{name: cells[0][name] for name in ("versions", "machine")},
     }
     (tmp_path / "smoke_time.json").write_text(json.dumps(timed))
-    text = accuracy_table.table(folder, select=False)
+    text = table.table(folder, select=False)
     rows = {
         line.split(" | ")[0][2:]: line[2:-2].split(" | ")
         for line in text.splitlines()
@@ -277,7 +270,7 @@ def test_every_method_is_timed(data_dir, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "smoke_time.json").read_text())["time_over_plain"]
-    assert list(found) == list(accuracy_methods.METHODS)
+    assert list(found) == list(methods.METHODS)
     assert found["plain"] == {"median": 1.0, "min": 1.0, "max": 1.0}
     for each in found.values():
         assert 0 < each["min"] <= each["median"] <= each["max"]
@@ -295,12 +288,10 @@ def test_published_rows_stand_beside_their_networks():
 
 
 def test_ordinary_distillation_needs_a_deeper_network():
-    every = list(accuracy_methods.METHODS)
-    assert accuracy_methods.methods_of(SMOKE) == every
-    _, other = accuracy_methods.named_preset("smoke", "vgg19_bn")
-    assert accuracy_methods.methods_of(other) == [
-        name for name in every if name != "kd"
-    ]
+    every = list(methods.METHODS)
+    assert methods.methods_of(SMOKE) == every
+    _, other = methods.named_preset("smoke", "vgg19_bn")
+    assert methods.methods_of(other) == [name for name in every if name != "kd"]
 
 
 @pytest.mark.long
@@ -353,7 +344,7 @@ keras.Model.fit = lambda *args, **kwargs: (late.append(1), fit(*args, **kwargs))
 
 def test_presets_are_those_of_the_experiments():
     """Sizes, optimizer and schedules, as they were laid down before the first cell."""
-    presets = accuracy_methods.PRESETS
+    presets = methods.PRESETS
     shown = {
         name: (
             64 * preset.width_multiplier,
@@ -369,7 +360,7 @@ def test_presets_are_those_of_the_experiments():
     assert shown["cpu_full"] == (16, None, 128, 12, "cosine", "float32")
     assert shown["paper"] == (64, None, 128, 200, "step", "mixed_bfloat16")
     steps = 79
-    cosine = accuracy_training.build_optimizer(presets["cpu"], steps)
+    cosine = training.build_optimizer(presets["cpu"], steps)
     assert (cosine.momentum, cosine.nesterov) == (0.9, True)
     assert cosine.weight_decay * (1 - 0.9) == pytest.approx(5e-4)
     rate = cosine._learning_rate
@@ -379,7 +370,7 @@ def test_presets_are_those_of_the_experiments():
     assert float(rate(middle)) == pytest.approx(0.05, rel=1e-3)
     assert float(rate(40 * steps)) == pytest.approx(0.0, abs=1e-6)
     steps = 391
-    rate = accuracy_training.build_optimizer(presets["paper"], steps)._learning_rate
+    rate = training.build_optimizer(presets["paper"], steps)._learning_rate
     for epoch, before, after in ((75, 0.1, 0.01), (130, 0.01, 1e-3), (180, 1e-3, 1e-4)):
         found = [float(rate(epoch * steps + shift)) for shift in (-1, 0)]
         assert found == pytest.approx([before, after])
@@ -389,9 +380,9 @@ def test_ordinary_distillation_is_its_formula():
     """(1 − alpha) · crossentropy + alpha · T² · KL(teacher ‖ student)."""
     keras.utils.set_random_seed(0)
     wanted = cell("kd", alpha=0.7, temperature=3.0)
-    build = functools.partial(accuracy_methods.build_plain, wanted, "sgd", logits=True)
+    build = functools.partial(methods.build_plain, wanted, "sgd", logits=True)
     teacher = build(model="resnet34")
-    model = accuracy_methods.build_taught(wanted, "sgd", teacher)
+    model = methods.build_taught(wanted, "sgd", teacher)
     random = np.random.default_rng(0)
     images = random.normal(size=(6, 32, 32, 3)).astype("float32")
     labels = np.arange(6)
@@ -414,7 +405,7 @@ def test_the_time_of_ordinary_distillation_holds_its_teachers_training(
     deep = []
 
     def build(*args, **options):
-        deep.append(accuracy_methods.build_plain(*args, **options))
+        deep.append(methods.build_plain(*args, **options))
         return deep[-1]
 
     monkeypatch.setattr(accuracy_time, "build_plain", build)
@@ -442,10 +433,10 @@ RESULTS = SCRIPT.parent / "results"
 def test_the_command_keeps_the_committed_results(path):
     """Each is what the benchmark would train now, under the name it would give."""
     settings = json.loads(path.read_text())["settings"]
-    constants = accuracy_methods.METHODS[settings["method"]].fields
-    name, preset = accuracy_methods.named_preset(settings["preset"], settings["model"])
+    constants = methods.METHODS[settings["method"]].fields
+    name, preset = methods.named_preset(settings["preset"], settings["model"])
     assert path.parent.name == name
-    made = accuracy_methods.Cell(
+    made = methods.Cell(
         preset=preset,
         method=settings["method"],
         seed=settings["seed"],
@@ -464,7 +455,7 @@ def test_the_command_keeps_the_committed_results(path):
     )
     assert grid.result_path(made) == path
     now = {**grid.settings(made), "backend": settings["backend"]}
-    accuracy_training.refuse_other_settings(path, settings, now)
+    training.refuse_other_settings(path, settings, now)
 
 
 @pytest.mark.parametrize(
@@ -473,7 +464,7 @@ def test_the_command_keeps_the_committed_results(path):
     ids=lambda folder: folder.relative_to(RESULTS).as_posix(),
 )
 def test_the_committed_table_shows_the_committed_results(folder):
-    text = accuracy_table.table(folder, select="selection" in folder.parts)
+    text = table.table(folder, select="selection" in folder.parts)
     assert folder.with_name(f"{folder.name}.md").read_text() == text
 
 
@@ -488,9 +479,8 @@ def test_precision_and_schedule_of_paper_train_on_every_backend(
     losses = {}
     for dtype in ("float32", "mixed_bfloat16"):
         before = (
-            "import dataclasses, sys\n"
-            f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
-            "from accuracy_methods import PRESETS\n"
+            "import dataclasses\n"
+            "from accuracy_grid.methods import PRESETS\n"
             "PRESETS['smoke'] = dataclasses.replace(PRESETS['smoke'], warmup_steps=0, "
             f"schedule='step', dtype={dtype!r})\n"
         )

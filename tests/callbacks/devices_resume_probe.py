@@ -14,7 +14,7 @@ import keras_selfdistill as ksd
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
-import engines
+from distributed import engines
 
 X = np.random.default_rng(4).random((32, 8, 8, 3), "float32")
 Y = np.arange(32) % 4

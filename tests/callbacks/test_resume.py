@@ -17,8 +17,8 @@ from absl import logging
 import keras_selfdistill as ksd
 from keras_selfdistill.backend.random_state import is_random_state, random_state
 from keras_selfdistill.callbacks.checkpoints import Checkpoint, Checkpoints, read
+from shared import cifar100
 from tests.conftest import require_backend, run_python, to_numpy
-from tests.examples.test_cifar100 import cifar100
 
 BACKENDS = ("tensorflow", "jax", "torch")
 X = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
@@ -628,7 +628,7 @@ _AUGMENTED_EPOCH = """
 import sys
 import keras, numpy as np
 sys.path.insert(0, "examples")
-import cifar100
+from shared import cifar100
 import keras_selfdistill as ksd
 
 with np.load(sys.argv[1]) as arrays:

@@ -25,7 +25,7 @@ from tests.examples.test_cifar100 import write_fake
 pytestmark = [pytest.mark.once, pytest.mark.process]
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**/*.md")
-SCRIPTS = ("benchmarks/*.py", "docs/*.py", "examples/*.py", "tutorials/*.py")
+SCRIPTS = ("benchmarks/**/*.py", "docs/*.py", "examples/**/*.py", "tutorials/*.py")
 TESTS = ("tests/**/*.py",)
 
 # What makes a command small; behind its own flags, the last of a name counts.

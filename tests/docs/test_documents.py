@@ -144,7 +144,7 @@ def test_scripts_and_flags_exist(name):
 def source_of_flags(script):
     """Return the source of a script and of the flags that it shares with others."""
     source = script.read_text()
-    shared = (ROOT / "examples" / "image_flags.py").read_text()
+    shared = (ROOT / "examples" / "shared" / "image_flags.py").read_text()
     functions = re.findall(r"def (\w+)\((.*?)(?=\n\n\n|\Z)", shared, re.DOTALL)
     bodies = [body for name, body in functions if f"image_flags.{name}(" in source]
     return "".join([source, *bodies])

@@ -12,10 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "examples"))
-import cifar100
+from shared import cifar100
 
 PARTS = ["cifar100-0.npz", "cifar100-1.npz", "cifar100-2.npz"]
 

@@ -3,19 +3,17 @@
 import gzip
 import json
 import math
-import sys
 
 import keras
 import numpy as np
 import pytest
 
+import compress
 import keras_selfdistill as ksd
+from shared import image_sets
 from tests.conftest import ROOT, make_batch, run_python, small_base, to_numpy
 
 SCRIPT = ROOT / "examples" / "compress.py"
-sys.path.insert(0, str(SCRIPT.parent))
-import compress  # noqa: E402
-import image_sets  # noqa: E402
 
 
 @pytest.fixture

@@ -2,18 +2,16 @@
 
 import json
 import math
-import sys
 
 import keras
 import numpy as np
 import pytest
 
+import rounds
+from shared import image_sets
 from tests.conftest import ROOT, run_python
 
 SCRIPT = ROOT / "examples" / "rounds.py"
-sys.path.insert(0, str(SCRIPT.parent))
-import image_sets  # noqa: E402
-import rounds  # noqa: E402
 
 TINY = ("--rounds=2", "--epochs=1", "--train_examples=64", "--taps=1")
 

@@ -1,15 +1,12 @@
 """The files of an example's run: whole or not there, and of one set of flags."""
 
 import json
-import sys
 
 import pytest
 from absl import app
 
-from tests.conftest import ROOT, small_base
-
-sys.path.insert(0, str(ROOT / "examples"))
-import run_folder
+from shared import run_folder
+from tests.conftest import small_base
 
 pytestmark = pytest.mark.once
 

@@ -5,7 +5,6 @@ import functools
 import io
 import json
 import math
-import sys
 import zipfile
 
 import h5py
@@ -16,14 +15,13 @@ from absl import app
 from absl.testing import flagsaver
 
 import keras_selfdistill as ksd
+import train_cifar100
+from shared import cifar100
 from tests.conftest import ROOT, small_base
 from tests.examples.test_cifar100 import write_fake
 from tests.interruption import killed_replacing, run_script, run_whole_and_killed
 
 SCRIPT = ROOT / "examples" / "train_cifar100.py"
-sys.path.insert(0, str(SCRIPT.parent))
-import cifar100  # noqa: E402
-import train_cifar100  # noqa: E402
 
 pytestmark = pytest.mark.once
 TINY = {

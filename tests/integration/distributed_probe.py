@@ -20,7 +20,7 @@ import keras_selfdistill as ksd
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
-import engines
+from distributed import engines
 
 STEPS, BATCH = 5, 16
 

@@ -11,10 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
+from distributed import local_workers
 from tests.conftest import ROOT, require_backend, run_python
 from tests.integration import distributed_probe
-
-import local_workers  # isort: skip  In the examples, whose folder the probe adds.
 
 pytestmark = pytest.mark.process
 

@@ -1,21 +1,15 @@
 """A small ResNet learns CIFAR-100: the loss falls and every exit beats chance."""
 
-import sys
-
 import keras
 import pytest
 
 import keras_selfdistill as ksd
-from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "examples"))
+from shared import cifar100
 
 
 @pytest.mark.long
 @pytest.mark.real_data
 def test_two_epochs_on_5000_images(tfds_folder):
-    import cifar100
-
     data = cifar100.load(tfds_folder, train_examples=5000)
     assert data.train.images.shape == (5000, 32, 32, 3)
     keras.utils.set_random_seed(0)

@@ -12,10 +12,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from accuracy_methods import Batch, Cell, Preset, cifar100
-from run_folder import refuse_changes, replacing
 
 import keras_selfdistill as ksd
+from accuracy_grid.methods import Batch, Cell, Preset, cifar100
+from shared.run_folder import refuse_changes, replacing
 
 LEARNING_RATE = 0.1
 MOMENTUM = 0.9

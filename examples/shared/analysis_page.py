@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import html_page
 import keras
 import numpy as np
-import surroundings
 
 import keras_selfdistill as ksd
+from shared import environment, html_page
 
 
 class Sample(NamedTuple):
@@ -208,6 +207,6 @@ def render(
     analyse_features(page, trained, train_sample, test)
     analyse_answers(page, exits, test)
     page.heading("How this was made")
-    given = {**settings, **surroundings.versions(), "machine": surroundings.machine()}
+    given = {**settings, **environment.versions(), "machine": environment.machine()}
     page.table(["", ""], [[key, str(value)] for key, value in given.items()])
     return page.render()

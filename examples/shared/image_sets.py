@@ -40,7 +40,7 @@ def load(
         UsageError: There are not that many training images.
     """
     if name == "cifar100":
-        import cifar100
+        from shared import cifar100
 
         data = cifar100.load(data_dir, train_examples=train_examples)
         test = cifar100.normalize(data.test.images), data.test.labels
@@ -116,7 +116,7 @@ def fit(
     keras.utils.set_random_seed(seed)
     if images.name == "digits":
         return model.fit(*images.train, batch_size=batch_size, epochs=epochs)
-    import cifar100
+    from shared import cifar100
 
     data = cifar100.Augmented(*images.train, batch_size, seed=seed)
     steps = data.num_batches

@@ -6,8 +6,9 @@ import pathlib
 import statistics
 
 from absl import app
-from accuracy_methods import METHODS, PRESETS
-from published import published
+
+from accuracy_grid.methods import METHODS, PRESETS
+from accuracy_grid.published import published
 
 
 def summarize(values: list[float]) -> str:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,9 +9,7 @@ import keras
 import numpy as np
 
 import keras_selfdistill as ksd
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "examples"))
-import cifar100
+from shared import cifar100
 
 Batch = tuple[np.ndarray, np.ndarray]
 

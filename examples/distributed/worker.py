@@ -7,15 +7,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import cifar100
-import engines
-import image_sets
 import keras
 import numpy as np
-import run_folder
 from absl import app, flags
 
 import keras_selfdistill as ksd
+from distributed import engines
+from shared import cifar100, image_sets, run_folder
 
 # Where and by what means may change between the parts of a run.
 CHANGEABLE = ("data_dir", "output_dir", "devices", "timeout")
