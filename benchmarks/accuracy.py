@@ -13,165 +13,27 @@ hyperparameters. Time a cell only where nothing else runs.
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 import re
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
 
-import keras
 from absl import app, flags
 
 import keras_selfdistill as ksd
+from accuracy_grid.cells import Grid, run_cell
 from accuracy_grid.methods import (
     METHODS,
     PRESETS,
-    TEACHERS,
     Cell,
     Preset,
-    build_plain,
-    build_wrapped,
-    cifar100,
     methods_of,
     named_preset,
-    recipe,
 )
-from accuracy_grid.table import table
-from accuracy_grid.training import (
-    CROP_PADDING,
-    HOLD_OUT_SEED,
-    LEARNING_RATE,
-    MOMENTUM,
-    WEIGHT_DECAY,
-    Checkpoint,
-    OutOfTimeError,
-    accuracies,
-    read_data,
-    refuse_other_settings,
-    train,
-)
-from shared.environment import origin
-from shared.run_folder import write, write_json
+from accuracy_grid.table import write_table
+from accuracy_grid.training import OutOfTimeError, read_data
 
 OUT_OF_TIME = 75  # exit status EX_TEMPFAIL: run the same command again
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Grid:
-    """Where the cells of a call get their data and put their files."""
-
-    preset_name: str
-    data: tuple[cifar100.Split, cifar100.Split] | None  # training, evaluated
-    results: pathlib.Path
-    work: pathlib.Path
-    select: bool
-    deadline: float
-
-    def result_path(self, cell: Cell) -> pathlib.Path:
-        """Returns where a finished cell lies."""
-        return self.results / f"{cell.name}.json"
-
-    def settings(self, cell: Cell) -> dict[str, Any]:
-        """Returns all that decides the result of a cell, as JSON would return it."""
-        preset = dataclasses.asdict(cell.preset)
-        del preset["checkpoint_every"]
-        settings = {
-            "preset": self.preset_name,
-            **preset,
-            "method": cell.method,
-            "variant": cell.variant,
-            "fields": dict(cell.fields),
-            "seed": cell.seed,
-            "evaluated_on": "hold-out" if self.select else "test",
-            "hold_out_seed": HOLD_OUT_SEED,
-            "learning_rate": LEARNING_RATE,
-            "momentum": MOMENTUM,
-            "weight_decay": WEIGHT_DECAY,
-            "crop_padding": CROP_PADDING,
-            "backend": keras.backend.backend(),
-        }
-        method = METHODS[cell.method]
-        if method.build is build_wrapped:
-            settings["recipe"] = dataclasses.asdict(recipe(cell))
-        if method.head:
-            settings["head"] = method.head
-        if method.taught:
-            settings["teacher"] = TEACHERS[cell.preset.model]
-        return json.loads(json.dumps(settings))
-
-
-def train_teacher(grid: Grid, cell: Cell) -> tuple[keras.Model, list[dict[str, float]]]:
-    """Trains the deeper network plainly, or restores it: one for a seed's variants."""
-    name = TEACHERS[cell.preset.model]
-    settings = {**grid.settings(cell), "model": name, "logits": True}
-    for of_student in ("method", "variant", "fields"):
-        del settings[of_student]
-    return train(
-        cell,
-        grid.data[0],
-        lambda optimizer: build_plain(cell, optimizer, model=name, logits=True),
-        Checkpoint(grid.work / f"{name}-seed{cell.seed}.npz", settings),
-        label=f"{cell.name} teacher",
-        prepare=None,
-        deadline=grid.deadline,
-    )
-
-
-def run_cell(grid: Grid, cell: Cell) -> None:
-    """Trains a cell, evaluates it once, and writes its file; keeps a finished one."""
-    settings, path = grid.settings(cell), grid.result_path(cell)
-    if path.exists():
-        refuse_other_settings(path, json.loads(path.read_text())["settings"], settings)
-        return
-    keras.utils.clear_session()
-    keras.config.set_dtype_policy(cell.preset.dtype)
-    method = METHODS[cell.method]
-    teacher, stages = None, {}
-    if method.taught:
-        teacher, stages["teacher"] = train_teacher(grid, cell)
-    checkpoint = Checkpoint(grid.work / f"{cell.name}.npz", settings)
-    model, stages["student"] = train(
-        cell,
-        grid.data[0],
-        functools.partial(method.build, cell, teacher=teacher),
-        checkpoint,
-        label=cell.name,
-        prepare=method.prepare(cell) if method.prepare else None,
-        deadline=grid.deadline,
-    )
-    key = "validation_accuracy" if grid.select else "test_accuracy"
-    found = accuracies(model, grid.data[1])
-    content = {key: found, **times(stages), "settings": settings, **origin()}
-    if method.taught:
-        content["teacher_accuracy"] = accuracies(teacher, grid.data[1])["final"]
-    write_json(path, content)
-    checkpoint.delete()
-    print(cell.name, {name: round(value, 4) for name, value in found.items()})
-
-
-def times(stages: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Returns the time of training: over all, of each stage, of each epoch."""
-
-    def total(clock: str, names: Iterable[str]) -> float:
-        return sum(epoch[clock] for name in names for epoch in stages[name])
-
-    content: dict[str, Any] = {}
-    for clock in ("seconds", "cpu_seconds"):
-        content[clock] = total(clock, stages)
-        if "teacher" in stages:
-            content[f"teacher_{clock}"] = total(clock, ["teacher"])
-    return {**content, "epochs": stages}
-
-
-def write_table(results: pathlib.Path, select: bool) -> str:
-    """Writes the table of a folder of results beside it, and returns it."""
-    text = table(results, select)
-    write(results.with_name(f"{results.name}.md"), text.encode())
-    return text
-
-
 FLAGS = flags.FLAGS
 
 

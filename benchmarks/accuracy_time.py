@@ -9,93 +9,19 @@ rounds, by the processor's time or, on an accelerator, by the clock. The time of
 holds that of its teacher, which is trained for as many steps.
 """
 
-import dataclasses
 import pathlib
-import statistics
-import sys
-import time
-from collections.abc import Callable
 
 import keras
 from absl import app, flags
 
 import keras_selfdistill as ksd
-from accuracy_grid.methods import (
-    METHODS,
-    PRESETS,
-    TEACHERS,
-    Cell,
-    build_plain,
-    methods_of,
-    named_preset,
-)
-from accuracy_grid.training import (
-    augmented,
-    batches,
-    build_optimizer,
-    cifar100,
-    read_data,
-)
-from shared.environment import accelerators, origin
+from accuracy_grid.methods import METHODS, PRESETS, Cell, methods_of, named_preset
+from accuracy_grid.step_time import ratios
+from accuracy_grid.training import read_data
+from shared.environment import origin
 from shared.run_folder import write_json
 
 FLAGS = flags.FLAGS
-
-
-def trainers(cell: Cell, train: cifar100.Split, steps: int) -> list[Callable[[], None]]:
-    """Returns what trains the networks of a method, each for some steps at a call."""
-    keras.utils.set_random_seed(cell.seed)
-    method = METHODS[cell.method]
-    endless = dataclasses.replace(cell.preset, epochs=sys.maxsize)
-    drawn_for = dataclasses.replace(cell, preset=endless)
-
-    def trainer(model: keras.Model, prepare: Callable | None) -> Callable[[], None]:
-        drawn = batches(train, drawn_for, prepare, first_epoch=0)
-
-        def run() -> None:
-            for _ in range(steps):
-                model.train_on_batch(*next(drawn))
-
-        return run
-
-    def optimizer() -> keras.optimizers.Optimizer:
-        return build_optimizer(cell.preset, augmented(train, cell).num_batches)
-
-    teacher, found = None, []
-    if method.taught:
-        deeper = TEACHERS[cell.preset.model]
-        # One is trained, its like teaches: a `Distiller` freezes what it is given.
-        teacher, trained = (
-            build_plain(cell, optimizer(), model=deeper, logits=True) for _ in range(2)
-        )
-        found.append(trainer(trained, None))
-    prepare = method.prepare(cell) if method.prepare else None
-    student = method.build(cell, optimizer(), teacher=teacher)
-    return [*found, trainer(student, prepare)]
-
-
-def ratios(
-    cells: list[Cell], train: cifar100.Split, *, rounds: int, steps: int
-) -> dict[str, dict[str, float]]:
-    """Returns each method's time over that of `plain`: median and range of rounds."""
-    clock = time.perf_counter if accelerators() else time.process_time
-    runs = {cell.method: trainers(cell, train, steps) for cell in cells}
-    times = []
-    for _ in range(1 + rounds):
-        spent = {}
-        for method, its_runs in runs.items():
-            start = clock()
-            for run in its_runs:
-                run()
-            spent[method] = clock() - start
-        times.append(spent)
-    found = {}
-    for method in runs:
-        # The first round compiles.
-        values = [spent[method] / spent["plain"] for spent in times[1:]]
-        median = statistics.median(values)
-        found[method] = {"median": median, "min": min(values), "max": max(values)}
-    return found
 
 
 def define_flags() -> None:

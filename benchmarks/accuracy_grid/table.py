@@ -9,6 +9,7 @@ from absl import app
 
 from accuracy_grid.methods import METHODS, PRESETS
 from accuracy_grid.published import published
+from shared.run_folder import write
 
 
 def summarize(values: list[float]) -> str:
@@ -57,6 +58,13 @@ def table(folder: pathlib.Path, select: bool) -> str:
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     ends = _caption(cells, timed, select), _made_by(cells, timed, select)
     return f"{ends[0]}\n\n{text}\n\n{ends[1]}\n"
+
+
+def write_table(results: pathlib.Path, select: bool) -> str:
+    """Writes the table of a folder of results beside it, and returns it."""
+    text = table(results, select)
+    write(results.with_name(f"{results.name}.md"), text.encode())
+    return text
 
 
 def _caption(cells, timed, select):

@@ -11,9 +11,8 @@ import pytest
 from absl import app
 
 import accuracy
-import accuracy_time
 import keras_selfdistill as ksd
-from accuracy_grid import methods, published, table, training
+from accuracy_grid import cells, methods, published, step_time, table, training
 from shared import cifar100
 from tests.conftest import ROOT, require_backend
 from tests.examples.test_cifar100 import write_fake
@@ -100,7 +99,7 @@ def cell(method, seed=0, variant="", **fields):
 
 @pytest.fixture
 def grid(data_dir, tmp_path):
-    return accuracy.Grid(
+    return cells.Grid(
         preset_name="smoke",
         data=tuple(training.read_data(SMOKE, data_dir, select=False)),
         results=tmp_path / "smoke",
@@ -112,7 +111,7 @@ def grid(data_dir, tmp_path):
 
 def test_a_cell_names_every_exit_and_how_it_came_about(grid, capsys):
     wanted = cell("byot", variant="strong", alpha=0.5)
-    accuracy.run_cell(grid, wanted)
+    cells.run_cell(grid, wanted)
     assert "byot.strong-seed0 epoch 2/2 loss" in capsys.readouterr().out
     found = json.loads((grid.results / "byot.strong-seed0.json").read_text())
     names = ["exit_1", "exit_2", "exit_3", "final", "ensemble"]
@@ -125,10 +124,10 @@ def test_a_cell_names_every_exit_and_how_it_came_about(grid, capsys):
     assert found["machine"]["cores"] >= 1
     # Kept as it is by the same settings, refused by others.
     before = (grid.results / "byot.strong-seed0.json").stat().st_mtime_ns
-    accuracy.run_cell(grid, wanted)
+    cells.run_cell(grid, wanted)
     assert (grid.results / "byot.strong-seed0.json").stat().st_mtime_ns == before
     with pytest.raises(app.UsageError, match=r"'alpha': 0.4.*\(was .*0.5"):
-        accuracy.run_cell(grid, cell("byot", variant="strong", alpha=0.4))
+        cells.run_cell(grid, cell("byot", variant="strong", alpha=0.4))
 
 
 def test_a_field_that_a_recipe_gained_later_is_no_change():
@@ -250,11 +249,11 @@ def test_times_are_ratios_of_what_ran_in_the_same_round(monkeypatch):
         costs = {"plain": [2.0], "kd": [4.0, 2.0], "byot": [2.5]}
         return [functools.partial(spend, each) for each in costs[cell.method]]
 
-    monkeypatch.setattr(accuracy_time, "trainers", fake_trainers)
-    monkeypatch.setattr(accuracy_time.time, "process_time", lambda: now[0])
-    monkeypatch.setattr(accuracy_time, "accelerators", list)
+    monkeypatch.setattr(step_time, "trainers", fake_trainers)
+    monkeypatch.setattr(step_time.time, "process_time", lambda: now[0])
+    monkeypatch.setattr(step_time, "accelerators", list)
     cells = [cell(method) for method in ("plain", "kd", "byot")]
-    found = accuracy_time.ratios(cells, None, rounds=4, steps=3)
+    found = step_time.ratios(cells, None, rounds=4, steps=3)
     for method, expected in {"plain": 1.0, "kd": 3.0, "byot": 1.25}.items():
         assert list(found[method].values()) == pytest.approx([expected] * 3)
 
@@ -408,8 +407,8 @@ def test_the_time_of_ordinary_distillation_holds_its_teachers_training(
         deep.append(methods.build_plain(*args, **options))
         return deep[-1]
 
-    monkeypatch.setattr(accuracy_time, "build_plain", build)
-    trainers = accuracy_time.trainers(cell("kd"), grid.data[0], steps=1)
+    monkeypatch.setattr(step_time, "build_plain", build)
+    trainers = step_time.trainers(cell("kd"), grid.data[0], steps=1)
     assert {model.name for model in deep} == {"resnet34"}
     before = [model.get_weights() for model in deep]
     for train in trainers:
@@ -445,7 +444,7 @@ def test_the_command_keeps_the_committed_results(path):
     )
     select = settings["evaluated_on"] == "hold-out"
     assert ("selection" in path.parts) == select
-    grid = accuracy.Grid(
+    grid = cells.Grid(
         preset_name=settings["preset"],
         data=None,
         results=path.parent,
