@@ -15,6 +15,7 @@ from keras_selfdistill.training.data_checks import check_training_data
 from keras_selfdistill.training.logs import Logs
 from keras_selfdistill.training.nonfinite import FiniteCheck, StopWithoutProgress
 from keras_selfdistill.training.objective import Objective
+from keras_selfdistill.training.progress_bar import with_progress_bar
 from keras_selfdistill.training.section_gradients import (
     mean_magnitudes,
     section_weights,
@@ -193,7 +194,7 @@ class Trainer(keras.Model):
             stop.set_model(self)
             others.insert(0, stop)
         else:
-            callbacks = [stop, *(keras.tree.flatten(callbacks) if callbacks else [])]
+            callbacks = [stop, *with_progress_bar(callbacks, verbose)]
         scale = self.distillation_scale
         try:
             return super().fit(
@@ -202,10 +203,13 @@ class Trainer(keras.Model):
         finally:
             self.distillation_scale = scale
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, x=None, y=None, batch_size=None, verbose="auto", **kwargs):
         """Evaluate, with the arguments of `keras.Model.evaluate`."""
+        callbacks = with_progress_bar(kwargs.pop("callbacks", None), verbose)
         with self._evaluating():
-            return super().evaluate(*args, **kwargs)
+            return super().evaluate(
+                x, y, batch_size, verbose, callbacks=callbacks, **kwargs
+            )
 
     def predict(self, *args, **kwargs):
         """Predict, with the arguments of `keras.Model.predict`.
