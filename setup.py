@@ -10,6 +10,17 @@ VERSION = re.search(
     r'__version__ = "(.+)"', (ROOT / "keras_selfdistill" / "__init__.py").read_text()
 ).group(1)
 
+
+def long_description() -> str:
+    """Return the README without links into the repository, which an index has not."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(
+        r"(!?)\[([^\]]*)\]\((?!https?://|#)[^)]*\)",
+        lambda link: "" if link[1] else link[2],
+        text,
+    )
+
+
 TENSORFLOW = ["tensorflow>=2.20"]
 JAX = ["jax>=0.7"]
 PLOT = ["matplotlib>=3.8"]
@@ -33,7 +44,7 @@ setup(
     name="keras-selfdistill",
     version=VERSION,
     description="Self-distillation and early exits for any Keras 3 classifier",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["keras_selfdistill", "keras_selfdistill.*"]),
