@@ -15,7 +15,7 @@ from keras_selfdistill.graph.flatten import flatten
 from keras_selfdistill.graph.nodes import model_nodes
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.training.distiller import SelfDistiller
-from keras_selfdistill.training.log_names import parse_log_names
+from keras_selfdistill.training.logs.log_names import parse_log_names
 from keras_selfdistill.training.nonfinite import DeferredUpdates
 from keras_selfdistill.visualization import style
 

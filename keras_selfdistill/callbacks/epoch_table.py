@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_selfdistill.training.log_names import (
+from keras_selfdistill.training.logs.log_names import (
     LogName,
     exits_in_order,
     parse_log_names,

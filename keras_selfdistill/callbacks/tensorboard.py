@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_selfdistill.training.log_names import (
+from keras_selfdistill.training.logs.log_names import (
     parse_log_names,
 )
 

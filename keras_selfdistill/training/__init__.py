@@ -4,14 +4,16 @@ Public: `SelfDistiller`, as `keras_selfdistill.SelfDistiller`; the rest is inter
 """
 
 __all__ = [
+    "batch_loss",
     "data_checks",
     "distiller",
-    "exit_metrics",
     "external_teacher",
-    "log_names",
     "logs",
     "nonfinite",
     "objective",
+    "progress_bar",
+    "saved_wrapper",
     "section_gradients",
     "train_step",
+    "trainer",
 ]

@@ -1,9 +1,8 @@
-"""How a wrapper trains: compile, fit, the loss of a batch, the logs."""
+"""How a wrapper is compiled, trained by `fit`, and asked for predictions."""
 
-import contextlib
 import inspect
 import types
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 from keras import ops
@@ -11,35 +10,21 @@ from keras import ops
 from keras_selfdistill.files.config_check import check_config
 from keras_selfdistill.losses.label_loss import check_task
 from keras_selfdistill.training import train_step as backend_step
+from keras_selfdistill.training.batch_loss import BatchLoss
 from keras_selfdistill.training.data_checks import check_training_data
-from keras_selfdistill.training.logs import Logs
-from keras_selfdistill.training.nonfinite import FiniteCheck, StopWithoutProgress
+from keras_selfdistill.training.logs.logged_model import LoggedModel
+from keras_selfdistill.training.logs.logs import Logs
+from keras_selfdistill.training.nonfinite import StopWithoutProgress
 from keras_selfdistill.training.objective import Objective
 from keras_selfdistill.training.progress_bar import with_progress_bar
-from keras_selfdistill.training.section_gradients import (
-    mean_magnitudes,
-    section_weights,
-)
+from keras_selfdistill.training.section_gradients import section_weights
 from keras_selfdistill.utils.config import for_any_backend
-from keras_selfdistill.utils.keras_internals import (
-    loss_of_hook,
-)
 
 # Of `keras.Model.fit`, behind those that the wrapper's own names.
 _FURTHER_ARGUMENTS = tuple(inspect.signature(keras.Model.fit).parameters)[7:]
 
 
-class Step(NamedTuple):
-    """What one batch gave, for the update and the logs."""
-
-    loss: Any  # Scalar: the sum of the terms and of the base's own losses.
-    terms: dict[str, Any]  # Scalar of each term, weighted.
-    outputs: dict[str, Any]  # Every exit's output and the ensemble's.
-    labels: Any
-    sample_weight: Any
-
-
-class Trainer(keras.Model):
+class Trainer(BatchLoss, LoggedModel):
     """The training half of a `SelfDistiller`, which constructs and deploys itself.
 
     It reads what the constructor keeps: the graph of the exits, the recipe, the
@@ -203,14 +188,6 @@ class Trainer(keras.Model):
         finally:
             self.distillation_scale = scale
 
-    def evaluate(self, x=None, y=None, batch_size=None, verbose="auto", **kwargs):
-        """Evaluate, with the arguments of `keras.Model.evaluate`."""
-        callbacks = with_progress_bar(kwargs.pop("callbacks", None), verbose)
-        with self._evaluating():
-            return super().evaluate(
-                x, y, batch_size, verbose, callbacks=callbacks, **kwargs
-            )
-
     def predict(self, *args, **kwargs):
         """Predict, with the arguments of `keras.Model.predict`.
 
@@ -219,207 +196,6 @@ class Trainer(keras.Model):
         """
         with self._turn:
             return super().predict(*args, **kwargs)
-
-    def test_on_batch(self, *args, **kwargs):
-        """Evaluate a batch, with the arguments of `keras.Model.test_on_batch`."""
-        with self._evaluating():
-            return super().test_on_batch(*args, **kwargs)
-
-    def _evaluating(self):
-        # Uncompiled, Keras raises.
-        return self._logs.of_evaluation() if self.compiled else contextlib.nullcontext()
-
-    def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        """Return the total loss of a batch; override it to train something else.
-
-        What it returns is what `fit` trains and logs as `loss`. The loss terms that are
-        logged beside it are those of the one call of this method; of none or several,
-        none are.
-
-        Args:
-            x: Inputs of the batch.
-            y: Labels of the batch.
-            y_pred: Output of every exit by name, as the model returned it. The loss
-                compares features, too, which come from the same forward pass; without
-                one, the exits run on `x`.
-            sample_weight: `None` or shape `(batch,)`.
-            training: Whether the model trains.
-
-        Raises:
-            ValueError: `y_pred` was changed, as features cannot be changed with it.
-
-        Example:
-            Train the final exit to be sure, beside the recipe:
-
-            >>> import keras_selfdistill as ksd
-            >>> class Sure(ksd.SelfDistiller):
-            ...     def compute_loss(self, x, y, y_pred, sample_weight, training=True):
-            ...         loss = super().compute_loss(
-            ...             x, y, y_pred, sample_weight, training)
-            ...         return loss - 0.1 * ops.mean(ops.max(y_pred["final"], axis=-1))
-        """
-        batch = self._batch.now
-        if batch is None:
-            batch = self._forward(x, training)
-            loss, _ = self._recipe_loss(batch, y, sample_weight)
-            if training:
-                self._step.assign_add(1)
-            return loss
-        if y_pred is not None and not all(
-            y_pred.get(name) is output for name, output in batch.outputs.items()
-        ):
-            raise ValueError(
-                "compute_loss must be given the outputs as the model returned them. "
-                "Received: a changed `y_pred`, which features and logits of the recipe "
-                "would not follow. Expected: y_pred itself; add a term of what you "
-                "made of it to what super().compute_loss returns."
-            )
-        loss, terms = self._recipe_loss(batch, y, sample_weight)
-        batch.terms.append(terms)
-        return loss
-
-    def _run_exits(self, x, y, sample_weight, *, training) -> Step:
-        """Run all exits once on a batch and compute the loss, on any backend."""
-        # Before the exits run: batch normalisation would already have learned.
-        self._objective.check_labels(y, self.base.outputs[0], sample_weight)
-        batch = self._forward(x, training)
-        self._batch.now = batch
-        try:
-            loss = loss_of_hook(
-                self, x, y, dict(batch.outputs), sample_weight, training=training
-            )
-        finally:
-            self._batch.now = None
-        if loss is None or len(loss.shape):
-            raise ValueError(
-                f"{type(self).__name__}.compute_loss must return a scalar. Received: "
-                f"{None if loss is None else f'shape {tuple(loss.shape)}'}. Take the "
-                "mean over the batch."
-            )
-        if training:
-            self._step.assign_add(1)
-        terms = batch.terms[0] if len(batch.terms) == 1 else {}
-        outputs = {**batch.outputs, "ensemble": batch.ensemble}
-        return Step(loss, terms, outputs, y, sample_weight)
-
-    def _forward(self, x, training):
-        """Run everything that a batch's loss is computed from."""
-        found = self._graph.training_network(x, training=training)
-        exits = found["exits"]
-        external_logits = None
-        if self._teacher is not None:
-            external_logits = self._teacher(x, training=False)
-        return types.SimpleNamespace(
-            exits=exits,
-            outputs={name: exits[name]["output"] for name in self.exit_names},
-            ensemble=found["ensemble"],
-            external_logits=external_logits,
-            terms=[],  # One mapping for each call of `compute_loss`.
-        )
-
-    def _recipe_loss(self, batch, y, sample_weight):
-        """Return the total loss of a batch that was run, and its terms."""
-        terms = self._objective(
-            y,
-            batch.exits,
-            sample_weight,
-            step=self._step.value,
-            distillation_scale=self._distillation_scale.value,
-            external_logits=batch.external_logits,
-        )
-        if "distillation_loss" in terms:
-            # A mean over the batch of one replica, as the base's own losses are sums.
-            terms["distillation_loss"] = self._aggregate_additional_loss(
-                terms["distillation_loss"]
-            )
-        # Keras scales the base's own losses for the number of replicas here.
-        own_losses = [self._aggregate_additional_loss(loss) for loss in self.losses]
-        return sum([*terms.values(), *own_losses]), terms
-
-    def _gradient_magnitudes(self, gradients) -> dict[str, Any]:
-        """Return what is to be logged of the gradients of the scaled loss."""
-        if not self._sections:
-            return {}
-        scale = self.optimizer.scale_loss(ops.ones(()))
-        return mean_magnitudes(
-            self._sections, self.trainable_variables, gradients, scale
-        )
-
-    def _update_logs(
-        self,
-        step: Step,
-        verdict: FiniteCheck | None = None,
-        magnitudes: dict[str, Any] | None = None,
-        *,
-        replicas: int = 1,
-    ) -> dict[str, Any]:
-        """Add a batch to the metrics and return the logs.
-
-        Args:
-            step: What the batch gave, its losses divided by `replicas`.
-            verdict: Of a training step; what is not finite is left out of the means.
-            magnitudes: Of the gradients.
-            replicas: Devices that train together, each of which adds to the metrics.
-        """
-        counted = True if verdict is None else verdict.forward
-        batch_size = ops.shape(step.labels)[0]
-        losses = {"loss": step.loss, **step.terms}
-        self._logs.show(step.terms)
-        for name, loss in losses.items():
-            mean = self._logs.losses[name]
-            mean.add(loss * replicas, counted=counted, weight=batch_size)
-        if verdict is not None:
-            skipped = ops.logical_not(verdict.finite)
-            self._logs.nonfinite_steps.update_state(
-                ops.cast(skipped, "float32") / replicas
-            )
-            for name, magnitude in (magnitudes or {}).items():
-                self._logs.gradients[name].add(magnitude, counted=verdict.finite)
-        return self.compute_metrics(
-            None, step.labels, step.outputs, sample_weight=step.sample_weight
-        )
-
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Add a batch to the metrics of every exit and return the logs.
-
-        Args:
-            x: Not read.
-            y: Labels of the batch.
-            y_pred: Output of every exit and, under `ensemble`, of the ensemble.
-            sample_weight: `None` or shape `(batch,)`.
-        """
-        if "ensemble" not in y_pred:
-            # Keras builds the metrics with symbolic outputs of `call`, before the first
-            # step: the time to refuse labels, while no weight has moved.
-            self._objective.check_labels(y, self.base.outputs[0], sample_weight)
-            self._objective.label_loss(y, y_pred["final"], sample_weight)
-            y_pred = {**y_pred, "ensemble": y_pred["final"]}
-        outputs = self._logs.ordered(y_pred)
-        labels = dict.fromkeys(outputs, y)
-        return super().compute_metrics(x, labels, outputs, sample_weight)
-
-    def get_metrics_result(self) -> dict[str, Any]:
-        """Return the logs: the loss and its terms, and the metrics of every exit."""
-        return self._logs.named(super().get_metrics_result())
-
-    @property
-    def losses(self) -> list[Any]:
-        """The base's and the exits' own losses, not those of the external teacher."""
-        found = super().losses
-        if self._teacher is None:
-            return found
-        others = {id(loss) for loss in self._teacher.losses}
-        return [loss for loss in found if id(loss) not in others]
-
-    @property
-    def metrics(self) -> list[keras.Metric]:
-        """The loss, its terms, and the metrics of every exit and the ensemble."""
-        if not self.compiled:
-            return super().metrics
-        _, *others = super().metrics  # Without Keras' own mean of the loss.
-        return self._logs.trackers(others)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Return the arguments of `compile`, serialised."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keras_selfdistill.training.log_names import exits_in_order, parse_log_names
+from keras_selfdistill.training.logs.log_names import exits_in_order, parse_log_names
 from keras_selfdistill.utils.config import did_you_mean
 from keras_selfdistill.visualization import style
 

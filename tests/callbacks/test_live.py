@@ -11,7 +11,7 @@ import pytest
 
 import keras_selfdistill as ksd
 from keras_selfdistill.callbacks.epoch_table import epoch_table
-from keras_selfdistill.training.log_names import exits_in_order, parse_log_names
+from keras_selfdistill.training.logs.log_names import exits_in_order, parse_log_names
 from tests.conftest import ROOT
 from tests.docs.test_documents import code_blocks
 

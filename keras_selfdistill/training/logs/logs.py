@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_selfdistill.training.exit_metrics import exit_metrics
+from keras_selfdistill.training.logs.exit_metrics import exit_metrics
 
 
 class MeanOfCounted(keras.metrics.Mean):

@@ -1,0 +1,100 @@
+"""How a wrapper logs what its steps and evaluations find."""
+
+import contextlib
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_selfdistill.training.batch_loss import Step
+from keras_selfdistill.training.nonfinite import FiniteCheck
+from keras_selfdistill.training.progress_bar import with_progress_bar
+
+
+class LoggedModel(keras.Model):
+    """The part of a `SelfDistiller` that counts its metrics and names its logs.
+
+    It reads the `Logs` and the objective that `compile` made.
+    """
+
+    def evaluate(self, x=None, y=None, batch_size=None, verbose="auto", **kwargs):
+        """Evaluate, with the arguments of `keras.Model.evaluate`."""
+        callbacks = with_progress_bar(kwargs.pop("callbacks", None), verbose)
+        with self._evaluating():
+            return super().evaluate(
+                x, y, batch_size, verbose, callbacks=callbacks, **kwargs
+            )
+
+    def test_on_batch(self, *args, **kwargs):
+        """Evaluate a batch, with the arguments of `keras.Model.test_on_batch`."""
+        with self._evaluating():
+            return super().test_on_batch(*args, **kwargs)
+
+    def _evaluating(self):
+        # Uncompiled, Keras raises.
+        return self._logs.of_evaluation() if self.compiled else contextlib.nullcontext()
+
+    def _update_logs(
+        self,
+        step: Step,
+        verdict: FiniteCheck | None = None,
+        magnitudes: dict[str, Any] | None = None,
+        *,
+        replicas: int = 1,
+    ) -> dict[str, Any]:
+        """Add a batch to the metrics and return the logs.
+
+        Args:
+            step: What the batch gave, its losses divided by `replicas`.
+            verdict: Of a training step; what is not finite is left out of the means.
+            magnitudes: Of the gradients.
+            replicas: Devices that train together, each of which adds to the metrics.
+        """
+        counted = True if verdict is None else verdict.forward
+        batch_size = ops.shape(step.labels)[0]
+        losses = {"loss": step.loss, **step.terms}
+        self._logs.show(step.terms)
+        for name, loss in losses.items():
+            mean = self._logs.losses[name]
+            mean.add(loss * replicas, counted=counted, weight=batch_size)
+        if verdict is not None:
+            skipped = ops.logical_not(verdict.finite)
+            self._logs.nonfinite_steps.update_state(
+                ops.cast(skipped, "float32") / replicas
+            )
+            for name, magnitude in (magnitudes or {}).items():
+                self._logs.gradients[name].add(magnitude, counted=verdict.finite)
+        return self.compute_metrics(
+            None, step.labels, step.outputs, sample_weight=step.sample_weight
+        )
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Add a batch to the metrics of every exit and return the logs.
+
+        Args:
+            x: Not read.
+            y: Labels of the batch.
+            y_pred: Output of every exit and, under `ensemble`, of the ensemble.
+            sample_weight: `None` or shape `(batch,)`.
+        """
+        if "ensemble" not in y_pred:
+            # Keras builds the metrics with symbolic outputs of `call`, before the first
+            # step: the time to refuse labels, while no weight has moved.
+            self._objective.check_labels(y, self.base.outputs[0], sample_weight)
+            self._objective.label_loss(y, y_pred["final"], sample_weight)
+            y_pred = {**y_pred, "ensemble": y_pred["final"]}
+        outputs = self._logs.ordered(y_pred)
+        labels = dict.fromkeys(outputs, y)
+        return super().compute_metrics(x, labels, outputs, sample_weight)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Return the logs: the loss and its terms, and the metrics of every exit."""
+        return self._logs.named(super().get_metrics_result())
+
+    @property
+    def metrics(self) -> list[keras.Metric]:
+        """The loss, its terms, and the metrics of every exit and the ensemble."""
+        if not self.compiled:
+            return super().metrics
+        _, *others = super().metrics  # Without Keras' own mean of the loss.
+        return self._logs.trackers(others)

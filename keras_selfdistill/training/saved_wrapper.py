@@ -1,0 +1,137 @@
+"""How a wrapper is saved, copied, and made again from its config."""
+
+import contextlib
+import inspect
+from typing import Any
+
+import keras
+
+from keras_selfdistill.files.config_check import check_config
+from keras_selfdistill.files.quantized import quantizations, quantize
+from keras_selfdistill.utils.keras_internals import is_cloned_by, writes_legacy_format
+
+# Fields of the config that hold configs of Keras objects.
+_SERIALIZED = (
+    "model",
+    "recipe",
+    "head",
+    "teacher",
+    "distillation_losses",
+    "distillation_loss_weights",
+)
+
+
+class SavedWrapper(keras.Model):
+    """The part of a `SelfDistiller` that turns it into a config and back."""
+
+    def _run_through_graph(self, inputs, operation_fn=lambda each: each, call_fn=None):
+        """Refuse to be cloned as a plain model; called by Keras."""
+        if is_cloned_by(operation_fn):
+            raise TypeError(
+                "keras.models.clone_model makes a plain model without recipe, heads "
+                f"and training of a wrapper. Received: {type(self).__name__} "
+                f"{self.name!r}. Expected: copy.deepcopy(model), a wrapper with the "
+                "same weights, or type(model).from_config(model.get_config()), one "
+                "with new weights."
+            )
+        return super()._run_through_graph(inputs, operation_fn, call_fn)
+
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+        """Save the wrapper to a `.keras` file, as `keras.Model.save` does.
+
+        Raises:
+            ValueError: The name is that of a legacy `.h5` file, which could not be
+                loaded. What is at the path stays as it is.
+        """
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise _legacy_format_error(f"filepath={str(filepath)!r}")
+        super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal wrapper.
+
+        Raises:
+            ValueError: It is asked for by Keras to write a legacy `.h5` file.
+        """
+        if writes_legacy_format():
+            raise _legacy_format_error("a call of keras.saving.save_model with one")
+        base, teacher = map(
+            keras.saving.serialize_keras_object, (self._graph.base, self._given.teacher)
+        )
+        for config in filter(None, (base, teacher)):
+            config.pop("compile_config", None)  # The wrapper has its own optimizer.
+        return {
+            "model": base,
+            "taps": self.taps,
+            "recipe": keras.saving.serialize_keras_object(self._recipe),
+            "head": keras.saving.serialize_keras_object(self._head),
+            "teacher": teacher,
+            "distillation_losses": [
+                keras.saving.serialize_keras_object(pair.loss)
+                for pair in self._given.pair_losses
+            ],
+            "distillation_loss_weights": [
+                keras.saving.serialize_keras_object(pair.weight)
+                for pair in self._given.pair_losses
+            ],
+            "task": self._given.task,
+            "name": self.name,
+            "frozen": [
+                layer.name for layer in self._added_layers if not layer.trainable
+            ],
+            "quantized": quantizations(self._added_layers),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Make a wrapper from what `get_config` returned.
+
+        Raises:
+            ValueError: A field is missing or unknown, or names what no model is made
+                of (`safe_config` says what that is).
+        """
+        # An empty scope would hide the one around it.
+        scope = keras.saving.custom_object_scope
+        with scope(custom_objects) if custom_objects else contextlib.nullcontext():
+            check_config(config, code=True)
+        own = {"frozen", "quantized"}  # No arguments, but what was done to the layers.
+        needed = {*_SERIALIZED, "taps", *own}
+        known = {*inspect.signature(cls.__init__).parameters, *own} - {"self"}
+        if not needed <= config.keys() <= known:
+            raise ValueError(
+                "The wrapper's config has other fields than this version writes. "
+                f"Received: {list(config)}. Expected: {sorted(needed)} and at most "
+                f"{sorted(known - needed)}."
+            )
+        config = dict(config)
+        frozen, quantized = set(config.pop("frozen")), config.pop("quantized")
+        for key in _SERIALIZED:
+            config[key] = keras.saving.deserialize_keras_object(
+                config[key], custom_objects
+            )
+        model = cls(**config)
+        for layer in model._added_layers:
+            layer.trainable = layer.name not in frozen
+        quantize(model, model._added_layers, quantized)
+        return model
+
+    @property
+    def _added_layers(self):
+        """The layers of the exits, which the base's config does not describe."""
+        own = {id(layer) for layer in self._graph.flat.model.layers}
+        return [
+            layer for layer in [*self.layers, *self._adapters] if id(layer) not in own
+        ]
+
+    def load_own_variables(self, store):
+        """Load the count of steps; the scale of distillation is that of no training."""
+        super().load_own_variables(store)
+        self.distillation_scale = 1.0
+
+
+def _legacy_format_error(received):
+    return ValueError(
+        "A wrapper cannot be saved to a legacy HDF5 file: nothing could load it. "
+        f"Received: {received}. Expected: a path that ends in '.keras'; or "
+        "save_weights with one that ends in '.weights.h5', for the weights alone."
+    )
