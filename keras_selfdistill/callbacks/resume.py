@@ -1,6 +1,5 @@
 """`Resume`: a training that was killed ends as one that was not, bit for bit."""
 
-import itertools
 import math
 import os
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from absl import logging
 from keras_selfdistill.backend.random_state import random_state, set_random_state
 from keras_selfdistill.callbacks.checkpoints import Checkpoint, Checkpoints
 from keras_selfdistill.callbacks.interrupts import InterruptsWait
+from keras_selfdistill.callbacks.skipped_batches import SkippedBatches
 from keras_selfdistill.callbacks.training_state import (
     assign,
     check_backend,
@@ -106,7 +106,7 @@ class Resume(keras.callbacks.Callback):
         self._checkpoints = Checkpoints(directory, keep)
         self._promised_epoch: int | None = None
         self._restored: Checkpoint | None = None
-        self._skipping: _Skipping | None = None
+        self._skipping: SkippedBatches | None = None
         self._interrupts = InterruptsWait()
         self._undisturbed: dict[str, Callable] = {}
 
@@ -164,7 +164,7 @@ class Resume(keras.callbacks.Callback):
         if restored is not None:
             # An epoch's order is drawn at its beginning.
             set_random_state(restored.about["random_at_epoch_begin"])
-            self._skipping = _Skipping(self.model, restored)
+            self._skipping = SkippedBatches(self.model, restored)
         self._random_at_epoch_begin = random_state()
 
     def on_train_batch_begin(
@@ -254,71 +254,6 @@ class Resume(keras.callbacks.Callback):
 
     def _check(self, checkpoint):
         check_model(checkpoint, self.model)
-
-
-class _Skipping:
-    """Lets the batches of an epoch that are done go by, none at its beginning.
-
-    The steps are counted and the other callbacks called as ever, with the logs of the
-    checkpoint; no weight moves.
-
-    Args:
-        model: Its training function is replaced, for one batch at a time: were it for
-            longer, an error meanwhile would leave a model that does not train.
-        checkpoint: Of the epoch that begins.
-    """
-
-    def __init__(self, model: keras.Model, checkpoint: Checkpoint):
-        self._model = model
-        self._checkpoint = checkpoint
-        self._train_function = model.train_function
-        self._logs: dict[str, Any] | None = None
-        # TensorFlow builds the metrics with the first batch.
-        if checkpoint.batch and keras.backend.backend() != "tensorflow":
-            self._restore_metrics()
-
-    def skip_next(self) -> None:
-        """Let the next batch go by."""
-        self._model.train_function = self._skip
-
-    def is_over(self, batch: int) -> bool:
-        """Return whether training goes on with `batch`, the next."""
-        if batch < self._checkpoint.batch:
-            return False
-        # On PyTorch, the steps that are left out draw from the global generators, and
-        # so does a new iterator over the data, where the training had an old one. On
-        # TensorFlow, it is threads that read ahead of the steps, so that what was saved
-        # is of no certain batch; what the dropped batches drew now, is.
-        random_now = self._checkpoint.about["random_now"]
-        if random_now is not None and keras.backend.backend() != "tensorflow":
-            set_random_state(random_now)
-        return True
-
-    def _skip(self, *arguments):
-        """Draw data, train nothing, return what a training function would."""
-        self._model.train_function = self._train_function
-        *state, data = arguments
-        drawn = list(itertools.islice(data, self._model.steps_per_execution))
-        if not drawn:
-            raise StopIteration
-        if self._logs is None:
-            self._model._symbolic_build(data_batch=drawn[0])
-            self._restore_metrics()
-        return (self._logs, *state) if state else self._logs
-
-    def _restore_metrics(self):
-        variables = self._model.metrics_variables
-        saved = self._checkpoint.arrays[len(state_variables(self._model)) :]
-        shapes = [tuple(variable.shape) for variable in variables]
-        if shapes != [array.shape for array in saved]:
-            raise ValueError(
-                "The checkpoint was saved inside of an epoch, with other metrics. "
-                f"Received: {len(variables)} variables of metrics. Expected: "
-                f"{len(saved)}, of the shapes in the checkpoint. Compile as before, or "
-                "begin anew in another directory."
-            )
-        assign(variables, saved)
-        self._logs = self._model.get_metrics_result()
 
 
 def _is_count(value):
