@@ -5,10 +5,12 @@ rest is internal.
 """
 
 __all__ = [
+    "calibration",
     "cascade",
     "early_exit",
     "export",
     "file",
+    "result",
     "scheduler",
     "scoring",
     "section_models",
