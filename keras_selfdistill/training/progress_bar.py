@@ -98,7 +98,8 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
         if not self.verbose:
             return
         logs, columns = logs or {}, _columns()
-        self.target = self.target or self.seen
+        if not self.target:
+            self.target = self.seen
         lines = [_fitted(self._progress(), summary(logs), columns)]
         if any(name.startswith("val_") for name in logs):
             lines.append(_cut(f"  validation: {summary(logs, 'val_')}", columns))
