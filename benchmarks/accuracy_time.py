@@ -2,7 +2,7 @@ r"""Time of training, of each method over the plain base's, for the table of acc
 
     KERAS_BACKEND=tensorflow python benchmarks/accuracy_time.py --preset=cpu
 
-trains all methods by turns in one process, so that what else the machine does slows
+trains all methods interleaved in one process, so that what else the machine does slows
 them alike, with the batches of the accuracy benchmark. Writes
 `<results_dir>/<preset>_time.json`, which `accuracy.py --table` shows: medians over
 rounds, by the processor's time or, on an accelerator, by the clock. The time of `kd`

@@ -3,9 +3,9 @@ r"""Time early-exit artifacts against the artifacts of single exits, one sample 
     python benchmarks/artifacts.py
 
 exports an early-exit network and each of its exits as SavedModel and LiteRT, and
-prints, for every exit, the median time of the deciding artifact where the sample leaves
+prints, for every exit, the median time of the deciding artifact where the sample exits
 there, that of `exit_model` of the same exit, and their ratio. Calls are interleaved.
-Weights are random: thresholds alone decide where the sample leaves. Latency does not
+Weights are random: thresholds alone decide where the sample exits. Latency does not
 depend on the values of weights.
 """
 
@@ -73,7 +73,7 @@ def calls(model, folder, format, image):
 
 
 def medians(functions, repeats):
-    """Return the median seconds of each function, called in turns."""
+    """Return the median seconds of each function, in interleaved calls."""
     times = {key: [] for key in functions}
     for _ in range(repeats + 5):
         for key, function in functions.items():

@@ -3,12 +3,12 @@ r"""Time early exit against the plain base's `predict`, interleaved in one proce
     python benchmarks/early_exit.py --backend=tensorflow \
         --data_dir=~/tensorflow_datasets --checkpoint=runs/byot/checkpoint.keras
 
-prints for every batch size and threshold, as medians over rounds in which all take
-turns:
+prints for every batch size and threshold, as medians over rounds in which all are
+interleaved:
 
 - images a second of the plain base's `predict` and of `EarlyExit.predict`;
 - the speed-up, and what the multiply-adds promise;
-- realised / ideal: the ideal time is the sum over exits of the samples that left there
+- realised / ideal: the ideal time is the sum over exits of the samples that exit there
   times the time per sample of that exit's `exit_model` at that batch size. It is
   measured twice: with `exit_model(...).predict` as users call it, and with a bare
   compiled call of it, which is the stricter of the two;
@@ -16,7 +16,7 @@ turns:
   with all its heads;
 - how many sections were compiled after the warm-up.
 
-The thresholds let given shares of the images leave before the end. Without a
+The thresholds let given shares of the images exit before the end. Without a
 checkpoint the weights are random: the times are those of a trained network, the
 accuracies are not.
 """
@@ -44,7 +44,9 @@ flags.DEFINE_float("width_multiplier", 1.0, "Without a checkpoint: scales the wi
 flags.DEFINE_list("batch_sizes", ["1", "32", "256"], "Images that a section takes.")
 flags.DEFINE_list("images", ["64", "256", "768"], "Images a round, per batch size.")
 flags.DEFINE_list(
-    "shares", ["1", "0.75", "0.5", "0.25", "0"], "Images that leave before the end."
+    "shares",
+    ["1", "0.75", "0.5", "0.25", "0"],
+    "Shares of images that exit before the end.",
 )
 flags.DEFINE_integer("rounds", 7, "Timed rounds; each times everything.", 1)
 
@@ -76,8 +78,8 @@ def load_images(count):
     from shared import cifar100
 
     test = cifar100.load(FLAGS.data_dir).test
-    rows = np.random.default_rng(0).permutation(len(test.labels))[:count]
-    return cifar100.normalize(test.images[rows]), test.labels[rows]
+    indices = np.random.default_rng(0).permutation(len(test.labels))[:count]
+    return cifar100.normalize(test.images[indices]), test.labels[indices]
 
 
 def seconds(function):
@@ -104,21 +106,21 @@ def compiled_loop(model, images, batch_size):
 
 
 def thresholds_for(fast, images):
-    """Return one shared threshold for each share of images that leaves early."""
+    """Return one shared threshold for each share of images that exits early."""
     import numpy as np
 
     labels = np.zeros(len(images), "int64")
-    surest = fast._cascade.observe(images, labels, 32).scores.max(axis=1)
+    scores = fast._cascade.observe(images, labels, 32).scores.max(axis=1)
     shares = [float(share) for share in FLAGS.shares]
     ends = {1.0: -np.inf, 0.0: np.inf}
     return {
-        share: ends.get(share, float(np.quantile(surest, 1 - share)))
+        share: ends.get(share, float(np.quantile(scores, 1 - share)))
         for share in shares
     }
 
 
 def contenders(model, fast, images, batch_size, thresholds):
-    """Return what takes turns in a round: functions by name."""
+    """Return what a round interleaves: functions by name."""
 
     def by_predict(part):
         return lambda: part.predict(images, batch_size=batch_size, verbose=0)
@@ -164,18 +166,18 @@ def report(model, fast, images, labels, times, thresholds):
     for share, threshold in thresholds.items():
         fast.thresholds = threshold
         result = fast.predict(images)
-        left = {name: np.mean(result.exits == name) for name in model.exit_names}
+        exited = {name: np.mean(result.exits == name) for name in model.exit_names}
         early = times["early", share]
         ideal = {
             kind: [
-                sum(part * times[kind, name][i] for name, part in left.items())
+                sum(part * times[kind, name][i] for name, part in exited.items())
                 for i in range(FLAGS.rounds)
             ]
             for kind in ("predict", "call")
         }
         accuracy = np.mean(result.predictions.argmax(axis=-1) == labels)
         print(
-            f"  leave early {share:4.2f}  accuracy {accuracy:.3f}  images/s base "
+            f"  exit early {share:4.2f}  accuracy {accuracy:.3f}  images/s base "
             f"{len(images) / statistics.median(base):7.1f} early "
             f"{len(images) / statistics.median(early):7.1f}  speed-up "
             f"{median_ratio(base, early):5.2f} (multiply-adds "

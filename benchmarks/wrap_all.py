@@ -4,7 +4,7 @@ r"""Wrap the networks of keras.applications and print what it takes and costs.
 
 prints a row for each: the taps with their shares of the multiply-adds, seconds to build
 the base and to wrap it, and multiply-adds with heads over those without. With `--step`
-each also takes one training step, and the answers of its exits' models are compared
+each also takes one training step, and the outputs of its exits' models are compared
 with the wrapper's. The status is 1 if a network breaks one of the limits in the last
 row.
 """
@@ -121,11 +121,11 @@ def train_step(name):
         float(
             keras.ops.max(
                 keras.ops.abs(
-                    model.exit_model(exit_name)(images, training=False) - answer
+                    model.exit_model(exit_name)(images, training=False) - output
                 )
             )
         )
-        for exit_name, answer in expected.items()
+        for exit_name, output in expected.items()
     )
 
 

@@ -15,7 +15,7 @@ exits; or takes both from files, of the same `--data`, `--train_examples` and
 * flat minima: accuracy under Gaussian noise on the weights,
 * gradients by depth: how much of them reaches the shallow layers,
 * discriminating features: scatter and a linear probe, by exit,
-* answers: what each exit gets right that others do not.
+* predictions: what each exit gets right that others do not.
 
 `--output_dir` gets `analysis.html`, one file with tables and pictures, and the
 networks.
@@ -57,7 +57,7 @@ def define_flags() -> None:
     flags.DEFINE_string("distilled_model", None, "File of a wrapper: no training.")
     flags.DEFINE_integer("epochs", 30, "Passes over the training images.", 1)
     flags.DEFINE_integer("batch_size", 64, "Images per step.", 1)
-    flags.DEFINE_float("learning_rate", 0.05, "At the start; it falls to 0.", 0.0)
+    flags.DEFINE_float("learning_rate", 0.05, "Rate at the start; it falls to 0.", 0.0)
     flags.DEFINE_float("weight_decay", 5e-4, "L2 decay, as PyTorch counts it.", 0.0)
     flags.DEFINE_enum(
         "recipe", "byot", list(ksd.recipes.RECIPES), "How the exits learn."
@@ -78,7 +78,9 @@ def define_flags() -> None:
         "Standard deviations of the noise on the weights.",
     )
     flags.DEFINE_integer("noise_repeats", 5, "Draws of each size of noise.", 1)
-    flags.DEFINE_integer("seed", 0, "Of weights, batches, drawn images and noise.", 0)
+    flags.DEFINE_integer(
+        "seed", 0, "Seed of weights, batches, drawn images and noise.", 0
+    )
     flags.DEFINE_string("output_dir", "runs/analysis", "Folder of this run's files.")
 
 
@@ -134,8 +136,8 @@ def samples(
     random = np.random.default_rng(FLAGS.seed)
     found = []
     for x, y in (images.train, images.test):
-        rows = random.permutation(len(x))[: FLAGS.images]
-        x, y = x[rows], y[rows]
+        indices = random.permutation(len(x))[: FLAGS.images]
+        x, y = x[indices], y[indices]
         if x.dtype == "uint8":
             from shared import cifar100
 

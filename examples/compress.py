@@ -23,10 +23,10 @@ Sizes are those of the `.keras` file, and of that file after gzip. A file of flo
 not shrink by zeros, but gzip stores them in next to nothing: the second number is what
 pruning saves in a download. Nor does a zero make a dense multiplication faster, so
 expect the pruned exit's latency to be that of the unpruned one. Latencies are medians,
-measured in turns so that a busy machine disturbs all models alike; those of one batch
-also contain what Keras spends on any call of `predict_on_batch`.
+of interleaved calls, so that a busy machine disturbs all models alike; those of one
+batch also contain what Keras spends on any call of `predict_on_batch`.
 
-Everything is done to copies: the wrapper stays as it is. Leaves in `--output_dir` one
+Everything is done to copies: the wrapper stays as it is. Writes to `--output_dir` one
 `.keras` file a row and `compress.json`.
 """
 
@@ -97,8 +97,8 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "seed",
         0,
-        "Of the order of batches and of digits' split into training and test: take the "
-        "seed with which the wrapper was trained, or it has seen the test images.",
+        "Seed of the order of batches and of digits' split into training and test: "
+        "take that with which the wrapper was trained, or it has seen the test images.",
         lower_bound=0,
     )
     flags.DEFINE_string("output_dir", "runs/compress", "Folder of this run's files.")
@@ -197,7 +197,7 @@ def zeros(model: keras.Model) -> tuple[int, int]:
 
 
 def gives_probabilities(outputs: np.ndarray) -> bool:
-    """Returns whether rows are distributions, as a softmax gives, and not logits."""
+    """Returns whether outputs are probabilities, as a softmax gives, not logits."""
     sums = np.sum(outputs, axis=-1)
     return bool(np.min(outputs) >= 0 and np.allclose(sums, 1, atol=1e-2))
 

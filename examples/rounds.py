@@ -25,7 +25,7 @@ A difference of one or two standard errors says nothing, nor does a single seed:
 with other `--seed`s before believing it. The standard error printed is that of a share
 of so many test images; what another seed changes comes on top.
 
-Leaves in `--output_dir`: `round_<i>.keras`, the final model of each round;
+Writes to `--output_dir`: `round_<i>.keras`, the final model of each round;
 `flags.json`; `results.json`; and `rounds.png`. The same command again keeps the
 finished rounds and goes on with the next, also with more `--rounds`.
 """
@@ -57,7 +57,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("batch_size", 64, "Images per step.", lower_bound=1)
     flags.DEFINE_float(
-        "learning_rate", 0.05, "At the start of a round; it falls to 0.", 0.0
+        "learning_rate", 0.05, "Rate at the start of a round; it falls to 0.", 0.0
     )
     flags.DEFINE_float(
         "weight_decay", 5e-4, "L2 decay, as PyTorch counts it.", lower_bound=0.0
@@ -74,12 +74,15 @@ def define_flags() -> None:
         lower_bound=0.0,
     )
     flags.DEFINE_float(
-        "temperature", 3.0, "Of all soft targets, the teacher's too.", lower_bound=0.1
+        "temperature",
+        3.0,
+        "Temperature of all soft targets, the teacher's too.",
+        lower_bound=0.1,
     )
     flags.DEFINE_integer(
         "seed",
         0,
-        "Of the split of digits; round i draws weights and batches from seed + i.",
+        "Seed of the split of digits; round i draws weights and batches from seed + i.",
         lower_bound=0,
     )
     flags.DEFINE_string("output_dir", "runs/rounds", "Folder of this run's files.")

@@ -3,7 +3,7 @@ r"""Trains a network on CIFAR-100, alone or with self-distilled exits.
     KERAS_BACKEND=jax python examples/train_cifar100.py --output_dir=runs/byot \
         --model=resnet18 --recipe=byot --epochs=200 --schedule=step
 
-Leaves in `--output_dir`: `history.csv`, one row per epoch; `checkpoint.keras`, the
+Writes to `--output_dir`: `history.csv`, one row per epoch; `checkpoint.keras`, the
 model and optimizer after the last finished epoch; `flags.json`; and `results.json`, the
 test accuracy of every exit. The same command again goes on after the last finished
 epoch, with the batches and learning rates of a run that never stopped; after the last
@@ -87,7 +87,7 @@ flags.DEFINE_enum(
     ["none", "mixed_float16", "mixed_bfloat16"],
     "Keras dtype policy; none computes in float32.",
 )
-flags.DEFINE_integer("seed", 0, "Of weights, batches and hold-out.", lower_bound=0)
+flags.DEFINE_integer("seed", 0, "Seed of weights, batches and hold-out.", lower_bound=0)
 flags.DEFINE_integer(
     "train_examples",
     None,
@@ -112,7 +112,7 @@ PLACES = ("data_dir", "output_dir")
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves model and optimizer after every epoch, whole or not at all."""
+    """Saves model and optimizer after every epoch, atomically."""
 
     _EPOCHS = "assets/finished_epochs.txt"  # Where a .keras file may hold more.
 

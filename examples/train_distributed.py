@@ -20,7 +20,7 @@ On several machines, start it on each with all the same flags and a shared
 where `index` counts the machines. A worker that misses another one for `--timeout`
 seconds fails.
 
-`--batch_size` is that of all devices together. Leaves in `--output_dir`: the weights
+`--batch_size` is that of all devices together. Writes to `--output_dir`: the weights
 after the last finished epoch, `history.csv`, and in the end `model.keras`. The same
 command again goes on after the last finished epoch, with any number of devices.
 
@@ -90,8 +90,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("taps", 2, "Exits before the final one.", lower_bound=1)
     flags.DEFINE_integer("epochs", 30, "Passes over the training images.", 1)
     flags.DEFINE_integer("batch_size", 64, "Images a step, of all devices.", 1)
-    flags.DEFINE_float("learning_rate", 0.05, "At the start; it falls to 0.", 0.0)
-    flags.DEFINE_integer("seed", 0, "Of the split, the weights and the order.", 0)
+    flags.DEFINE_float("learning_rate", 0.05, "Rate at the start; it falls to 0.", 0.0)
+    flags.DEFINE_integer("seed", 0, "Seed of the split, the weights and the order.", 0)
     flags.DEFINE_string("output_dir", "runs/distributed", "Folder of this run's files.")
 
 

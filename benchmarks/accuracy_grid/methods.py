@@ -117,7 +117,7 @@ class Method:
         fields: Named constants, which `--recipe_fields` overrides.
         prepare: `(cell) -> function` of a batch and its own random generator, for
             methods that change images or labels.
-        head: Of the exits, where it is not the recipe's own.
+        head: Name of the exits' head, where it is not the recipe's own.
         taught: Whether a deeper network is trained first and handed to `build`.
     """
 
@@ -197,12 +197,12 @@ def recipe(cell: Cell) -> ksd.recipes.Recipe:
 
 
 def one_hot(labels: np.ndarray) -> np.ndarray:
-    """Maps labels (n,) to rows (n, 100)."""
+    """Maps class indices (n,) to one-hot labels (n, 100)."""
     return np.eye(cifar100.CLASSES, dtype="float32")[labels]
 
 
 def prepare_one_hot(cell: Cell) -> Callable[..., Batch]:
-    """Returns a function that makes labels rows."""
+    """Returns a function that makes labels one-hot."""
     return lambda images, labels, rng: (images, one_hot(labels))
 
 
@@ -213,18 +213,19 @@ def prepare_cutmix(cell: Cell) -> Callable[..., Batch]:
     layer = keras.layers.CutMix(factor=(alpha, alpha), dtype="float32")
 
     def mix(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Batch:
-        rows = one_hot(labels)
+        targets = one_hot(labels)
         if rng.random() >= probability:
-            return images, rows
+            return images, targets
         # The layer's own generator would go on from batch to batch, which a resumed
         # training could not repeat. The accelerator is busy with the network.
         with keras.device("cpu:0"):
             seed = keras.random.SeedGenerator(int(rng.integers(2**31)))
             drawn = layer.get_random_transformation(images, seed=seed)
             mixed = layer.transform_images(images, drawn)
-            rows = layer.transform_labels(keras.ops.convert_to_tensor(rows), drawn)
+            targets = keras.ops.convert_to_tensor(targets)
+            targets = layer.transform_labels(targets, drawn)
             to_numpy = keras.ops.convert_to_numpy
-            return to_numpy(mixed), to_numpy(rows)
+            return to_numpy(mixed), to_numpy(targets)
 
     return mix
 

@@ -8,10 +8,10 @@ class Row:
     """Accuracies on the test images, in per cent.
 
     Attributes:
-        plain: Of the network, trained without exits.
-        exits: Of the shallow exits.
-        final: Of the network's own end.
-        ensemble: Of all exits together.
+        plain: Accuracy of the network, trained without exits.
+        exits: Accuracies of the shallow exits.
+        final: Accuracy of the final exit.
+        ensemble: Accuracy of all exits together; `None` where none is given.
     """
 
     plain: float

@@ -22,7 +22,7 @@ def summarize(values: list[float]) -> str:
 
 def table(folder: pathlib.Path, select: bool) -> str:
     """Returns the Markdown table of the results in a folder."""
-    finished = sorted(folder.glob("[!.]*.json"))  # Hidden ones were not written whole.
+    finished = sorted(folder.glob("[!.]*.json"))  # Hidden ones were never finished.
     cells = [json.loads(path.read_text()) for path in finished]
     if not cells:
         raise app.UsageError(f"{folder} holds no results; expected at least one.")

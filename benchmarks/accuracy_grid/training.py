@@ -127,7 +127,7 @@ class Checkpoint:
         self._settings = settings
 
     def save(self, model: keras.Model, epochs: list[dict[str, float]]) -> None:
-        """Replaces the checkpoint, whole or not at all."""
+        """Replaces the checkpoint atomically."""
         arrays = {
             str(i): keras.ops.convert_to_numpy(variable.value)
             for i, variable in enumerate(_variables(model))

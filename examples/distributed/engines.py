@@ -56,8 +56,8 @@ class Engine:
             steps_per_epoch: Batches in an epoch.
             epochs: Number of the last epoch.
             initial_epoch: Number of epochs that the model has behind it.
-            callbacks: As of `keras.Model.fit`.
-            verbose: As of `keras.Model.fit`.
+            callbacks: Keras callbacks, as for `keras.Model.fit`.
+            verbose: Verbosity, as for `keras.Model.fit`.
         """
         return model.fit(
             self._data(batches),

@@ -51,11 +51,11 @@ class Batches:
             return data.batches(epoch)
         inputs, labels = self.images.train
         order = np.random.default_rng([self.seed, epoch]).permutation(len(labels))
-        rows = (
+        indices = (
             order[start : start + self.batch_size]
             for start in itertools.count(step=self.batch_size)
         )
-        return ((inputs[each], labels[each]) for each in rows)
+        return ((inputs[each], labels[each]) for each in indices)
 
 
 class Checkpoint(keras.callbacks.Callback):

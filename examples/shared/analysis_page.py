@@ -33,8 +33,8 @@ def describe_exits(
     model = trained.distilled
     page.heading("The network and its exits")
     page.picture(ksd.visualization.plot_model(model), "sections, taps, heads and exits")
-    answers = ksd.analysis.compare_answers(outputs, test.y)
-    accuracy = dict(zip(answers.names, answers.accuracy, strict=True))
+    compared = ksd.analysis.compare_answers(outputs, test.y)
+    accuracy = dict(zip(compared.names, compared.accuracy, strict=True))
     costs = ksd.profile(model)
     points = {name: (c.macs_ratio, accuracy[name]) for name, c in costs.items()}
     points["plain"] = (1.0, accuracy["plain"])
@@ -53,14 +53,15 @@ def describe_exits(
             "Early exit is shown with thresholds chosen on the same test images, so it "
             "is a little too good."
         )
-        page.picture(fast.exit_shares().plot(), "where images leave, by threshold")
+        page.picture(fast.exit_shares().plot(), "where images exit, by threshold")
     if trained.history is not None:
         page.picture(
             ksd.visualization.plot_history(trained.history), "training curves by exit"
         )
     exits = {name: values for name, values in outputs.items() if name != "plain"}
     page.text(
-        "Bars: accuracy of answers of so much confidence, darker where there are more."
+        "Bars: accuracy of the predictions with that confidence score, darker where "
+        "there are more."
     )
     page.picture(
         ksd.visualization.plot_reliability(exits, test.y), "reliability of every exit"
@@ -147,7 +148,7 @@ def analyse_features(
     page.table(header, rows)
 
 
-def analyse_answers(
+def analyse_predictions(
     page: html_page.Page, outputs: dict[str, Any], test: Sample
 ) -> None:
     """Writes what each exit gets right that others do not."""
@@ -180,11 +181,11 @@ def render(
 
     Args:
         trained: What is compared.
-        train_sample: Some training images.
-        test: Some test images.
+        train_sample: Training images to analyse, with their classes.
+        test: Test images to analyse, with their classes.
         noise: Standard deviations of the noise on the weights.
         repeats: Draws of each size of noise.
-        seed: Of the noise.
+        seed: Seed of the noise.
         settings: What the page says of how it was made.
     """
     page = html_page.Page("What self-distillation changes")
@@ -205,7 +206,7 @@ def render(
     )
     analyse_gradients(page, trained, train_sample)
     analyse_features(page, trained, train_sample, test)
-    analyse_answers(page, exits, test)
+    analyse_predictions(page, exits, test)
     page.heading("How this was made")
     given = {**settings, **environment.versions(), "machine": environment.machine()}
     page.table(["", ""], [[key, str(value)] for key, value in given.items()])

@@ -48,11 +48,11 @@ class _Encoded(NamedTuple):
     images: Sequence[bytes]
     labels: np.ndarray
 
-    def decode(self, rows: np.ndarray) -> Split:
-        images = np.empty((len(rows), 32, 32, 3), "uint8")
-        for image, row in zip(images, rows, strict=True):
-            image[:] = Image.open(io.BytesIO(self.images[row]))
-        return Split(images, self.labels[rows])
+    def decode(self, indices: np.ndarray) -> Split:
+        images = np.empty((len(indices), 32, 32, 3), "uint8")
+        for image, index in zip(images, indices, strict=True):
+            image[:] = Image.open(io.BytesIO(self.images[index]))
+        return Split(images, self.labels[indices])
 
 
 def load(
@@ -99,7 +99,7 @@ def _choose(
     validation_examples: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rows of the training subset and those of the hold-out, ascending."""
+    """Returns the indices of the training subset and the hold-out, ascending."""
     first = 0 if train_examples is None else train_examples // CLASSES
     count = validation_examples // CLASSES
     for argument, examples, least in (
@@ -111,19 +111,19 @@ def _choose(
                 f"Received {argument}={examples}; expected a multiple of {CLASSES}, at "
                 f"least {least}: the same number of images of every class."
             )
-    rows_of_class = [np.flatnonzero(labels == label) for label in range(CLASSES)]
-    available = min(map(len, rows_of_class))
+    by_class = [np.flatnonzero(labels == label) for label in range(CLASSES)]
+    available = min(map(len, by_class))
     if max(first, 1) + count > available:
         raise ValueError(
             f"Received train_examples={train_examples} and validation_examples="
             f"{validation_examples}; expected at most {CLASSES * available} together, "
             "and some of them for training. Ask for fewer."
         )
-    drawn = [rng.choice(rows[first:], count, replace=False) for rows in rows_of_class]
+    drawn = [rng.choice(indices[first:], count, replace=False) for indices in by_class]
     held_out = np.sort(np.concatenate(drawn))
     if train_examples is None:
         return np.setdiff1d(np.arange(len(labels)), held_out), held_out
-    return np.sort(np.concatenate([rows[:first] for rows in rows_of_class])), held_out
+    return np.sort(np.concatenate([indices[:first] for indices in by_class])), held_out
 
 
 def _read(folder: pathlib.Path) -> tuple[_Encoded, _Encoded]:
@@ -150,7 +150,7 @@ def _read_npz(folder: pathlib.Path) -> tuple[_Encoded, _Encoded]:
     label, is_test = np.concatenate(labels), np.concatenate(splits) == 1
 
     def split(mask: np.ndarray) -> _Encoded:
-        return _Encoded([images[row] for row in np.flatnonzero(mask)], label[mask])
+        return _Encoded([images[index] for index in np.flatnonzero(mask)], label[mask])
 
     return split(~is_test), split(is_test)
 
@@ -289,11 +289,11 @@ class Augmented:
         if not 0 <= index < self.num_batches:
             raise IndexError(f"Batch {index} of {self.num_batches}.")
         start = index * self._batch_size
-        rows = self._order[start : start + self._batch_size]
+        indices = self._order[start : start + self._batch_size]
         # Stream 0 of the epoch shuffled it.
         rng = np.random.default_rng([self._seed, self._epoch, index + 1])
-        images = crop_and_mirror(self._images[rows], rng, self._crop_padding)
-        return normalize(images), self._labels[rows]
+        images = crop_and_mirror(self._images[indices], rng, self._crop_padding)
+        return normalize(images), self._labels[indices]
 
 
 def crop_and_mirror(

@@ -21,7 +21,7 @@ class Page:
     """A page that grows from top to bottom and needs no other file.
 
     Args:
-        title: Of the page.
+        title: Title of the page.
     """
 
     def __init__(self, title: str) -> None:

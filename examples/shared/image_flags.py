@@ -37,7 +37,7 @@ def define_network(names: Sequence[str]) -> None:
     """Defines `--model` and `--width_multiplier`, as `image_sets.build_base` does.
 
     Args:
-        names: Of the networks for CIFAR-100.
+        names: Names of the networks for CIFAR-100.
     """
     flags.DEFINE_enum(
         "model",

@@ -91,9 +91,9 @@ def prepare(
 
     Args:
         model: A classifier or a wrapper.
-        learning_rate: At the start.
-        steps: Until the rate is 0.
-        weight_decay: As PyTorch counts it.
+        learning_rate: Learning rate at the start.
+        steps: Number of steps until the rate is 0.
+        weight_decay: L2 decay, as PyTorch counts it.
     """
     momentum = 0.9
     model.compile(
@@ -126,7 +126,7 @@ def fit(
 
 
 def accuracy(model: keras.Model, images: Images, batch_size: int = 256) -> float:
-    """Returns the share of test images of which a model names the class."""
+    """Returns the accuracy of a model on the test images."""
     inputs, labels = images.test
     outputs = model.predict(inputs, batch_size=batch_size)
     return float(np.mean(np.argmax(outputs, axis=-1) == labels))

@@ -1,4 +1,4 @@
-"""The files of one run: whole or not there, and of one set of flags."""
+"""The files of one run: written atomically, and of one set of flags."""
 
 import contextlib
 import json
@@ -95,17 +95,17 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file, whole or not at all."""
+    """Writes a file atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Writes an indented JSON file, whole or not at all."""
+    """Writes an indented JSON file atomically."""
     write(path, json.dumps(content, indent=2).encode() + b"\n")
 
 
 def save(model: keras.Model, path: pathlib.Path) -> None:
-    """Saves a model, whole or not at all."""
+    """Saves a model atomically."""
     with replacing(path) as temporary:
         model.save(temporary)
