@@ -63,24 +63,26 @@ def test_a_users_own_recipe_and_head(base, batch, tmp_path):
     assert "exit_1_max" in {layer.name for layer in loaded.layers}
 
 
-def test_the_readme_example(batch, tmp_path, monkeypatch):
-    code, *others = code_blocks("README.md", "python")
-    recipe = next(block for block in others if "PolynomialDecay" in block)
-    assert len(code.splitlines()) <= 10
-    x, y = batch
-    images = (keras.ops.convert_to_numpy(keras.ops.tile(x, (1, 4, 4, 1))), y[:, None])
-    monkeypatch.setattr(keras.datasets.cifar100, "load_data", lambda: (images, images))
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_readme_example(tmp_path, monkeypatch):
+    """As written; its numbers may differ from one machine to another, its form not."""
+    pytest.importorskip("sklearn")
+    code, (shown,) = (
+        code_blocks("README.md", "python")[0],
+        code_blocks("README.md", "text"),
+    )
     monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(code.replace("epochs=200", "epochs=1, verbose=0"), names)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "classifier.keras",
-        "smaller.keras",
-    }
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(code, {})
+    form = re.compile(r"[ \d.,]+|CPU|GPU|tensorflow|jax|torch")
+    assert form.sub("0", output.getvalue()) == form.sub("0", shown)
     loaded = keras.saving.load_model(tmp_path / "smaller.keras")
-    assert loaded.output_shape == (None, 100)
-    exec(recipe, names)
-    assert float(names["recipe"].at(2500).alpha) == pytest.approx(0.15)
+    assert loaded.output_shape == (None, 10)
+
+
+def test_the_readme_is_short():
+    words = re.findall(r"\S*\w\S*", (ROOT / "README.md").read_text())
+    assert len(words) < 1000
 
 
 def test_ci_runs_the_commands_of_the_readme():
@@ -97,15 +99,17 @@ def test_ci_runs_the_commands_of_the_readme():
 @pytest.mark.filterwarnings("ignore")  # Exporters warn of their own workings.
 def test_the_early_exit_example(base, batch, tmp_path, monkeypatch):
     require_backend("ai_edge_litert")
-    *_, early_exit, device = code_blocks("README.md", "python")
+    from ai_edge_litert.interpreter import Interpreter
+
+    early_exit = code_blocks("README.md", "python")[-1]
     monkeypatch.chdir(tmp_path)
     model = ksd.SelfDistiller(base, ["out_1"], "byot")
     x, y = batch
     names = {"ksd": ksd, "model": model, "x_val": x, "y_val": y, "x_test": x}
-    exec(early_exit + device, names)
-    left_at = names["fast"].exit_names[int(names["answer"]["exit"][0])]
-    assert left_at == names["result"].exits[0]
-    assert (tmp_path / "fast.earlyexit").exists()
+    exec(early_exit, names)
+    classify = Interpreter("fast.tflite").get_signature_runner()
+    number = int(classify(input=x[:1])["exit"][0])
+    assert names["fast"].exit_names[number] == names["result"].exits[0]
 
 
 @pytest.fixture(scope="module")
