@@ -33,6 +33,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
     def __init__(self):
         super().__init__()
         self._in_fit = False
+        self.target: int | None = None
         self._start = self._first_step = self._shown = 0.0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
