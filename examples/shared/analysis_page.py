@@ -33,7 +33,7 @@ def describe_exits(
     model = trained.distilled
     page.heading("The network and its exits")
     page.picture(ksd.visualization.plot_model(model), "sections, taps, heads and exits")
-    compared = ksd.analysis.compare_answers(outputs, test.y)
+    compared = ksd.analysis.compare_predictions(outputs, test.y)
     accuracy = dict(zip(compared.names, compared.accuracy, strict=True))
     costs = ksd.profile(model)
     points = {name: (c.macs_ratio, accuracy[name]) for name, c in costs.items()}
@@ -152,7 +152,7 @@ def analyse_predictions(
     page: html_page.Page, outputs: dict[str, Any], test: Sample
 ) -> None:
     """Writes what each exit gets right that others do not."""
-    found = ksd.analysis.compare_answers(outputs, test.y)
+    found = ksd.analysis.compare_predictions(outputs, test.y)
     page.heading("What each exit gets right that others do not")
     page.text(
         "A cell: share of the test images that the exit of the row gets right and that "

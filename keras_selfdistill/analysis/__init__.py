@@ -1,9 +1,8 @@
 """The papers' analyses: what self-distillation changes inside a network.
 
-Each returns its numbers, with a `plot` of them.
+Each function returns an object with the measured numbers and a `plot` method.
 """
 
-from keras_selfdistill.analysis.answers import Answers, compare_answers
 from keras_selfdistill.analysis.features import (
     Features,
     discriminating_features,
@@ -14,14 +13,18 @@ from keras_selfdistill.analysis.gradients import (
     gradients_by_depth,
     logged_gradients,
 )
+from keras_selfdistill.analysis.predictions import (
+    PredictionComparison,
+    compare_predictions,
+)
 from keras_selfdistill.analysis.weight_noise import FlatMinima, flat_minima
 
 __all__ = [
-    "Answers",
     "Features",
     "FlatMinima",
     "Gradients",
-    "compare_answers",
+    "PredictionComparison",
+    "compare_predictions",
     "discriminating_features",
     "exit_features",
     "flat_minima",

@@ -1,29 +1,33 @@
-"""How well the feature of each exit tells the classes apart.
+"""How well the features of each exit separate the classes.
 
 Zhang et al. (ICCV 2019, section 5) explain why a deeper exit is the better teacher:
-its features scatter less within classes, more between them, and a linear classifier on
-them is more accurate.
+its features scatter less within classes and more between them, and a linear classifier
+on them is more accurate.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
 
+from keras_selfdistill.training.distiller import SelfDistiller
+from keras_selfdistill.utils.type_aliases import Axes, Data, Figure, Labels, Tensor
 from keras_selfdistill.visualization import style
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Scatter of features and what a linear probe makes of them, by exit.
+    """Scatter of the features of each exit, and the accuracy of a linear probe.
 
     Args:
-        names: Of the exits.
-        within: Mean squared distance of a feature to the mean of its class.
-        between: Mean squared distance of that mean to the mean of all.
-        probe_accuracy: Of a linear probe, on test samples.
+        names: Names of the exits.
+        within: Mean squared distance of a feature to the mean of its class, shape
+            `(exits,)`.
+        between: Mean squared distance of the class means to the mean of all features,
+            shape `(exits,)`.
+        probe_accuracy: Accuracy of a linear probe on the test samples, shape
+            `(exits,)`.
     """
 
     names: tuple[str, ...]
@@ -33,14 +37,14 @@ class Features:
 
     @property
     def ratio(self) -> np.ndarray:
-        """Scatter between classes over that within: free of the features' scale."""
+        """Ratio `between / within`, which does not depend on the scale of features."""
         return self.between / self.within
 
-    def plot(self, *, ax: Any = None) -> Any:
-        """Draw the probe's accuracy and the ratio of the scatters, by exit.
+    def plot(self, *, ax: Sequence[Axes] | None = None) -> Figure:
+        """Draw the accuracy of the probe and the ratio of the scatters, by exit.
 
         Args:
-            ax: Two pairs of matplotlib axes to draw on.
+            ax: Two Matplotlib axes to draw on.
 
         Returns:
             The `matplotlib.figure.Figure`.
@@ -67,17 +71,20 @@ class Features:
         return ax[0].figure
 
 
-def exit_features(model: Any, x: Any, batch_size: int = 256) -> dict[str, np.ndarray]:
-    """Return every exit's feature, the vector before its logits.
+def exit_features(
+    model: SelfDistiller, x: Data, batch_size: int = 256
+) -> dict[str, np.ndarray]:
+    """Return the feature of every exit, which is the vector before its logits.
 
     Args:
-        model: A `SelfDistiller`. A plain base becomes one untrained, e.g. for the
-            feature of its end: `SelfDistiller(base, taps=1, recipe="byot")`.
+        model: A `SelfDistiller`. To get the features of the end of a plain base, wrap
+            it without training: `SelfDistiller(base, taps=1, recipe="byot")`.
         x: Inputs, as `predict` takes them.
-        batch_size: Samples at once.
+        batch_size: Number of samples per batch.
 
     Returns:
-        Shape `(samples, width)` of each exit, shallow to deep.
+        Mapping of exit names, shallow to deep, to features of shape
+        `(samples, width)`.
     """
     graph = model._graph
     features = {name: each.feature for name, each in graph.exits.items()}
@@ -88,25 +95,26 @@ def exit_features(model: Any, x: Any, batch_size: int = 256) -> dict[str, np.nda
 
 def discriminating_features(
     train: Mapping[str, np.ndarray],
-    y_train: Any,
+    y_train: Labels,
     test: Mapping[str, np.ndarray],
-    y_test: Any,
+    y_test: Labels,
     *,
     penalty: float = 1e-2,
 ) -> Features:
-    """Measure how well features tell classes apart.
+    """Measure how well features separate the classes.
 
     Scatter is measured on the test samples. The probe is ridge regression of one-hot
-    labels on standardised training features, in closed form, so that nothing has to be
-    tuned or to converge.
+    labels on standardised training features, solved in closed form, so it needs no
+    tuning and always converges.
 
     Args:
-        train: Features of training samples by exit, shape `(samples, width)`: see
-            `exit_features`.
-        y_train: Their classes, shape `(samples,)`.
-        test: Features of other samples.
-        y_test: Their classes.
-        penalty: Of the probe's squared weights, beside the mean squared error.
+        train: Mapping of exit names to features of the training samples, shape
+            `(samples, width)`, as `exit_features` returns them.
+        y_train: Class indices of the training samples, shape `(samples,)`.
+        test: Mapping of exit names to features of the test samples.
+        y_test: Class indices of the test samples.
+        penalty: Weight of the squared weights of the probe, added to the mean squared
+            error.
 
     Example:
         >>> some, y = {"final": np.array([[0.0], [0.2], [1.0], [1.2]])}, [0, 0, 1, 1]
@@ -125,12 +133,12 @@ def discriminating_features(
     return Features(tuple(test), scatters[:, 0], scatters[:, 1], np.array(accuracy))
 
 
-def scatter(features: Any, labels: Any) -> tuple[float, float]:
+def scatter(features: Tensor, labels: Labels) -> tuple[float, float]:
     """Return the scatter within and between classes, whose sum is the variance.
 
     Args:
-        features: Shape `(samples, width)`.
-        labels: Shape `(samples,)`.
+        features: Features of shape `(samples, width)`.
+        labels: Class indices of shape `(samples,)`.
 
     Example:
         >>> scatter(np.array([[0.0], [2.0], [10.0], [12.0]]), [0, 0, 1, 1])
@@ -147,17 +155,20 @@ def scatter(features: Any, labels: Any) -> tuple[float, float]:
 
 
 def probe(
-    features: Any, labels: Any, others: Any, *, penalty: float = 1e-2
+    features: Tensor, labels: Labels, others: Tensor, *, penalty: float = 1e-2
 ) -> np.ndarray:
-    """Fit ridge regression on some features and return the classes of others.
+    """Fit a linear probe by ridge regression and return its predictions.
 
     It minimises mean |W·f + b − onehot|² + penalty · |W|² over standardised f.
 
     Args:
-        features: Shape `(samples, width)`.
-        labels: Shape `(samples,)`.
-        others: Shape `(more, width)`.
-        penalty: Weight of the squared weights; b is free.
+        features: Training features of shape `(samples, width)`.
+        labels: Class indices of the training features, shape `(samples,)`.
+        others: Features to classify, shape `(others, width)`.
+        penalty: Weight of |W|²; b is not penalised.
+
+    Returns:
+        Predicted class indices of shape `(others,)`.
 
     Example:
         >>> probe(np.array([[0.0], [1.0]]), [3, 7], np.array([[0.9], [-1.0]])).tolist()
@@ -166,10 +177,10 @@ def probe(
     features = np.asarray(features, "float64")
     classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
     mean, size = features.mean(axis=0), features.std(axis=0)
-    size = np.where(size > 0, size, 1.0)  # Units that never change tell nothing.
+    size = np.where(size > 0, size, 1.0)  # Constant units become 0.
     x, targets = (features - mean) / size, np.eye(len(classes))[numbers]
     gram = x.T @ x / len(x) + penalty * np.eye(x.shape[1])
-    # Standardised features have mean 0, so the free b is the mean of the targets.
+    # Standardised features have mean 0, so b is the mean of the targets.
     weights = np.linalg.solve(gram, x.T @ (targets - targets.mean(axis=0)) / len(x))
     others = (np.asarray(others, "float64") - mean) / size
     return classes[(others @ weights + targets.mean(axis=0)).argmax(axis=1)]

@@ -1,12 +1,11 @@
-"""How much of the gradient reaches the shallow layers.
+"""Gradient magnitude by depth.
 
-Zhang et al. (ICCV 2019, section 5): with exits on the way, layers near the input get
-larger gradients than where the only loss is at the end.
+Zhang et al. (ICCV 2019, section 5): with exits at intermediate layers, layers near the
+input get larger gradients than with a single loss at the end.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -17,7 +16,9 @@ from keras_selfdistill.graph.shells import original
 from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.training.logs.log_names import parse_log_names
 from keras_selfdistill.training.nonfinite import DeferredUpdates
+from keras_selfdistill.utils.type_aliases import Axes, Data, Figure, Labels
 from keras_selfdistill.visualization import style
+from keras_selfdistill.visualization.history import History, logs_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +26,14 @@ class Gradients:
     """Mean magnitude of the gradient, by depth.
 
     Args:
-        places: Names of layers or sections, first to last.
-        magnitude: Of each model, shape `(places,)`.
+        places: Names of the layers or sections, from the input to the output.
+        magnitude: Mapping of model names to magnitudes of shape `(places,)`.
     """
 
     places: tuple[str, ...]
     magnitude: dict[str, np.ndarray]
 
-    def plot(self, *, ax: Any = None) -> Any:
+    def plot(self, *, ax: Axes = None) -> Figure:
         """Draw the magnitudes by depth, on a logarithmic scale.
 
         Args:
@@ -64,15 +65,16 @@ class Gradients:
         return ax.figure
 
 
-def logged_gradients(histories: Mapping[str, Any]) -> Gradients:
-    """Return the mean over epochs of the gradients that training logged by section.
+def logged_gradients(histories: Mapping[str, History]) -> Gradients:
+    """Return the mean over epochs of the gradient magnitudes logged by section.
 
     Args:
-        histories: What `fit` returned, or the dict in it, by model; with keys
-            `section_1_gradient`, ….
+        histories: Mapping of model names to the `History` that `fit` returned, or to
+            its dict, of models compiled with `log_gradients=True`.
 
     Raises:
-        ValueError: A history has no such keys, or they are not those of the first.
+        ValueError: A history has no keys `section_1_gradient`, …, or the histories
+            have different sections.
 
     Example:
         >>> history = {"section_1_gradient": [0.1, 0.3], "section_2_gradient": [0.4]}
@@ -82,7 +84,7 @@ def logged_gradients(histories: Mapping[str, Any]) -> Gradients:
     """
     means = {}
     for name, history in histories.items():
-        logs: Mapping[str, Sequence[float]] = getattr(history, "history", history)
+        logs = logs_of(history)
         means[name] = {
             each.source: float(np.mean(logs[key]))
             for key, each in parse_log_names(logs).items()
@@ -90,36 +92,38 @@ def logged_gradients(histories: Mapping[str, Any]) -> Gradients:
         }
         if not means[name]:
             raise ValueError(
-                f"The history {name!r} holds no gradients. Received: keys "
-                f"{list(logs)}. Expected: section_1_gradient and so on."
+                f"The history {name!r} has no gradients. Received: keys "
+                f"{list(logs)}. Expected: keys section_1_gradient, …, which are "
+                "logged after compile(..., log_gradients=True)."
             )
     if len({tuple(each) for each in means.values()}) > 1:
         raise ValueError(
-            "Histories can be compared section by section if they have the same ones. "
+            "The histories must have the same sections. "
             f"Received: { {name: list(each) for name, each in means.items()} }. "
-            "Expected: the same base and taps, with weights to train in each section."
+            "Expected: models with the same base, taps and trainable sections."
         )
     return _joined(means)
 
 
 def gradients_by_depth(
-    models: Mapping[str, keras.Model], x: Any, y: Any, *, batch_size: int = 128
+    models: Mapping[str, keras.Model], x: Data, y: Labels, *, batch_size: int = 128
 ) -> Gradients:
-    """Measure the mean magnitude of the loss's gradient in every layer with a kernel.
+    """Measure the mean gradient magnitude of every layer with a trainable kernel.
 
-    That is |∂loss/∂w| of a batch in training mode, averaged over a layer's trainable
-    weights and over batches. Nothing is changed: no weight, no moving statistic.
+    This is |∂loss/∂w| of a batch in training mode, averaged over the trainable weights
+    of a layer and over batches. No weight and no moving statistic changes.
 
     Args:
-        models: Compiled functional models or wrappers, by name. Of a wrapper, the
-            layers of its base are looked at. All need equally many layers.
-        x: Inputs: arrays, as `fit` takes them.
-        y: Labels, likewise.
-        batch_size: Samples in a batch; the last batch may be smaller.
+        models: Mapping of names to compiled functional models or wrappers. The layers
+            of a wrapper are those of its base. All models must have the same number
+            of layers.
+        x: Inputs as arrays.
+        y: Labels as arrays.
+        batch_size: Number of samples per batch; the last batch may be smaller.
 
     Raises:
-        ValueError: A model is not compiled, or of another number of layers, or has no
-            layer that trains; or there are no samples.
+        ValueError: A model is not compiled, has another number of layers or no
+            trainable layer; or there are no samples.
 
     Example:
         >>> layer = keras.layers.Dense(2, name="a")
@@ -139,16 +143,16 @@ def gradients_by_depth(
 def _of_model(model, x, y, batch_size, name):
     if not model.compiled:
         raise ValueError(
-            "Gradients need a loss. Received: a model that is not compiled, "
-            f"{name!r}. Call compile(optimizer, loss) first."
+            f"Gradients need a loss. Received: model {name!r}, which is not compiled. "
+            "Call compile(optimizer, loss) first."
         )
     layers = _layers(model)
     variables = [v for layer in layers.values() for v in layer.trainable_variables]
     samples = len(keras.tree.flatten(x)[0])
     if not samples or not layers:
         raise ValueError(
-            f"Gradients need samples and weights that train. Received: {samples} "
-            f"samples, and {len(layers)} layers of {name!r} that train a kernel. "
+            f"Gradients need samples and trainable weights. Received: {samples} "
+            f"samples, and {len(layers)} layers of {name!r} with a trainable kernel. "
             "Expected: at least one of each."
         )
     sums = np.zeros(len(variables))
@@ -171,7 +175,7 @@ def _of_model(model, x, y, batch_size, name):
 
 
 def _layers(model):
-    """Return the layers of a base that train a matrix or more, by name, in order."""
+    """Return the layers with a trainable kernel, by name, in topological order."""
     flat = model._graph.flat if isinstance(model, SelfDistiller) else flatten(model)
     found: dict[str, keras.Layer] = {}
     for node in model_nodes(flat.model):
@@ -184,11 +188,11 @@ def _layers(model):
 
 
 def _gradients(model, batch, variables):
-    """Return the gradients of a batch's loss as arrays; zeros where it has none."""
+    """Return the gradients of the loss of a batch as arrays, zeros for `None`."""
     x, y = batch
 
     def loss(values):
-        # All that would be assigned, such as moving statistics, ends in the scope.
+        # Assignments, such as of moving statistics, are discarded with the scope.
         others = [(v, v.value) for v in model.trainable_variables]
         mapping = {id(v): (v, value) for v, value in others}
         mapping |= {
@@ -235,12 +239,12 @@ _BACKENDS = {"tensorflow": _on_tensorflow, "jax": _on_jax, "torch": _on_torch}
 
 
 def _joined(found):
-    """Return the magnitudes of several models side by side."""
+    """Return the magnitudes of several models in one object."""
     first, *others = found.values()
     places = tuple(first)
     if any(len(each) != len(places) for each in others):
         raise ValueError(
-            "Models can be compared layer by layer if they have equally many. "
+            "The models must have the same number of layers with a trainable kernel. "
             f"Received: { {name: len(each) for name, each in found.items()} }."
         )
     return Gradients(places, {n: np.array(list(d.values())) for n, d in found.items()})

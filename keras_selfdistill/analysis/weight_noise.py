@@ -1,20 +1,20 @@
-"""How flat the minimum is that training ended in: accuracy under noise on the weights.
+"""Flatness of the minimum found by training: accuracy under noise on the weights.
 
 Zhang et al. (ICCV 2019, section 5) add Gaussian noise to the parameters of a network
-trained plainly and of one that was self-distilled: the latter keeps its accuracy
-longer.
+trained without self-distillation and of one trained with it: the latter loses less
+accuracy.
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import keras
 import numpy as np
 
 from keras_selfdistill.evaluation.data_adapter import right_answers
 from keras_selfdistill.utils.keras_internals import parameters
+from keras_selfdistill.utils.type_aliases import Axes, Data, Figure, Labels
 from keras_selfdistill.visualization import style
 
 
@@ -24,16 +24,17 @@ class FlatMinima:
 
     Args:
         scales: Standard deviations of the noise, shape `(scales,)`.
-        accuracy: Of each model, shape `(scales, repeats)`.
-        relative: Whether the scales count in root mean squares of each weight.
+        accuracy: Mapping of model names to accuracies of shape `(scales, repeats)`.
+        relative: Whether scales are relative to the root mean square of each weight
+            tensor.
     """
 
     scales: np.ndarray
     accuracy: dict[str, np.ndarray]
     relative: bool
 
-    def plot(self, *, ax: Any = None) -> Any:
-        """Draw the mean accuracy, and the range of the repeats, by size of noise.
+    def plot(self, *, ax: Axes = None) -> Figure:
+        """Draw the mean accuracy and the range of the repeats, by scale of the noise.
 
         Args:
             ax: Matplotlib axes to draw on.
@@ -71,8 +72,8 @@ class FlatMinima:
 
 def flat_minima(
     models: Mapping[str, keras.Model],
-    x: Any,
-    y: Any,
+    x: Data,
+    y: Labels,
     *,
     scales: Sequence[float] = (0.0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03),
     relative: bool = False,
@@ -80,30 +81,33 @@ def flat_minima(
     seed: int = 0,
     batch_size: int = 256,
 ) -> FlatMinima:
-    """Measure accuracy while Gaussian noise is on all weights, frozen ones too.
+    """Measure accuracy with Gaussian noise on all weights, trainable or frozen.
 
-    Not on moving statistics, which training does not choose by their gradient.
-    The same draws serve all models of one architecture and, scaled, all sizes of noise.
-    Afterwards, also after an exception, every weight is what it was, to the last bit.
+    Moving statistics get no noise, because training does not choose them by their
+    gradient. Models of one architecture get the same noise, scaled for each scale.
+    Afterwards, also after an exception, every weight is bit-identical to before.
 
-    Noise of one size for all weights, as in the paper, means more to a network with
-    smaller weights: batch normalisation lets a network shrink them and compute the same
-    (Dinh et al., ICML 2017). With `relative`, noise counts in root mean squares of each
-    weight tensor.
+    Noise of one scale for all weights, as in the paper, affects a network with smaller
+    weights more, although batch normalisation lets a network shrink its weights
+    without changing its function (Dinh et al., ICML 2017). With `relative`, the noise
+    is relative to the root mean square of each weight tensor.
 
     Args:
-        models: Classifiers with one output, by name: `final_model()` of wrappers.
+        models: Mapping of names to classifiers with one output, such as
+            `final_model()` of wrappers.
         x: Inputs, as `predict` takes them.
-        y: Class numbers, shape `(samples,)`, or one-hot rows.
+        y: Class indices of shape `(samples,)`, or one-hot labels of shape
+            `(samples, classes)`.
         scales: Standard deviations of the noise.
-        relative: Whether they count in root mean squares of each weight tensor.
-        repeats: Draws of noise for each scale.
-        seed: Of the draws.
-        batch_size: Samples at once.
+        relative: Whether scales are relative to the root mean square of each weight
+            tensor.
+        repeats: Number of noise draws per scale.
+        seed: Seed of the noise.
+        batch_size: Number of samples per batch.
 
     Raises:
-        ValueError: A model answers with no class for each sample, or has no weights to
-            put noise on, or there are labels that are no classes.
+        ValueError: A model does not predict one class per sample, or has no weights;
+            or a label is not a class of the model.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
@@ -132,15 +136,20 @@ def _accuracy(model, x, labels, noise, batch_size):
 
 @contextlib.contextmanager
 def weight_noise(
-    model: keras.Model, scale: float, *, relative: bool = False, seed: Any = 0
+    model: keras.Model,
+    scale: float,
+    *,
+    relative: bool = False,
+    seed: int | np.random.SeedSequence = 0,
 ) -> Iterator[None]:
-    """Add Gaussian noise to all weights of a model for a while, frozen ones too.
+    """Context manager that adds Gaussian noise to all weights, trainable or frozen.
 
     Args:
         model: Any built model.
         scale: Standard deviation of the noise.
-        relative: Whether it counts in root mean squares of each weight tensor.
-        seed: Of NumPy's generator.
+        relative: Whether the scale is relative to the root mean square of each weight
+            tensor.
+        seed: Seed of NumPy's generator.
 
     Raises:
         ValueError: The model has no weights that training could change.
@@ -158,11 +167,10 @@ def weight_noise(
     variables = parameters(model)
     if not variables:
         raise ValueError(
-            f"There is nothing to put noise on. Received: model {model.name!r} without "
-            "weights that training could change. Expected: a model with floating-point "
-            "weights."
+            f"Noise needs weights. Received: model {model.name!r} without weights that "
+            "training could change. Expected: a model with floating-point weights."
         )
-    # Copies: of a PyTorch tensor, NumPy would show the variable's own memory.
+    # Copies, because an array of a PyTorch tensor shares the memory of the variable.
     before = [np.array(keras.ops.convert_to_numpy(v.value)) for v in variables]
     try:
         for variable, value in zip(variables, before, strict=True):

@@ -1,8 +1,8 @@
-"""Pictures with matplotlib, which the extra `plot` installs.
+"""Plots with Matplotlib, which the extra `plot` installs.
 
-Each function draws on the axes that it is given, or in a figure of its own, and returns
-the figure: `plot_history(history).savefig("history.svg")`. None touches pyplot, so that
-nothing has to be closed and no screen is needed; notebooks show what is returned.
+Each function draws on the given axes or in a new figure, and returns the figure:
+`plot_history(history).savefig("history.svg")`. No function uses pyplot, so there is no
+figure to close and no display is needed; notebooks show the returned figure.
 """
 
 from keras_selfdistill.visualization.accuracy import (

@@ -1,27 +1,40 @@
-"""Accuracy against compute, and where samples leave."""
+"""Plots of accuracy against compute, and of the fraction of samples per exit."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
+from keras_selfdistill.utils.type_aliases import Axes, Figure, Tensor
 from keras_selfdistill.visualization import style
 from keras_selfdistill.visualization.point_labels import place_labels
+
+
+class AccuracyCurve(Protocol):
+    """Accuracy by compute, such as a `Frontier`."""
+
+    @property
+    def macs_ratio(self) -> np.ndarray:
+        """Multiply-adds as a fraction of the base's, ascending, shape `(points,)`."""
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Accuracy of shape `(points,)`."""
 
 
 def plot_accuracy_vs_compute(
     points: Mapping[str, tuple[float, float]],
     *,
-    frontier: Any = None,
-    ax: Any = None,
-) -> Any:
-    """Draw what accuracy costs: exits, other models, and early exit between them.
+    frontier: AccuracyCurve | None = None,
+    ax: Axes = None,
+) -> Figure:
+    """Draw accuracy against multiply-adds: exits, other models and early exit.
 
     Args:
-        points: Share of the base's multiply-adds and accuracy, by name. Exits
-            (`exit_1`, …, `final`) are joined by a line; others, such as `"ensemble"` or
-            `"plain base"`, stand alone.
-        frontier: What `EarlyExit.frontier` returned.
+        points: Mapping of names to pairs of multiply-adds, as a fraction of the
+            base's, and accuracy. Exits (`exit_1`, …, `final`) are joined by a line;
+            others, such as `"ensemble"` or `"plain base"`, are single points.
+        frontier: The `Frontier` that `EarlyExit.frontier` returned.
         ax: Matplotlib axes to draw on.
 
     Returns:
@@ -69,27 +82,27 @@ def plot_accuracy_vs_compute(
     ax.margins(x=0.1, y=0.15)
     ax.set_xlim(left=0)
     style.tidy(ax)
-    # Above, where it covers no curve.
+    # Above the axes, where the legend covers no curve.
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
     place_labels(ax, exits)
     return ax.figure
 
 
 def plot_exit_shares(
-    thresholds: Any,
-    shares: Any,
+    thresholds: Sequence[float] | np.ndarray,
+    shares: Tensor,
     exit_names: Sequence[str],
     *,
     chosen: float | None = None,
-    ax: Any = None,
-) -> Any:
-    """Draw which share of the samples leaves at each exit, by threshold.
+    ax: Axes = None,
+) -> Figure:
+    """Draw the fraction of samples that exit at each exit, by threshold.
 
     Args:
-        thresholds: Of all exits alike, ascending.
-        shares: Shape `(thresholds, exits)`; rows sum to 1.
+        thresholds: Thresholds that all exits share, ascending, shape `(thresholds,)`.
+        shares: Fractions of shape `(thresholds, exits)`; each row sums to 1.
         exit_names: Names of the exits, shallow to deep.
-        chosen: A threshold to mark.
+        chosen: Threshold to mark.
         ax: Matplotlib axes to draw on.
 
     Returns:
@@ -102,7 +115,7 @@ def plot_exit_shares(
         >>> shares = [[1.0, 0.0], [0.3, 0.7]]
         >>> figure = plot_exit_shares([0.0, 1.0], shares, ["exit_1", "final"])
         >>> figure.axes[0].get_ylabel()
-        'share of the samples that leave there'
+        'fraction of samples per exit'
     """
     ax = style.axes_of(ax)
     styles = style.exit_styles(exit_names)
@@ -117,12 +130,12 @@ def plot_exit_shares(
         ax.axvline(chosen, color=style.ORANGE, linewidth=2.5, linestyle="--")
         ax.lines[-1].set_label(f"chosen: {chosen:.3g}")
     ax.set_xlabel("threshold of every exit")
-    ax.set_ylabel("share of the samples that leave there")
+    ax.set_ylabel("fraction of samples per exit")
     ax.yaxis.set_major_formatter("{x:.0%}")
     ax.set_xlim(thresholds[0], thresholds[-1])
     ax.set_ylim(0, 1)
     handles, labels = ax.get_legend_handles_labels()
-    # Outside, so that no area is covered; the deepest on top, as in the picture.
+    # Outside the axes, in the vertical order of the areas: the deepest exit on top.
     ax.legend(
         handles[::-1],
         labels[::-1],

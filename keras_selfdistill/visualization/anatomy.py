@@ -1,13 +1,13 @@
-"""What a wrapper is made of: its sections, taps and heads, and what each costs."""
+"""The sections, taps and heads of a wrapper, with their multiply-adds."""
 
 import dataclasses
-from typing import Any
 
 from keras_selfdistill.costs.counting import Shapes, macs_by_node
 from keras_selfdistill.costs.input_shapes import nominal_shapes
 from keras_selfdistill.exits.attach import ExitGraph
 from keras_selfdistill.graph.nodes import ancestors, graph_nodes
 from keras_selfdistill.recipes.base import is_used
+from keras_selfdistill.training.distiller import SelfDistiller
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,11 +15,12 @@ class Part:
     """A section of the base, and the exit at its end.
 
     Args:
-        exit_name: The exit.
+        exit_name: Name of the exit.
         tap: Name of the tapped layer; `""` at the base's end.
         section: Multiply-adds of the section for one sample; `None` if unknown.
-        head: Those of the exit's head, likewise; 0 at the base's end.
-        teachers: The exits that teach this one.
+        head: Multiply-adds of the exit's head for one sample; `None` if unknown, 0 at
+            the base's end.
+        teachers: Names of the exits that teach this one.
     """
 
     exit_name: str
@@ -31,16 +32,16 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Anatomy:
-    """A base with exits.
+    """The structure of a wrapper, with its multiply-adds.
 
     Args:
-        name: Of the base.
-        input_shapes: Of one sample for which it was counted; where the base leaves
-            sizes open, those of `nominal_shapes`.
-        sizes_are_open: Whether it leaves any open.
-        head: The kind of head, such as `"Bottleneck"`.
+        name: Name of the base.
+        input_shapes: Shapes of one sample for which multiply-adds were counted; where
+            the base has unknown sizes, those of `nominal_shapes`.
+        sizes_are_open: Whether the base has unknown sizes.
+        head: Class name of the head, such as `"Bottleneck"`.
         heads_read_on: Whether heads read the base beyond their taps.
-        parts: Shallow to deep.
+        parts: Sections with their exits, shallow to deep.
     """
 
     name: str
@@ -57,10 +58,11 @@ class Anatomy:
         return None if None in counts else sum(counts)  # type: ignore[arg-type]
 
 
-def anatomy(model: Any) -> Anatomy:
-    """Take a wrapper apart.
+def anatomy(model: SelfDistiller) -> Anatomy:
+    """Return the structure of a wrapper.
 
-    What several sections need counts in the first; what several heads, in the deepest.
+    A layer that several sections need counts in the first of them; one that several
+    heads need counts in the deepest.
 
     Args:
         model: A `SelfDistiller`.
@@ -95,7 +97,9 @@ def anatomy(model: Any) -> Anatomy:
     )
 
 
-def _costs(graph: ExitGraph, shapes: Shapes):
+def _costs(
+    graph: ExitGraph, shapes: Shapes
+) -> tuple[list[int | None], list[int | None]]:
     """Return the multiply-adds of every section and of every head."""
     outputs = [each.output for each in graph.exits.values()]
     nodes = graph_nodes(graph.base.inputs, outputs)
@@ -118,7 +122,7 @@ def _costs(graph: ExitGraph, shapes: Shapes):
     return sections, heads
 
 
-def _teachers(model):
+def _teachers(model: SelfDistiller) -> dict[str, tuple[str, ...]]:
     """Return the names of the exits that each exit learns from."""
     recipe, names = model.recipe.at(0), model.exit_names
     return {

@@ -1,19 +1,31 @@
 """Training curves of every exit."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
+
+import keras
 
 from keras_selfdistill.training.logs.log_names import exits_in_order, parse_log_names
 from keras_selfdistill.utils.config import did_you_mean
+from keras_selfdistill.utils.type_aliases import Axes, Figure
 from keras_selfdistill.visualization import style
 
+History: TypeAlias = keras.callbacks.History | Mapping[str, Sequence[float]]
 
-def plot_history(history: Any, metric: str = "accuracy", *, ax: Any = None) -> Any:
-    """Draw a metric of every exit by epoch; thin dotted lines are of the training data.
+
+def logs_of(history: History) -> Mapping[str, Sequence[float]]:
+    """Return the values by key of a `History`, or of its dict."""
+    return getattr(history, "history", history)
+
+
+def plot_history(
+    history: History, metric: str = "accuracy", *, ax: Axes = None
+) -> Figure:
+    """Draw a metric of every exit by epoch, with dotted lines for the training data.
 
     Args:
-        history: What `fit` returned, or the dict in it.
-        metric: Name of a metric that `compile` was given.
+        history: The `History` that `fit` returned, or its dict.
+        metric: Name of a metric that was passed to `compile`.
         ax: Matplotlib axes to draw on.
 
     Returns:
@@ -21,16 +33,16 @@ def plot_history(history: Any, metric: str = "accuracy", *, ax: Any = None) -> A
 
     Raises:
         ImportError: Matplotlib is not installed.
-        ValueError: The history holds no such metric.
+        ValueError: The history does not contain the metric.
 
     Example:
         >>> history = {"exit_1_accuracy": [0.3, 0.5], "accuracy": [0.2, 0.6]}
         >>> plot_history(history).axes[0].get_ylabel()
         'accuracy'
     """
-    values: Mapping[str, Sequence[float]] = getattr(history, "history", history)
+    values = logs_of(history)
     names = parse_log_names(values)
-    # A single exit's metric, as of a plain base, is a curve, too.
+    # The history of a plain model has no exits: draw its metric as the final exit's.
     found = {
         key: name._replace(source=name.source or "final")
         for key, name in names.items()
@@ -39,8 +51,8 @@ def plot_history(history: Any, metric: str = "accuracy", *, ax: Any = None) -> A
     if not found:
         known = list(dict.fromkeys(name.quantity for name in names.values()))
         raise ValueError(
-            f"The history holds no such metric. Received: metric={metric!r}. Expected "
-            f"one of {known}.{did_you_mean(str(metric), known)}"
+            f"The history does not contain this metric. Received: metric={metric!r}. "
+            f"Expected one of {known}.{did_you_mean(str(metric), known)}"
         )
     ax = style.axes_of(ax)
     validated = any(name.validation for name in found.values())

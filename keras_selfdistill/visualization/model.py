@@ -1,11 +1,12 @@
-"""A wrapper as a picture: sections, taps, heads, exits, and who teaches whom."""
+"""A diagram of a wrapper: sections, taps, heads, exits and their teachers."""
 
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
+from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.utils.table import compact
+from keras_selfdistill.utils.type_aliases import Axes, Figure
 from keras_selfdistill.visualization import style
 from keras_selfdistill.visualization.anatomy import Anatomy, Part, anatomy
 
@@ -18,24 +19,25 @@ _MOST_COLUMNS = 4
 _TAP_LETTERS, _TAP_LINES = 19, 3
 
 
-def plot_model(model: Any, *, ax: Any = None) -> Any:
+def plot_model(model: SelfDistiller, *, ax: Axes = None) -> Figure:
     """Draw a wrapper: the base as a row of sections, heads at its taps, and exits.
 
-    Percentages are multiply-adds as a share of the base's; below an exit stands what a
-    model of it alone costs. Dashed arrows lead from teachers to those they teach. More
-    than four sections are wrapped into several rows, which teaching does not cross.
+    Percentages are multiply-adds as a fraction of the base's; the one below an exit is
+    that of its `exit_model`. Dashed arrows lead from teachers to their students. More
+    than four sections are drawn in several rows, without these arrows.
 
     Args:
         model: A `SelfDistiller`.
         ax: Matplotlib axes to draw on.
 
     Returns:
-        The `matplotlib.figure.Figure`, of vectors: `plot_model(m).savefig("m.svg")`.
+        The `matplotlib.figure.Figure`; `plot_model(model).savefig("model.svg")` saves
+        it as vector graphics.
 
     Raises:
         ImportError: Matplotlib is not installed.
-        ValueError: The base leaves sizes open, and cannot be computed for any of those
-            that are tried.
+        ValueError: The base has unknown sizes, and none of the sizes tried for them
+            fits.
 
     Example:
         >>> import keras_selfdistill as ksd
@@ -48,9 +50,9 @@ def plot_model(model: Any, *, ax: Any = None) -> Any:
 
 
 class _Drawing:
-    """Draws one wrapper on one pair of axes."""
+    """Draws one wrapper on Matplotlib axes."""
 
-    def __init__(self, found: Anatomy, ax: Any):
+    def __init__(self, found: Anatomy, ax: Axes):
         count = len(found.parts)
         rows = math.ceil(count / _MOST_COLUMNS)
         self.columns = math.ceil(count / rows)
@@ -96,7 +98,7 @@ class _Drawing:
             self._text(x - 0.42, y + _HIGH / 2, label, size=8)
 
     def _onwards(self, number):
-        """Lead from a section to the next, in the next row if need be."""
+        """Draw an arrow to the next section, which may be in the next row."""
         x, y = self._place(number)
         y += _SECTION + _HIGH / 2
         self._arrow((x + _BOX, y), (x + _COLUMN, y), style.INK)
@@ -134,19 +136,19 @@ class _Drawing:
             self._text(tap, y + _EXIT - 0.19, cost, va="top")
 
     def _cost(self, number):
-        """Return the multiply-adds of a model of one exit alone."""
+        """Return the multiply-adds of the `exit_model` of one exit."""
         sections = [part.section for part in self.found.parts[: number + 1]]
         counts = [*sections, self.found.parts[number].head]
         return None if None in counts else sum(counts)
 
     def _teaching(self):
-        """Draw dashed lines from teachers down, leftwards, and up to the taught."""
+        """Draw dashed arrows from teachers to students, below the exits."""
         names = [part.exit_name for part in self.found.parts]
         for i, part in enumerate(self.found.parts):
             for teacher in part.teachers:
                 start = self._tap_x(names.index(teacher)) if teacher in names else None
                 end, y = self._tap_x(i) - 0.09, self._place(i)[1] + _BUS
-                if start is None:  # The ensemble, which is no exit of its own.
+                if start is None:  # The ensemble, which is not an exit.
                     start = self.width - 0.2
                 above = y + _EXIT - _BUS - 0.36
                 start += 0.09

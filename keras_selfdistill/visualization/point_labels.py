@@ -1,9 +1,10 @@
-"""Labels beside points that keep apart from lines and from each other."""
+"""Labels beside points, placed so that they overlap neither lines nor each other."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+
+from keras_selfdistill.utils.type_aliases import Axes
 
 # Offsets in points from the point to the label, and the label's alignment.
 _PLACES = (
@@ -16,17 +17,17 @@ _PLACES = (
     (0, -22, "center", "top"),
     (0, 22, "center", "bottom"),
 )
-_WORST = 50  # As bad as so many points of a line under the label.
+_WORST = 50  # Penalty of an overlap, in covered points of a line.
 
 
-def place_labels(ax: Any, labels: Mapping[str, tuple[float, float]]) -> None:
-    """Write a label beside each point, where it hits no line, point or other label.
+def place_labels(ax: Axes, labels: Mapping[str, tuple[float, float]]) -> None:
+    """Write a label beside each point, where it overlaps as little as possible.
 
     Args:
-        ax: Axes that hold everything else already.
-        labels: Text, and the point in data coordinates.
+        ax: Axes on which everything else is drawn already.
+        labels: Mapping of label texts to points in data coordinates.
     """
-    ax.figure.draw_without_rendering()  # Settles the layout.
+    ax.figure.draw_without_rendering()  # Computes the layout.
     points = _points_of_lines(ax)
     legend = ax.get_legend()
     boxes = [] if legend is None else [legend.get_window_extent()]
@@ -53,7 +54,7 @@ def _note(ax, text, point, place):
 
 
 def _hits(box, points, boxes, ax):
-    """Count what a label would cover, in pixels."""
+    """Return the penalty of a label at a place: covered points and overlaps."""
     box = box.padded(3)
     covered = ((points >= box.min) & (points <= box.max)).all(axis=1).sum()
     frame = ax.get_window_extent()
@@ -63,7 +64,7 @@ def _hits(box, points, boxes, ax):
 
 
 def _points_of_lines(ax):
-    """Return points along all lines, in pixels."""
+    """Return points along all lines, in pixels, shape `(points, 2)`."""
     found = [np.zeros((0, 2))]
     for line in ax.lines:
         corners = line.get_transform().transform_path(line.get_path()).vertices

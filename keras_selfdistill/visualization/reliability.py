@@ -1,33 +1,34 @@
-"""How far confidence can be believed."""
+"""Reliability diagrams: accuracy by confidence."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from keras_selfdistill.evaluation.data_adapter import right_answers
 from keras_selfdistill.evaluation.reliability import BINS, binned
+from keras_selfdistill.utils.type_aliases import Axes, Figure, Labels, Tensor
 from keras_selfdistill.visualization import style
 
 
 def plot_reliability(
-    outputs: Mapping[str, Any],
-    labels: Any,
+    outputs: Mapping[str, Tensor],
+    labels: Labels,
     *,
     bins: int = BINS,
-    ax: Sequence[Any] | None = None,
-) -> Any:
-    r"""Draw a reliability diagram of each exit: its accuracy where it is so confident.
+    ax: Sequence[Axes] | None = None,
+) -> Figure:
+    r"""Draw a reliability diagram of each exit: its accuracy by confidence.
 
-    Bars are accuracies; the darker they are, the more samples are in the bin. A bar
-    below the diagonal is overconfident, one above it too modest. "ECE" is the expected
-    calibration error.
+    The height of a bar is the accuracy in a bin; the darker the bar, the more samples
+    are in the bin. Where a bar ends below the diagonal the exit is overconfident, above
+    it underconfident. "ECE" is the expected calibration error.
 
     Args:
-        outputs: Probabilities of shape `(samples, classes)`, by exit, such as
-            `model.predict(x)` of a base that ends in softmax.
-        labels: Classes, shape `(samples,)`.
+        outputs: Mapping of exit names to probabilities of shape `(samples, classes)`,
+            such as `model.predict(x)` of a base that ends in softmax.
+        labels: Class indices of shape `(samples,)`, or one-hot labels of shape
+            `(samples, classes)`.
         bins: Number of bins.
         ax: Matplotlib axes, one for each exit.
 
@@ -36,7 +37,7 @@ def plot_reliability(
 
     Raises:
         ImportError: Matplotlib is not installed.
-        ValueError: The outputs are no probabilities.
+        ValueError: The outputs are not probabilities.
 
     Example:
         >>> outputs = {"final": np.array([[0.9, 0.1], [0.2, 0.8]])}
@@ -90,9 +91,9 @@ def _draw(ax, name, found):
 
 def _check(probabilities):
     off = np.abs(probabilities.sum(axis=-1) - 1).max()
-    if not (off <= 1e-2 and probabilities.min() >= 0):  # Nor is NaN.
+    if not (off <= 1e-2 and probabilities.min() >= 0):  # False for NaN, too.
         raise ValueError(
-            "Reliability needs probabilities. Received: rows whose sum is off 1 by up "
-            f"to {off:.3g}, smallest value {probabilities.min():.3g}. Pass logits "
-            "through keras.ops.softmax first."
+            "Reliability needs probabilities. Received: outputs whose sums differ from "
+            f"1 by up to {off:.3g}, smallest value {probabilities.min():.3g}. Apply "
+            "keras.ops.softmax to logits first."
         )

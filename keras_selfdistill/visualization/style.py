@@ -1,4 +1,4 @@
-"""What all pictures share: figures without pyplot, colours and markers."""
+"""Helpers that all plots share: figures without pyplot, colours and markers."""
 
 import importlib
 import io
@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Of Okabe and Ito: also the colour-blind tell them apart.
+from keras_selfdistill.utils.type_aliases import Axes, Figure
+
+# The palette of Okabe and Ito, which colour-blind readers can tell apart, too.
 BLUE, GREEN, ORANGE, SKY, INK = "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#222222"
 ROSE = "#CC79A7"
 GRAY = "#777777"
-WIDTH, HEIGHT = 8.0, 4.8  # Inches: 800 pixels wide where a file has 100 to the inch.
+WIDTH, HEIGHT = 8.0, 4.8  # Inches; 800 pixels wide at 100 dots per inch.
 
 
 class Style(NamedTuple):
-    """How one exit looks in every picture."""
+    """Colour, marker and line of one exit or model, the same in every plot."""
 
     color: str
     marker: str
@@ -24,9 +26,9 @@ class Style(NamedTuple):
 
 
 def exit_styles(names: Iterable[str]) -> dict[str, Style]:
-    """Return a style for each name: exits darken with depth, others stand out.
+    """Return a style for each name: exits get darker with depth, others are in colour.
 
-    Lightness and markers tell exits apart where colours do not.
+    Lightness and markers distinguish exits without colour, too.
 
     Example:
         >>> exit_styles(["exit_1", "final", "ensemble"])["final"]
@@ -51,7 +53,7 @@ def exit_styles(names: Iterable[str]) -> dict[str, Style]:
 
 
 def series_styles(names: Iterable[str]) -> dict[str, Style]:
-    """Return a style for each of several models that are compared.
+    """Return a style for each of several compared models.
 
     Example:
         >>> series_styles(["plain"])["plain"]
@@ -70,17 +72,17 @@ def series_styles(names: Iterable[str]) -> dict[str, Style]:
 
 
 def colormap(name: str) -> Any:
-    """Return a colour map of matplotlib's."""
+    """Return a Matplotlib colour map."""
     return module("matplotlib").colormaps[name]
 
 
 def is_exit(name: str) -> bool:
-    """Tell an exit from the ensemble, the plain base and the like."""
+    """Return whether a name is that of an exit, not of the ensemble or a model."""
     return name == "final" or name.startswith("exit_")
 
 
-def axes_of(ax: Any = None, *, size: tuple[float, float] = (WIDTH, HEIGHT)) -> Any:
-    """Return the axes to draw on: those given, or the only ones of a new figure.
+def axes_of(ax: Axes = None, *, size: tuple[float, float] = (WIDTH, HEIGHT)) -> Axes:
+    """Return the given axes, or the only axes of a new figure.
 
     Raises:
         ImportError: Matplotlib is not installed.
@@ -88,27 +90,27 @@ def axes_of(ax: Any = None, *, size: tuple[float, float] = (WIDTH, HEIGHT)) -> A
     return new_figure(size).add_subplot() if ax is None else ax
 
 
-def new_figure(size: tuple[float, float], *, layout: str = "constrained") -> Any:
-    """Return a figure that pyplot does not know of.
+def new_figure(size: tuple[float, float], *, layout: str = "constrained") -> Figure:
+    """Return a figure that pyplot does not manage.
 
     Raises:
         ImportError: Matplotlib is not installed.
     """
     figure = module("matplotlib.figure").Figure(figsize=size, layout=layout)
-    # Jupyter asks for this; only pyplot's own figures are shown without.
+    # Jupyter calls this; without it, only figures of pyplot are shown.
     figure._repr_png_ = lambda: _png(figure)
     return figure
 
 
-def tidy(ax: Any) -> None:
-    """Give axes a light grid and no box."""
+def tidy(ax: Axes) -> None:
+    """Give axes a light grid, and hide the top and right spines."""
     ax.grid(alpha=0.3, linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def whole_numbers(axis: Any) -> None:
-    """Put ticks of an axis, such as that of epochs, at integers alone."""
+    """Put the ticks of a Matplotlib axis, such as that of epochs, at integers only."""
     ticks = module("matplotlib.ticker")
     axis.set_major_locator(ticks.MaxNLocator(integer=True))
 
@@ -120,12 +122,16 @@ def _png(figure):
 
 
 def module(name: str) -> Any:
-    """Return a module of matplotlib's, or say how to install it."""
+    """Return a module of Matplotlib.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            "A picture needs matplotlib, which is not installed. Run "
+            "Plots need Matplotlib, which is not installed. Run "
             "`python -m pip install matplotlib`, or install this library with its "
-            "extra `plot`. The numbers are to be had without."
+            "extra `plot`."
         ) from error

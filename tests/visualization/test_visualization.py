@@ -119,7 +119,7 @@ FIGURES = {
         np.array([2.0, 2.0, 2.0, 2.5, 2.4]),
         np.array([0.4, 0.5, 0.6, 0.7, 1.0]),
     ).plot(),
-    "answers": lambda: analysis.compare_answers(*outputs(4)).plot(),
+    "predictions": lambda: analysis.compare_predictions(*outputs(4)).plot(),
 }
 
 

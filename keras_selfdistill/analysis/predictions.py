@@ -1,28 +1,30 @@
-"""What each exit gets right that others do not."""
+"""Which samples each exit classifies correctly and other exits do not."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from keras_selfdistill.evaluation.data_adapter import right_answers
+from keras_selfdistill.utils.type_aliases import Axes, Figure, Labels, Tensor
 from keras_selfdistill.visualization import style
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
-    """Which exits are right on the same samples.
+class PredictionComparison:
+    """How the correct predictions of several exits overlap.
 
     Args:
-        names: Of the exits.
-        accuracy: Share of the samples that each gets right.
-        alone: Share that it alone gets right.
-        ahead: Shape `(exits, exits)`: share that the exit of the row gets right and
-            that of the column wrong.
-        any_right: Share that at least one gets right: what a perfect choice of the
-            exit for each sample would reach.
-        all_right: Share that all get right.
+        names: Names of the exits.
+        accuracy: Fraction of samples that each exit predicts correctly, shape
+            `(exits,)`.
+        alone: Fraction of samples that only this exit predicts correctly, shape
+            `(exits,)`.
+        ahead: Fraction of samples that the exit of the row predicts correctly and
+            the exit of the column does not, shape `(exits, exits)`.
+        any_right: Fraction of samples that at least one exit predicts correctly: the
+            accuracy of a perfect choice of the exit for each sample.
+        all_right: Fraction of samples that all exits predict correctly.
     """
 
     names: tuple[str, ...]
@@ -32,8 +34,8 @@ class Answers:
     any_right: float
     all_right: float
 
-    def plot(self, *, ax: Any = None) -> Any:
-        """Draw who is right where another is wrong, as a table in colours.
+    def plot(self, *, ax: Axes = None) -> Figure:
+        """Draw `ahead` as a heat map.
 
         Args:
             ax: Matplotlib axes to draw on.
@@ -64,19 +66,23 @@ class Answers:
         return ax.figure
 
 
-def compare_answers(outputs: Mapping[str, Any], labels: Any) -> Answers:
-    """Compare what exits answer on the same samples.
+def compare_predictions(
+    outputs: Mapping[str, Tensor], labels: Labels
+) -> PredictionComparison:
+    """Compare the predictions of several exits on the same samples.
 
     Args:
-        outputs: Shape `(samples, classes)` of each exit, such as `model.predict(x)`.
-        labels: Class numbers, shape `(samples,)`, or one-hot rows.
+        outputs: Mapping of exit names to outputs of shape `(samples, classes)`, such
+            as `model.predict(x)`.
+        labels: Class indices of shape `(samples,)`, or one-hot labels of shape
+            `(samples, classes)`.
 
     Raises:
-        ValueError: The shapes do not fit, or there are labels that are no classes.
+        ValueError: The shapes do not match, or a label is not a class of the outputs.
 
     Example:
         >>> outputs = {"exit_1": np.eye(2)[[0, 0, 1]], "final": np.eye(2)[[0, 1, 1]]}
-        >>> found = compare_answers(outputs, [0, 1, 0])
+        >>> found = compare_predictions(outputs, [0, 1, 0])
         >>> found.accuracy.round(2).tolist(), found.alone.round(2).tolist()
         ([0.33, 0.67], [0.0, 0.33])
     """
@@ -85,7 +91,7 @@ def compare_answers(outputs: Mapping[str, Any], labels: Any) -> Answers:
     )
     only = right & (right.sum(axis=0) == 1)
     numbers = right.astype("float64")
-    return Answers(
+    return PredictionComparison(
         names=tuple(outputs),
         accuracy=right.mean(axis=1),
         alone=only.mean(axis=1),
