@@ -1,4 +1,4 @@
-"""How sure an exit is: criteria that turn probabilities into scores, in NumPy."""
+"""Criteria: confidence scores of an exit's predictions, in NumPy."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,23 +9,24 @@ import numpy as np
 
 from keras_selfdistill.utils.config import PACKAGE, Config, resolve
 
-# What a criterion remembers of each sample from one exit to the next.
+# A criterion's arrays, one row per sample, passed from one exit to the next.
 Memory = dict[str, np.ndarray]
 
 
 class Criterion(Config):
-    """What every criterion offers; subclass it as a frozen dataclass."""
+    """Base class of criteria; subclass it as a frozen dataclass."""
 
     def __call__(self, probabilities: np.ndarray, memory: Memory) -> np.ndarray:
-        """Score samples at one exit; a sample leaves where its score is high enough.
+        """Return the confidence scores of samples at one exit.
 
         Args:
-            probabilities: Shape `(samples, classes)`.
-            memory: Arrays with one row for each sample, empty at the first exit. What
-                is put in comes back, for the samples still there, at the next exit.
+            probabilities: Probabilities, shape `(samples, classes)`.
+            memory: Arrays with one row per sample, empty at the first exit. Arrays
+                stored in it are passed to the next exit, for the remaining samples.
 
         Returns:
-            Shape `(samples,)`; higher is surer.
+            Scores, shape `(samples,)`; higher means more confident. A sample exits if
+            its score reaches the exit's threshold.
         """
         raise NotImplementedError(f"{type(self).__name__} must define __call__.")
 
@@ -48,7 +49,7 @@ class Confidence(Criterion):
 @keras.saving.register_keras_serializable(package=PACKAGE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Margin(Criterion):
-    """The largest probability less the second largest.
+    """The largest probability minus the second largest.
 
     Example:
         >>> Margin()(np.array([[0.75, 0.25, 0.0]]), {}).tolist()
@@ -64,7 +65,7 @@ class Margin(Criterion):
 @keras.saving.register_keras_serializable(package=PACKAGE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entropy(Criterion):
-    """One less the entropy as a share of the largest possible.
+    """One minus the entropy, normalised by the largest possible entropy.
 
     Example:
         >>> Entropy()(np.array([[0.5, 0.5], [1.0, 0.0]]), {}).tolist()
@@ -72,7 +73,7 @@ class Entropy(Criterion):
     """
 
     def __call__(self, probabilities, memory):
-        """Return the scores, from 0 (all classes alike) to 1 (certain)."""
+        """Return the scores, from 0 (uniform) to 1 (certain)."""
         safe = np.where(probabilities > 0, probabilities, 1.0)  # 0 · log 0 is 0.
         entropy = -(probabilities * np.log(safe)).sum(axis=-1)
         return 1.0 - entropy / np.log(probabilities.shape[-1])
@@ -81,10 +82,10 @@ class Entropy(Criterion):
 @keras.saving.register_keras_serializable(package=PACKAGE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Patience(Criterion):
-    """How many exits in a row, this one included, agree on the class.
+    """The number of consecutive exits, this one included, that predict the same class.
 
-    A threshold of 2 waits until an exit agrees with the one before. As in PABEE (Zhou
-    et al., NeurIPS 2020, arXiv 2006.04152), whose counter is lower by 1.
+    With a threshold of 2, a sample exits as soon as two exits agree in a row. As in
+    PABEE (Zhou et al., NeurIPS 2020, arXiv 2006.04152), whose counter is lower by 1.
 
     Example:
         >>> memory = {}
@@ -104,12 +105,12 @@ class Patience(Criterion):
 
 @dataclasses.dataclass(frozen=True)
 class FromFunction(Criterion):
-    """A user's own criterion.
+    """A criterion from a user's function.
 
     Args:
-        function: From probabilities, shape `(samples, classes)`, to scores, shape
-            `(samples,)`, higher is surer; NumPy in and out. To be saved, it must be
-            registered with `keras.saving.register_keras_serializable`.
+        function: NumPy function from probabilities, shape `(samples, classes)`, to
+            scores, shape `(samples,)`; higher means more confident. To be saved, it
+            must be registered with `keras.saving.register_keras_serializable`.
 
     Example:
         >>> FromFunction(lambda rows: rows[:, 0])(np.array([[0.3, 0.7]]), {}).tolist()
@@ -140,11 +141,15 @@ _SHORTHANDS = {
 
 
 def get(identifier: "str | Criterion | Callable") -> Criterion:
-    """Return the criterion with a name, of a function, or the one given.
+    """Return the criterion with a name, from a function, or the one given.
+
+    Args:
+        identifier: `"confidence"`, `"margin"`, `"entropy"`, `"patience"`, a function
+            as in `FromFunction`, or a `Criterion`.
 
     Raises:
         ValueError: No criterion has this name.
-        TypeError: `identifier` is no string, function or `Criterion`.
+        TypeError: `identifier` is not a string, a function or a `Criterion`.
 
     Example:
         >>> get("margin")
@@ -157,7 +162,7 @@ def get(identifier: "str | Criterion | Callable") -> Criterion:
 
 
 def to_config(criterion: Criterion) -> dict[str, Any]:
-    """Return plain data from which `from_config` makes an equal criterion.
+    """Return a config from which `from_config` makes an equal criterion.
 
     Raises:
         ValueError: The criterion's function or class is not registered.
@@ -171,9 +176,9 @@ def to_config(criterion: Criterion) -> dict[str, Any]:
     name = keras.saving.get_registered_name(thing)
     if keras.saving.get_registered_object(name) is not thing:
         raise ValueError(
-            "A criterion of your own must be registered to be saved, because files "
-            f"hold its name, no code. Received: {thing!r}. Put "
-            "@keras.saving.register_keras_serializable(package='mine') above it."
+            "A custom criterion must be registered to be saved, because files contain "
+            f"its name, not its code. Received: {thing!r}. Expected: the decorator "
+            "@keras.saving.register_keras_serializable(package='mine') on it."
         )
     return {
         "registered_name": name,
@@ -192,13 +197,13 @@ def from_config(config: dict[str, Any]) -> Criterion:
         Patience()
     """
     name, fields = config["registered_name"], config["config"]
-    # By name among registered objects alone: a file must not choose what is imported.
+    # Looked up among registered objects only: a file must not choose what is imported.
     thing = keras.saving.get_registered_object(name)
     is_class = isinstance(thing, type) and issubclass(thing, Criterion)
     is_function = callable(thing) and not isinstance(thing, type)
     if not (is_class if fields is not None else is_function):
         raise ValueError(
-            f"The file's criterion is not known here. Received: {name!r}. Import or "
+            f"The file's criterion is not registered. Received: {name!r}. Import or "
             "define it before loading, registered under the same package and name."
         )
     return FromFunction(thing) if fields is None else thing.from_config(fields)

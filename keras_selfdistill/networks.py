@@ -23,7 +23,7 @@ NETWORKS: dict[str, Callable[..., keras.Model]] = {}
 
 
 def _network(features: Callable[[Tensor, Width], Tensor]) -> Callable[..., keras.Model]:
-    """Decorator: a function to the last feature map becomes a listed model builder."""
+    """Make a listed model builder from a function that returns the last feature map."""
 
     def build(
         *,
@@ -67,7 +67,7 @@ def _check_arguments(
     if classes < 2:
         raise ValueError(
             f"Received classes={classes}; expected at least 2. Pass the number of "
-            "different labels in your data set."
+            "different labels in your dataset."
         )
     if not width_multiplier > 0:
         raise ValueError(
@@ -110,7 +110,7 @@ def _conv_bn_relu(
 
 
 def _join(x: Tensor, residual: Tensor, stride: int, name: str) -> Tensor:
-    """Adds the shortcut of a post-activation block, projected where shapes differ."""
+    """Add the shortcut of a post-activation block, projected if shapes differ."""
     residual = _bn(residual, f"{name}_last")
     filters = residual.shape[-1]
     if stride > 1 or x.shape[-1] != filters:
@@ -163,7 +163,7 @@ def _stages(
     channels: int,
     width: Width,
 ) -> Tensor:
-    """Stacks stages; each after the first halves the map and doubles the channels."""
+    """Stack stages; each after the first halves the map and doubles the channels."""
     for i, depth in enumerate(depths):
         for j in range(depth):
             stride = 2 if i > 0 and j == 0 else 1

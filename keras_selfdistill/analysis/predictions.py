@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from keras_selfdistill.evaluation.data_adapter import right_answers
+from keras_selfdistill.evaluation.data_adapter import correct_predictions
 from keras_selfdistill.utils.type_aliases import Axes, Figure, Labels, Tensor
 from keras_selfdistill.visualization import style
 
@@ -87,7 +87,7 @@ def compare_predictions(
         ([0.33, 0.67], [0.0, 0.33])
     """
     right = np.stack(
-        [right_answers(np.asarray(each), labels) for each in outputs.values()]
+        [correct_predictions(np.asarray(each), labels) for each in outputs.values()]
     )
     only = right & (right.sum(axis=0) == 1)
     numbers = right.astype("float64")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import keras
 import numpy as np
 
-from keras_selfdistill.evaluation.data_adapter import right_answers
+from keras_selfdistill.evaluation.data_adapter import correct_predictions
 from keras_selfdistill.utils.keras_internals import parameters
 from keras_selfdistill.utils.type_aliases import Axes, Data, Figure, Labels
 from keras_selfdistill.visualization import style
@@ -131,7 +131,7 @@ def flat_minima(
 def _accuracy(model, x, labels, noise, batch_size):
     with noise:
         outputs = model.predict(x, batch_size=batch_size, verbose=0)
-    return float(np.mean(right_answers(outputs, labels)))
+    return float(np.mean(correct_predictions(outputs, labels)))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What each backend does in its own way: compiling, rows of tensors, random state.
+"""Backend-specific code: compiling, rows of tensors, batch norm, random state.
 
 Internal.
 """

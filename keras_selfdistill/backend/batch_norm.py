@@ -1,18 +1,18 @@
-"""Batch normalisation by PyTorch's own kernel.
+"""Batch normalisation with PyTorch's fused kernel.
 
-Keras computes it on PyTorch as a chain of elementwise operations, each of which writes
+On PyTorch, Keras computes it as a chain of elementwise operations, each of which writes
 a tensor as large as the activations, forward and backward. PyTorch has one kernel for
-the whole chain (benchmarks/train_step.py shows what it saves).
+the whole chain; benchmarks/train_step.py measures the difference.
 """
 
 import keras
 
 
 def use_fused_kernel(layer):
-    """Let a batch normalisation layer train by PyTorch's kernel, on that backend.
+    """Make a batch normalisation layer train with PyTorch's kernel, on that backend.
 
-    The layer stays what it is, a `keras.layers.BatchNormalization`: it saves and loads
-    as one, and with the same result trains by Keras' own operations elsewhere.
+    The layer stays a plain `keras.layers.BatchNormalization`: it is saved and loaded as
+    one. Keras' own operations compute the same result on other backends.
 
     Args:
         layer: A `keras.layers.BatchNormalization` that normalises the last axis of

@@ -1,4 +1,4 @@
-"""A section compiled once for each batch size, on each backend."""
+"""Compile a model once for each batch size, on each backend."""
 
 import operator
 import threading
@@ -11,15 +11,15 @@ _Compiled = tuple[list[Any], dict[int, Callable[..., Any]]]
 
 
 class CompiledModel:
-    """A model of flat inputs that is compiled once for every batch size it meets.
+    """A model with a list of inputs, compiled once for every batch size it meets.
 
-    Weights are read at every call, so later training shows; where variables are added
-    or replaced, as by `enable_lora` and `quantize`, it is compiled again. What the
-    model assigns in a call, such as the seeds of layers that draw numbers, is kept.
-    Calls may come from several threads.
+    Weights are read at every call, so that later training has effect. If variables are
+    added or replaced, as by `enable_lora` and `quantize`, the model is compiled again.
+    Variables that a call assigns, such as the seeds of random layers, are updated.
+    Several threads may call it.
 
     Args:
-        model: A `Section`, or a functional model called with the list of its inputs.
+        model: A `Section`, or a functional model called with a list of its inputs.
 
     Example:
         >>> import numpy as np
@@ -33,23 +33,23 @@ class CompiledModel:
 
     def __init__(self, model: keras.Model):
         self._model = model
-        # The variables for which it was compiled, and what came of it by rows.
+        # The variables for which it was compiled, and compiled functions by batch size.
         self._compiled: _Compiled = [], {}
         self._lock = threading.Lock()
-        self.compile_count = 0  # How often the backend traced the model.
+        self.compile_count = 0  # Number of times the backend traced the model.
 
     def __call__(self, tensors: Sequence[Any]) -> Any:
         """Return the model's outputs.
 
         Args:
-            tensors: Arrays, or tensors of the backend, with the same number of rows.
+            tensors: Arrays or tensors of the backend, of the same batch size.
         """
         rows = int(tensors[0].shape[0])
         call = self._calls().get(rows)
         return call(tensors) if call else self._first_call(rows, tensors)
 
     def _calls(self):
-        """Return what was compiled for the variables that the model has now."""
+        """Return the functions compiled for the current variables, by batch size."""
         variables, calls = self._compiled
         now = self._model.variables
         if len(now) != len(variables) or any(map(operator.is_not, now, variables)):
@@ -93,7 +93,7 @@ def _compile_jax(model, rows, traced):
     import jax
 
     trainable, others = model.trainable_variables, model.non_trainable_variables
-    assigned: list[int] = []  # Which of the others the model assigns: seeds, mostly.
+    assigned: list[int] = []  # Indices of the others that calls assign, mostly seeds.
 
     @jax.jit
     def run(weights, tensors):

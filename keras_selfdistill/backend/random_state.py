@@ -1,6 +1,6 @@
-"""The random states of a process, besides the seeds that a model keeps: as plain data.
+"""The random states of a process as plain data, besides the seeds in a model.
 
-TensorFlow has one more, inside its own operations, which nothing can read.
+TensorFlow has another one inside its own operations, which cannot be read.
 """
 
 import random
@@ -17,7 +17,7 @@ from keras.src.random.seed_generator import (
 
 
 def random_state() -> dict[str, Any]:
-    """Return the states of Python, NumPy, PyTorch and Keras, as JSON can hold them.
+    """Return the random states of Python, NumPy, PyTorch and Keras, as JSON values.
 
     Example:
         >>> kept = random_state()
@@ -33,14 +33,14 @@ def random_state() -> dict[str, Any]:
         "python": [version, list(internal), gauss],
         "numpy": [name, key.tolist(), *rest],
     }
-    # Where PyTorch is loaded: its data loaders draw from it on any backend.
+    # If PyTorch is loaded: its data loaders draw from it on any backend.
     if torch := sys.modules.get("torch"):
         state["torch"] = torch.get_rng_state().tolist()
-        # Beside another backend, asking would start every GPU.
+        # With another backend, reading the states would initialise every GPU.
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             devices = torch.cuda.get_rng_state_all()
             state["cuda"] = [device.tolist() for device in devices]
-    # For keras.random without a seed. Not asked for, or the question would make it.
+    # For keras.random without a seed. Read directly: Keras' getter would create it.
     generator = get_global_attribute(GLOBAL_SEED_GENERATOR)
     if generator is not None:
         value = keras.ops.convert_to_numpy(generator.state.value)
@@ -49,7 +49,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Set what `random_state` returned, PyTorch's where it is loaded."""
+    """Set the states that `random_state` returned; PyTorch's only if it is loaded."""
     if "keras" in state:
         global_seed_generator().state.assign(np.array(state["keras"]))
     if "torch" in state and (torch := sys.modules.get("torch")):
@@ -63,7 +63,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def is_random_state(value: Any) -> bool:
-    """Tell whether a value is what `random_state` returns, perhaps from a file.
+    """Return whether a value, such as one from a file, is a valid random state.
 
     Example:
         >>> is_random_state(random_state()), is_random_state({"python": []})
@@ -78,7 +78,7 @@ def is_random_state(value: Any) -> bool:
 
 def _is_number(value, kind=(int, float)):
     is_number = isinstance(value, kind) and not isinstance(value, bool)
-    return is_number and abs(value) < 1e308  # Past which none is a float.
+    return is_number and abs(value) < 1e308  # Larger ones overflow a float.
 
 
 def _is_list_below(limit, value, length=None):
@@ -90,7 +90,7 @@ def _is_list_below(limit, value, length=None):
 
 
 def _is_python(value):
-    """Tell the Mersenne Twister of `random`: its words, then the place among them."""
+    """Return whether a value is a Mersenne Twister state: its words, then an index."""
     if not isinstance(value, list) or len(value) != 3:
         return False
     version, internal, gauss = value
@@ -103,7 +103,7 @@ def _is_python(value):
 
 
 def _is_numpy(value):
-    """Tell the same generator of NumPy, with its name and a number kept for later."""
+    """Return whether a value is NumPy's state of the same generator."""
     if not isinstance(value, list) or len(value) != 5:
         return False
     name, key, place, has_gauss, gauss = value
@@ -117,7 +117,7 @@ def _is_numpy(value):
 
 
 def _is_torch(value, device="cpu"):
-    """Tell what a generator of PyTorch takes; any bytes where it is not loaded."""
+    """Return whether PyTorch accepts a state; any bytes if it is not loaded."""
     if not _is_list_below(256, value):
         return False
     torch = sys.modules.get("torch")
@@ -131,7 +131,7 @@ def _is_torch(value, device="cpu"):
 
 
 def _is_devices(value):
-    """Tell the states of GPUs, which are set where PyTorch has as many."""
+    """Return whether a value holds the states of at most as many GPUs as there are."""
     if not isinstance(value, list):
         return False
     torch = sys.modules.get("torch")

@@ -1,9 +1,9 @@
-"""Multiply-adds of a model's calls, from their shapes.
+"""Multiply-adds of a model's nodes, from their shapes.
 
-Counted are products that are summed: dense layers, convolutions of every kind, matrix
+Products that are summed count: dense layers, convolutions of every kind, matrix
 products, attention. Activations, normalisation, pooling, resampling, lookups and sums
-count as zero, as is usual in the field. A layer without a rule is opened: its `call`
-runs on symbolic tensors, and what it calls is counted, down to Keras' own operations.
+count as zero, as is usual in the field. A layer without a rule is traced: its `call`
+runs on symbolic tensors, and the calls inside are counted, down to Keras' operations.
 """
 
 import math
@@ -21,16 +21,16 @@ from keras_selfdistill.graph.flatten import takes_training
 from keras_selfdistill.graph.nodes import calls_inside, model_nodes
 from keras_selfdistill.graph.shells import original
 
-# Of one sample of each input, without the batch, by the id of its symbolic tensor.
+# Shape of one sample of each input, without the batch, by the id of its tensor.
 Shapes = Mapping[int, tuple[int, ...]]
 
 
 class Count(NamedTuple):
-    """What a call costs for one sample.
+    """The cost of a call for one sample.
 
     Args:
-        macs: Of the parts that are known.
-        unknown: Names of those that are not.
+        macs: Multiply-adds of the known parts.
+        unknown: Names of the unknown parts.
     """
 
     macs: int = 0
@@ -38,7 +38,7 @@ class Count(NamedTuple):
 
     @classmethod
     def total(cls, counts: "Iterable[Count]") -> "Count":
-        """Return the sum of several.
+        """Return the sum of several counts.
 
         Example:
             >>> Count.total([Count(2), Count(3, ("fft",))])
@@ -50,14 +50,14 @@ class Count(NamedTuple):
 
 
 def model_macs(model: Any, shapes: Shapes | None = None) -> Count:
-    """Return a functional model's multiply-adds, and the layers that are unknown.
+    """Return a functional model's multiply-adds and its unknown layers.
 
     Args:
-        model: The model.
-        shapes: Of its inputs, where it leaves sizes open.
+        model: Functional or built Sequential model.
+        shapes: Shapes of its inputs, if they have unknown sizes.
 
     Raises:
-        ValueError: A size is unknown on which a count depends.
+        ValueError: A count depends on an unknown size.
 
     Example:
         >>> dense = keras.layers.Dense(8)
@@ -73,11 +73,11 @@ def macs_by_node(
     """Return the multiply-adds of each call in a functional graph, for one sample.
 
     Args:
-        nodes: What `model_nodes` returned.
-        shapes: Of inputs among them that leave sizes open.
+        nodes: Nodes as returned by `model_nodes`.
+        shapes: Shapes of the inputs among them, if they have unknown sizes.
 
     Raises:
-        ValueError: A size is unknown on which a count depends.
+        ValueError: A count depends on an unknown size.
 
     Example:
         >>> inputs = keras.Input((8, 8, 3))
@@ -87,14 +87,14 @@ def macs_by_node(
         [0, 27648]
     """
     counts = {}
-    sized: dict[int, Any] = {}  # What stands for each tensor: one sample of it.
+    sized: dict[int, Any] = {}  # One sample of each tensor, by its id.
     for node in nodes:
         given = {
             id(tensor): sized.get(id(tensor), tensor) for tensor in node.input_tensors
         }
         counts[node], outputs = _count(node, given, _outputs(node, given, shapes or {}))
         sized |= {
-            id(tensor): _of_rows(each, 1)
+            id(tensor): _with_batch(each, 1)
             for tensor, each in zip(node.outputs, outputs, strict=True)
         }
     return counts
@@ -107,19 +107,19 @@ def _outputs(node, given, shapes):
         before, after = node.input_tensors[0].shape, node.outputs[0].shape
         rows = rows * math.prod(before[1:]) // math.prod(after[1:])
     outputs = [
-        _of_rows(tensor, rows, shapes.get(id(tensor))) for tensor in node.outputs
+        _with_batch(tensor, rows, shapes.get(id(tensor))) for tensor in node.outputs
     ]
-    forgets = any(None in tensor.shape for tensor in outputs) and not node.is_input
-    if forgets and (is_primitive(node.operation) or _is_leaf(node.operation)):
-        # Its symbolic call did not know sizes that are known now.
+    is_open = any(None in tensor.shape for tensor in outputs) and not node.is_input
+    if is_open and (is_primitive(node.operation) or _is_leaf(node.operation)):
+        # Sizes that the symbolic call did not know are known now.
         args, kwargs = node.arguments.fill_in(given)
         spec = node.operation.compute_output_spec(*args, **kwargs)
         outputs = keras.tree.flatten(spec)
     return outputs
 
 
-def _of_rows(tensor, rows, sample_shape=None):
-    """Return a symbolic tensor with so many rows where the batch is open."""
+def _with_batch(tensor, rows, sample_shape=None):
+    """Return a symbolic tensor with a batch size, if its own is unknown."""
     shape = tuple(tensor.shape)
     if sample_shape is not None:
         shape = (shape[0], *sample_shape)
@@ -129,7 +129,7 @@ def _of_rows(tensor, rows, sample_shape=None):
 
 
 def _reshapes_the_batch(node):
-    # `keras.ops.reshape`; the layer of this name leaves the batch axis alone.
+    # `keras.ops.reshape`; the layer of this name keeps the batch axis.
     kind = type(node.operation)
     if kind.__name__ != "Reshape" or issubclass(kind, keras.Layer):
         return False
@@ -138,12 +138,12 @@ def _reshapes_the_batch(node):
 
 
 def _count(node, tensors, outputs):
-    """Return the count of a call, and its outputs with all sizes.
+    """Return the count of a node, and its outputs with all sizes.
 
     Args:
-        node: The call.
-        tensors: What stands for each of its input tensors, by id.
-        outputs: What stands for its outputs, as far as it is known.
+        node: Node of the call.
+        tensors: One sample of each of its input tensors, by id.
+        outputs: One sample of each output, as far as its size is known.
     """
     operation = _behind_shells(node.operation)
     inputs = [tensors[id(tensor)] for tensor in node.input_tensors]
@@ -171,7 +171,7 @@ def _behind_shells(operation):
 
 
 def _layers(operation):
-    """Return a layer and all that it holds."""
+    """Return a layer and all its sublayers."""
     if not isinstance(operation, keras.Layer):
         return []
     return list(operation._flatten_layers())
@@ -182,7 +182,7 @@ def _is_leaf(operation):
 
 
 def _count_inside(operation, function, args, kwargs, outputs=()):
-    """Count what a function of symbolic tensors calls."""
+    """Trace a function of symbolic tensors and count the calls inside."""
     fresh = {
         id(tensor): keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
         for tensor in keras.tree.flatten((args, kwargs))
@@ -196,12 +196,12 @@ def _count_inside(operation, function, args, kwargs, outputs=()):
         nodes, found = calls_inside(
             function, args, kwargs, list(fresh.values()), through
         )
-    # A user's call may raise anything on tensors without values.
+    # User code may raise anything on tensors without values.
     except Exception as error:
-        logging.info("The work of %s is not known: %r", operation.name, error)
+        logging.info("The multiply-adds of %s are unknown: %r", operation.name, error)
         return Count(unknown=(operation.name,)), outputs
     counts = macs_by_node(nodes)
-    # The names of Keras' own operations are new at each call: their kind stays.
+    # The names of Keras' own operations differ at each call: use their class.
     unknown = [
         f"{operation.name}/"
         + (
@@ -213,7 +213,7 @@ def _count_inside(operation, function, args, kwargs, outputs=()):
         for name in count.unknown
     ]
     found = keras.tree.flatten(found)
-    if len(found) == len(outputs):  # Also what comes from weights alone.
+    if len(found) == len(outputs):  # Also for outputs computed from weights alone.
         outputs = [
             keras.KerasTensor(tuple(each.shape), spec.dtype)
             for each, spec in zip(found, outputs, strict=True)

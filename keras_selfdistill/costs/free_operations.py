@@ -1,6 +1,6 @@
-"""Operations and layers of Keras that multiply by nothing that counts, by name.
+"""Operations and layers of Keras without multiply-adds, by name.
 
-Named one by one: what a later Keras adds is unknown, or opened, until it is looked at.
+An explicit list: what a later Keras adds is traced or unknown until it is listed here.
 """
 
 # Classes of `keras.ops` and `keras.activations`: element by element; activations;

@@ -1,4 +1,4 @@
-"""Sizes that a model leaves open, such as the length of a text."""
+"""Shapes for inputs with unknown sizes, such as the length of a text."""
 
 import numbers
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ import keras
 from keras_selfdistill.costs.counting import Shapes, model_macs
 from keras_selfdistill.graph.nodes import input_structure
 
-# What an open size is taken for where only shares of the whole matter, in the order in
-# which they are tried: some models have a longest text, some a shortest signal.
+# Values for unknown sizes if only shares of the total matter, in the order of trial:
+# some models have a maximum length, others a minimum.
 _NOMINAL = (256, 64, 16, 4, 4096, 65536)
 
 
 def given_shapes(model: Any, input_shape: Any) -> Shapes:
-    """Return the shapes to count a model for, as its user gave them.
+    """Return the input shapes for which to count a model, as given by the user.
 
     Args:
         model: Functional or built Sequential model.
-        input_shape: Of one sample, without the batch, in the structure of the model's
-            inputs; `None` where the model leaves no size open.
+        input_shape: Shape of one sample, without the batch, in the structure of the
+            model's inputs; `None` if the model has no unknown size.
 
     Raises:
-        ValueError: Sizes are open and no shape was given, or it is not one that the
-            model takes.
+        ValueError: Sizes are unknown and no shape was given, or the shape does not fit
+            the model's inputs.
 
     Example:
         >>> inputs = keras.Input((None, 3))
@@ -37,9 +37,9 @@ def given_shapes(model: Any, input_shape: Any) -> Shapes:
     if input_shape is None:
         if any(None in each.shape[1:] for each in model.inputs):
             raise ValueError(
-                "Multiply-adds depend on sizes that the model leaves open. Received: "
+                "Multiply-adds depend on unknown sizes of the inputs. Received: "
                 f"no `input_shape`, and model {model.name!r} with inputs of shape "
-                f"{expected}. Expected: shapes of one sample instead of `None`, such "
+                f"{expected}. Expected: the shape of one sample without `None`, such "
                 f"as input_shape={_filled(structure)}."
             )
         return {}
@@ -54,19 +54,19 @@ def given_shapes(model: Any, input_shape: Any) -> Shapes:
         keras.tree.map_structure_up_to(structure, take, structure, input_shape)
     except (TypeError, ValueError):
         raise ValueError(
-            f"`input_shape` is not of the model's inputs. Received: "
-            f"input_shape={input_shape!r}. Expected: whole numbers in the place of "
+            f"`input_shape` does not fit the model's inputs. Received: "
+            f"input_shape={input_shape!r}. Expected: positive integers in place of "
             f"`None` in {expected}."
         ) from None
     return shapes
 
 
 def shapes_of(model: Any, arrays: Sequence[Any]) -> Shapes:
-    """Return the shapes to count a model for, of a batch that was read.
+    """Return the input shapes of a batch, for which to count a model.
 
     Args:
         model: Functional or built Sequential model.
-        arrays: One for each of its inputs, whose first axis is the batch.
+        arrays: Arrays with a batch axis, one for each of the model's inputs.
     """
     return {
         id(tensor): tuple(array.shape[1:])
@@ -75,7 +75,7 @@ def shapes_of(model: Any, arrays: Sequence[Any]) -> Shapes:
 
 
 def nominal_shapes(model: Any) -> Shapes:
-    """Return shapes to count shares of a model's multiply-adds for.
+    """Return input shapes for shares of a model's multiply-adds.
 
     Example:
         >>> inputs = keras.Input((None, 3))
@@ -99,9 +99,9 @@ def nominal_shapes(model: Any) -> Shapes:
     if found:
         return min(found, key=lambda pair: pair[0])[1]
     raise ValueError(
-        "Multiply-adds depend on sizes that the model leaves open. Received: model "
+        "Multiply-adds depend on unknown sizes of the inputs. Received: model "
         f"{model.name!r} with inputs of shape {[each.shape for each in model.inputs]}, "
-        f"which cannot be computed for any of the sizes {_NOMINAL}. Expected: a base "
+        f"which does not accept any of the sizes {_NOMINAL}. Expected: a base "
         "built with a fixed input shape, e.g. input_shape=(224, 224, 3)."
     ) from error
 

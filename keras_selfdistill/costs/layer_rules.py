@@ -1,4 +1,4 @@
-"""Multiply-adds of Keras' layers, in closed form, and of users' that are registered."""
+"""Multiply-adds of Keras' layers, in closed form, and of users' registered layers."""
 
 import functools
 import math
@@ -17,16 +17,17 @@ Rule = Callable[[Any, Sequence[Any], Sequence[Any]], int]
 def register_macs(
     layer_class: type[keras.Operation],
 ) -> Callable[[Rule], Rule]:
-    """Teach `profile` what a layer costs that it cannot open.
+    """Register a function that counts the multiply-adds of a layer.
+
+    It is needed for layers that cannot be traced, or whose operations have no rule.
 
     Args:
-        layer_class: Class of layers or operations, with its subclasses. Not with those
-            of a layer of Keras that have a `call` of their own: they are opened, or
-            registered themselves.
+        layer_class: Class of layers or operations. The rule also applies to its
+            subclasses; for a layer of Keras, only to those that inherit its `call`.
 
     Returns:
-        A decorator of a function of (layer, inputs, outputs), the symbolic tensors of
-        one call for one sample, that returns the multiply-adds.
+        Decorator of a function `(layer, inputs, outputs) -> int`. It gets the lists of
+        symbolic tensors of one call, with batch size 1, and returns the multiply-adds.
 
     Example:
         >>> from keras_selfdistill.costs.counting import model_macs
@@ -48,7 +49,7 @@ def register_macs(
 
 
 def has_rule(operation: Any) -> bool:
-    """Tell whether `rule` knows what a layer costs.
+    """Return whether `rule` applies to a layer.
 
     Example:
         >>> has_rule(layers.Dense(2)), has_rule(layers.MultiHeadAttention(1, 2))
@@ -59,19 +60,19 @@ def has_rule(operation: Any) -> bool:
         return False
     of_keras = [each for each in own.__mro__ if each.__module__.startswith("keras.")]
     if not any(each in rule.registry for each in of_keras):
-        return True  # A user's layer, registered.
-    # A user's subclass of Keras' layer may compute something else: it is opened.
+        return True  # A user's registered layer.
+    # A user's subclass of Keras' layer may compute something else: it is traced.
     return own in rule.registry or own.call is of_keras[0].call
 
 
 def is_free(operation: Any) -> bool:
-    """Tell whether a layer of Keras multiplies by nothing that counts.
+    """Return whether a layer of Keras has no multiply-adds.
 
     Example:
         >>> is_free(layers.ReLU()), is_free(layers.Dense(2))
         (True, False)
     """
-    own = type(operation)  # Subclasses may do more: those of users are opened.
+    own = type(operation)  # Users' subclasses may do more: they are traced.
     return own.__module__.startswith("keras.src.layers.") and (
         own.__name__ in FREE_LAYERS
     )
@@ -79,8 +80,8 @@ def is_free(operation: Any) -> bool:
 
 @functools.singledispatch
 def rule(operation: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
-    """Return what one call costs: an integer, or a `counting.Count`."""
-    raise TypeError(operation)  # Not called: the mark of classes without a rule.
+    """Return the cost of one call: an integer, or a `counting.Count`."""
+    raise TypeError(operation)  # Never called: the default marks a missing rule.
 
 
 @rule.register(layers.Dense)
@@ -96,7 +97,7 @@ def _count_additive_attention(layer, inputs, outputs):
     return keys + size(value, layer.name) * query.shape[1]
 
 
-# Keras has no public base class for these: they are named one by one.
+# Keras has no public base class for convolutions: each is registered below.
 def _count_convolution(layer, inputs, outputs):
     channels = _channels(inputs[0], layer) // layer.groups
     return size(outputs[0], layer.name) * math.prod(layer.kernel_size) * channels

@@ -1,4 +1,4 @@
-"""Multiply-adds of Keras' own operations, those of `keras.ops`, from their shapes."""
+"""Multiply-adds of Keras' own operations (`keras.ops`), from their shapes."""
 
 import inspect
 import math
@@ -13,7 +13,7 @@ _PRIMITIVE = ("keras.src.ops.", "keras.src.activations.")
 
 
 def is_primitive(operation: Any) -> bool:
-    """Tell one of Keras' own operations from layers, models and users' operations.
+    """Return whether an operation is one of Keras' own, not a layer or a user's.
 
     Example:
         >>> is_primitive(keras.layers.Dense(2))
@@ -27,13 +27,13 @@ def count_operation(operation: Any, args: Any, kwargs: Any, output: Any) -> int 
     """Return the multiply-adds of one call of one of Keras' own operations.
 
     Args:
-        operation: For which `is_primitive`.
-        args: Of the call; symbolic tensors, variables and arrays with their shapes.
-        kwargs: Likewise.
-        output: Symbolic, with all sizes; the first one where there are several.
+        operation: Operation for which `is_primitive` is true.
+        args: Positional arguments of the call; tensors may be symbolic.
+        kwargs: Keyword arguments of the call.
+        output: First output, a symbolic tensor with known sizes.
 
     Returns:
-        0 of what is named in `FREE_OPERATIONS`; `None` where it is not known.
+        The count; 0 for the names in `FREE_OPERATIONS`, `None` if unknown.
 
     Raises:
         ValueError: A size is unknown.
@@ -50,8 +50,8 @@ def size(tensor: Any, name: str) -> int:
     """Return the number of a tensor's elements.
 
     Args:
-        tensor: Anything with a shape.
-        name: Of the operation that asks, for the error.
+        tensor: Any object with a shape.
+        name: Name of the operation, for the error message.
 
     Raises:
         ValueError: A size is unknown.
@@ -62,7 +62,7 @@ def size(tensor: Any, name: str) -> int:
     """
     if None in tensor.shape:
         raise ValueError(
-            f"The cost of layer {name!r} depends on a size that is not known. "
+            f"The cost of layer {name!r} depends on an unknown size. "
             f"Received: shape {tuple(tensor.shape)}. Expected: a base built with a "
             "fixed input shape, e.g. input_shape=(224, 224, 3)."
         )
@@ -74,7 +74,7 @@ def _matmul(operation, given, output):
 
 
 def _contraction(operation, given, output):
-    """Every axis is of one factor and the output, or of both factors and summed."""
+    """Every axis belongs to one factor and the output, or to both and is summed."""
     factors = list(given.values())[:2]
     # (a·k) · (k·b) · (a·b) = (a·k·b)², with a, b and k the axes' sizes multiplied.
     sizes = [math.prod(_shape(factor)) for factor in factors]
@@ -87,14 +87,14 @@ def _einsum(operation, given, output):
     if len(factors) < 2:
         return 0
     if len(factors) > 2:
-        return None  # The order of the products is each backend's own choice.
+        return None  # Each backend chooses the order of the products.
     for factor in factors:
         size(factor, operation.name)
     return einsum_macs(operation.subscripts, *map(_shape, factors))
 
 
 def einsum_macs(subscripts: str, *shapes: tuple[int, ...]) -> int:
-    """Return the multiply-adds of a product of two tensors, 0 where nothing is summed.
+    """Return the multiply-adds of an einsum of two tensors, 0 if nothing is summed.
 
     Example:
         >>> einsum_macs("...a,ab->...b", (2, 5, 3), (3, 4))

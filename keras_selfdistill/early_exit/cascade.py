@@ -15,7 +15,7 @@ from keras_selfdistill.early_exit.thresholds.search import Outcomes
 from keras_selfdistill.evaluation.data_adapter import (
     DataAdapter,
     best_classes,
-    class_numbers,
+    class_indices,
 )
 from keras_selfdistill.exits.attach import ExitGraph
 
@@ -113,7 +113,7 @@ class Cascade:
             seen[number].append((memory["id"], scores, *classes))
             return np.full(len(scores), number < exits - 1)
 
-        labels = class_numbers(self._run(x, y, decide, batch_size), self._classes)
+        labels = class_indices(self._run(x, y, decide, batch_size), self._classes)
         columns = [_in_order(rows) for rows in seen]
         correct = np.stack([column[2] == labels for column in columns], axis=1)
         return Outcomes(

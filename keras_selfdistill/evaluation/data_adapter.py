@@ -1,4 +1,4 @@
-"""Read samples from arrays, data sets, loaders and generators, as NumPy arrays."""
+"""Read samples from arrays, datasets, loaders and generators, as NumPy arrays."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from keras_selfdistill.utils.config import did_you_mean
 
 
 class DataAdapter:
-    """Turn what users pass into lists of arrays, one for each input of a base.
+    """Converts user data into lists of arrays, one for each input of a base.
 
     Args:
         base: Functional or Sequential model.
@@ -28,29 +28,29 @@ class DataAdapter:
     def batches(
         self, x: Any, y: Any = None
     ) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
-        """Yield arrays, one for each input of the base, and labels where there are any.
+        """Yield batches: arrays, one for each input of the base, and labels or `None`.
 
         Args:
-            x: Array; tuple, list or dict of arrays where the base has several inputs;
-                or a `tf.data.Dataset`, a PyTorch `DataLoader`, a
-                `keras.utils.PyDataset` or a generator of batches `x`, `(x, y)` or
-                `(x, y, sample_weight)`.
-            y: Labels, with arrays alone.
+            x: Array; tuple, list or dict of arrays if the base has several inputs; or
+                a `tf.data.Dataset`, a PyTorch `DataLoader`, a `keras.utils.PyDataset`
+                or a generator of batches `x`, `(x, y)` or `(x, y, sample_weight)`.
+            y: Labels, only if `x` holds arrays.
 
         Raises:
-            ValueError: Shapes, numbers of rows or keys do not fit.
-            TypeError: `x` is of no kind that is known.
+            ValueError: Shapes, numbers of samples or keys do not match.
+            TypeError: `x` is of an unknown type.
         """
         if self._is_arrays(x):
             yield self._checked(x, y)
             return
         if y is not None:
             raise ValueError(
-                f"Labels come with the data here. Received: x={type(x).__name__} and "
-                f"y={type(y).__name__}. Let x yield (inputs, labels) and leave out y."
+                f"`y` is only allowed with arrays. Received: x={type(x).__name__} and "
+                f"y={type(y).__name__}. Expected: an x that yields (inputs, labels), "
+                "and no y."
             )
         for batch in _iterate(x):
-            # As in Keras: a tuple is (x, y, sample_weight), of a loader also a list.
+            # As in Keras: a tuple is (x, y, sample_weight); loaders also yield lists.
             if isinstance(batch, (tuple, list)):
                 yield self._checked(*batch[:2])
             else:
@@ -75,7 +75,7 @@ class DataAdapter:
             rows["labels"] = len(y)
         if len(set(rows.values())) > 1:
             raise ValueError(
-                "All inputs and labels must have as many rows. Received: "
+                "All inputs and labels must have the same number of samples. Received: "
                 f"{', '.join(f'{count} of {key!r}' for key, count in rows.items())}."
             )
         return arrays, y
@@ -128,25 +128,25 @@ def _as_input(value, tensor, key):
         sizes = ", ".join(str(size) for size in ("samples", *wanted))
         hint = " Add the batch axis: x[None]." if array.shape == wanted else ""
         raise ValueError(
-            f"Input {key!r} does not fit. Received: shape {array.shape}. Expected: "
+            f"Input {key!r} has the wrong shape. Received: {array.shape}. Expected: "
             f"({sizes}).{hint}"
         )
     return np.asarray(array, dtype=keras.backend.standardize_dtype(tensor.dtype))
 
 
-def class_numbers(batches: Sequence[np.ndarray | None], classes: int) -> np.ndarray:
-    """Return the labels of all batches as class numbers, shape `(samples,)`.
+def class_indices(batches: Sequence[np.ndarray | None], classes: int) -> np.ndarray:
+    """Return the labels of all batches as class indices, shape `(samples,)`.
 
     Args:
-        batches: Labels of each batch: numbers, `(samples,)` or `(samples, 1)`, or
-            one-hot rows, `(samples, classes)`.
-        classes: How many classes there are.
+        batches: Labels of each batch: class indices, `(samples,)` or `(samples, 1)`, or
+            one-hot labels, `(samples, classes)`.
+        classes: Number of classes.
 
     Raises:
-        ValueError: There are no labels, or they are no classes.
+        ValueError: There are no labels, or they are not class labels.
 
     Example:
-        >>> class_numbers([np.array([[0, 1], [1, 0]])], 2).tolist()
+        >>> class_indices([np.array([[0, 1], [1, 0]])], 2).tolist()
         [1, 0]
     """
     given = [labels for labels in batches if labels is not None]
@@ -154,7 +154,7 @@ def class_numbers(batches: Sequence[np.ndarray | None], classes: int) -> np.ndar
         raise ValueError(
             "Calibration needs samples with labels. Received: "
             f"{'no labels' if batches else 'no samples'}. Expected: calibrate(x, y, "
-            "...), or a data set of (inputs, labels)."
+            "...), or a dataset of (inputs, labels)."
         )
     labels = np.concatenate(given)
     if labels.ndim == 2 and labels.shape[1] == classes:
@@ -163,31 +163,32 @@ def class_numbers(batches: Sequence[np.ndarray | None], classes: int) -> np.ndar
         labels = labels[:, 0]
     if labels.ndim != 1 or not len(labels):
         raise ValueError(
-            f"Labels do not fit. Received: shape {labels.shape}. Expected: (samples,) "
-            f"class numbers or (samples, {classes}) one-hot rows, at least one."
+            f"Labels have the wrong shape. Received: {labels.shape}. Expected: class "
+            f"indices of shape (samples,) or one-hot labels of shape (samples, "
+            f"{classes}), of at least one sample."
         )
     if not np.isin(labels, np.arange(classes)).all():
         raise ValueError(
             f"Labels are out of range. Received: values from {labels.min()} to "
-            f"{labels.max()}. Expected: whole numbers from 0 to {classes - 1}."
+            f"{labels.max()}. Expected: integers from 0 to {classes - 1}."
         )
     return labels
 
 
-def right_answers(outputs: Any, labels: Any) -> np.ndarray:
-    """Return which samples a classifier gets right, shape `(samples,)`.
+def correct_predictions(outputs: Any, labels: Any) -> np.ndarray:
+    """Return which samples a classifier predicts correctly, shape `(samples,)`.
 
-    Where an output is NaN, none is right.
+    A prediction with a NaN is never correct.
 
     Args:
         outputs: Logits or probabilities, shape `(samples, classes)`.
-        labels: Class numbers or one-hot rows, as `class_numbers` takes them.
+        labels: Class indices or one-hot labels, as in `class_indices`.
 
     Raises:
-        ValueError: The shapes do not fit, or there are labels that are no classes.
+        ValueError: The shapes do not match, or labels are out of range.
 
     Example:
-        >>> right_answers(np.eye(3), [0, 1, 0]).tolist()
+        >>> correct_predictions(np.eye(3), [0, 1, 0]).tolist()
         [True, True, False]
     """
     labels = np.asarray(labels)
@@ -195,20 +196,20 @@ def right_answers(outputs: Any, labels: Any) -> np.ndarray:
         raise ValueError(
             "A classifier with one output is needed. Received: outputs of shape "
             f"{keras.tree.map_structure(np.shape, outputs)}. Expected: shape (samples, "
-            "classes), of two classes or more. Of a wrapper, pass final_model(), "
+            "classes), of two classes or more. For a wrapper, pass its final_model(), "
             "exit_model(name) or ensemble_model()."
         )
     if len(outputs) != len(labels):
         raise ValueError(
             "Each sample needs a label. Received: outputs of shape "
             f"{tuple(outputs.shape)} and labels of shape {labels.shape}. Expected: the "
-            "same first axis."
+            "same number of samples."
         )
-    return best_classes(outputs) == class_numbers([labels], outputs.shape[1])
+    return best_classes(outputs) == class_indices([labels], outputs.shape[1])
 
 
 def best_classes(outputs: Any) -> np.ndarray:
-    """Return the class of the largest output, -1 where one is NaN.
+    """Return the index of the largest output, -1 where one is NaN.
 
     Args:
         outputs: Logits or probabilities, shape `(..., classes)`.

@@ -1,6 +1,6 @@
-"""How good answers are, added up batch by batch; NumPy only.
+"""Quality of predictions, accumulated batch by batch; NumPy only.
 
-What counts as one answer is decided by the task: the class of a sample, each label of a
+The task decides what counts as one prediction: the class of a sample, each label of a
 sample, or the class or label at each of its positions.
 """
 
@@ -16,19 +16,19 @@ from keras_selfdistill.graph.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """How good the answers of one exit are; `None` where a task knows no such number.
+    """Quality of one exit's predictions; `None` where the task has no such measure.
 
     Args:
-        accuracy: Share of right answers: of classes, or of labels at a threshold of a
-            half.
-        top_5: Share of answers whose class is among the five likeliest; for more than
-            five classes.
-        loss: Mean crossentropy; of numbers, mean squared error.
-        calibration_error: Expected calibration error: how far the confidence of answers
-            is from their accuracy; confidence is the probability of what is answered.
-            See `confidence.Reliability`.
-        agreement: Share of answers that are those of the final exit.
-        absolute_error: Of numbers: the mean.
+        accuracy: Share of correct predictions: of classes, or of labels at a threshold
+            of 0.5.
+        top_5: Share of predictions whose label is among the five likeliest classes; for
+            more than five classes.
+        loss: Mean crossentropy; mean squared error of a regression.
+        calibration_error: Expected calibration error: the distance between confidence
+            and accuracy, where the confidence is the probability of the prediction. See
+            `reliability.Reliability`.
+        agreement: Share of predictions equal to the final exit's.
+        absolute_error: Mean absolute error of a regression.
     """
 
     accuracy: float | None = None
@@ -39,38 +39,38 @@ class Quality:
     absolute_error: float | None = None
 
 
-class BatchAnswers:
-    """Logits of one batch as answers.
+class BatchPredictions:
+    """Predictions of one batch, from its logits.
 
     Args:
         logits: Shape `(batch, *positions, units)`; the output of a regression.
-        task: What they answer.
+        task: Task of the exit.
 
     Attributes:
-        chosen: The answers, shape `(answers,)`, -1 where logits are no numbers, which
-            is never right; `None` of a regression.
+        predicted: Predicted classes or labels, shape `(predictions,)`; -1, which is
+            never correct, where logits are not finite; `None` for a regression.
     """
 
     def __init__(self, logits: np.ndarray, task: Task):
         self._logits = np.asarray(logits, "float64")
         self.task = task
-        self.chosen: Any = None
+        self.predicted: Any = None
         if task.name == "multiclass":
             self._logits = self._logits.reshape(-1, task.units)
-            # Of an infinite logit, or of nothing else but -inf, softmax is NaN.
+            # With an infinite logit, or with -inf alone, softmax is NaN.
             defined = np.isfinite(self._logits.max(axis=-1, keepdims=True))
             self._logits = np.where(defined, self._logits, np.nan)
-            self.chosen = best_classes(self._logits)
+            self.predicted = best_classes(self._logits)
         elif task.name != "regression":
             self._logits = self._logits.ravel()
             yes = (self._logits > 0).astype("int64")
-            self.chosen = np.where(np.isnan(self._logits), -1, yes)
+            self.predicted = np.where(np.isnan(self._logits), -1, yes)
 
     def sums(self, labels: np.ndarray) -> dict[str, Any]:
-        """Return what `Sums` adds up.
+        """Return the sums over the batch that `Sums` accumulates.
 
         Args:
-            labels: What `as_answers` returned.
+            labels: Labels as `flat_labels` returns them.
         """
         if self.task.name == "regression":
             error = self._logits.reshape(labels.shape) - labels
@@ -79,30 +79,30 @@ class BatchAnswers:
         if log_p is None:
             with np.errstate(invalid="ignore"):  # NaN stays NaN.
                 signed = np.where(labels > 0, -self._logits, self._logits)
-                right = -np.logaddexp(0, signed)
+                label_log_p = -np.logaddexp(0, signed)
                 confidence = np.exp(-np.logaddexp(0, -np.abs(self._logits)))
         else:
-            right = np.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+            label_log_p = np.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
             confidence = np.exp(log_p.max(axis=-1))
-        correct = np.equal(self.chosen, labels)
+        correct = np.equal(self.predicted, labels)
         sums = {
-            "loss": -right.sum(),
+            "loss": -label_log_p.sum(),
             "accuracy": correct.sum(),
             "reliability": binned(confidence, correct),
         }
         if log_p is not None and self.task.units > 5:
-            above = (log_p > right[:, None]).sum(axis=-1)
-            sums["top_5"] = ((above < 5) & ~np.isnan(right)).sum()
+            above = (log_p > label_log_p[:, None]).sum(axis=-1)
+            sums["top_5"] = ((above < 5) & ~np.isnan(label_log_p)).sum()
         return sums
 
 
 class Sums:
-    """What batches gave, added up.
+    """Sums over batches, from which `Quality` is computed.
 
     Example:
         >>> task, sums = Task("multiclass", 2, "softmax"), Sums()
-        >>> labels = as_answers(np.array([0, 1]), task)
-        >>> sums.add(BatchAnswers(np.array([[2.0, 0.0], [1.0, 0.0]]), task), labels)
+        >>> labels = flat_labels(np.array([0, 1]), task)
+        >>> sums.add(BatchPredictions(np.array([[2.0, 0.0], [1.0, 0.0]]), task), labels)
         >>> sums.quality().accuracy
         0.5
     """
@@ -113,28 +113,29 @@ class Sums:
 
     def add(
         self,
-        answers: BatchAnswers,
+        predictions: BatchPredictions,
         labels: np.ndarray,
-        final: BatchAnswers | None = None,
+        final: BatchPredictions | None = None,
     ) -> None:
         """Add a batch.
 
         Args:
-            answers: Of the exit.
-            labels: What `as_answers` returned.
-            final: Of the final exit, to agree with.
+            predictions: Predictions of the exit.
+            labels: Labels as `flat_labels` returns them.
+            final: Predictions of the final exit, for the agreement with them.
         """
-        sums = answers.sums(labels)
-        if final is not None and answers.chosen is not None:
-            alike = np.equal(answers.chosen, final.chosen) & (answers.chosen >= 0)
-            sums["agreement"] = alike.sum()
+        sums = predictions.sums(labels)
+        predicted = predictions.predicted
+        if final is not None and predicted is not None:
+            same = np.equal(predicted, final.predicted) & (predicted >= 0)
+            sums["agreement"] = same.sum()
         for name, value in sums.items():
             known = self._totals.get(name)
             self._totals[name] = value if known is None else known + value
         self._count += labels.size
 
     def quality(self) -> Quality:
-        """Return the means."""
+        """Return the means over all batches."""
         totals = dict(self._totals)
         found: Reliability | None = totals.pop("reliability", None)
         means = {name: float(total) / self._count for name, total in totals.items()}
@@ -143,21 +144,22 @@ class Sums:
         return Quality(**means)
 
 
-def as_answers(labels: np.ndarray, task: Task) -> np.ndarray:
-    """Return labels as they are compared with answers.
+def flat_labels(labels: np.ndarray, task: Task) -> np.ndarray:
+    """Return labels in the form in which predictions are compared with them.
 
     Args:
-        labels: Class numbers or one-hot rows; yes or no as 1 or 0; numbers.
-        task: Says which.
+        labels: Class indices, one-hot labels, labels of 0 and 1, or numbers.
+        task: Task that the labels are for.
 
     Returns:
-        Class numbers or 0 and 1, shape `(answers,)`; numbers as they are.
+        Class indices, or labels of 0 and 1, shape `(predictions,)`; the numbers of a
+        regression in their own shape.
 
     Raises:
-        ValueError: They are none of these.
+        ValueError: The labels do not fit the task.
 
     Example:
-        >>> as_answers(np.array([[0, 1], [1, 0]]), Task("multiclass", 2, "softmax"))
+        >>> flat_labels(np.array([[0, 1], [1, 0]]), Task("multiclass", 2, "softmax"))
         array([1, 0])
     """
     task.check_labels(labels)
@@ -172,7 +174,7 @@ def as_answers(labels: np.ndarray, task: Task) -> np.ndarray:
     if not np.isin(flat, np.arange(classes)).all():
         raise ValueError(
             f"Labels are out of range. Received: values from {flat.min()} to "
-            f"{flat.max()}. Expected: whole numbers from 0 to {classes - 1}, for task "
+            f"{flat.max()}. Expected: integers from 0 to {classes - 1}, for task "
             f"{task.name!r}."
         )
     return flat.astype("int64")

@@ -1,4 +1,4 @@
-"""How far confidence can be believed: answers binned by it; NumPy only."""
+"""Reliability of confidence scores: predictions binned by them; NumPy only."""
 
 import dataclasses
 from typing import Any
@@ -10,26 +10,26 @@ BINS = 15
 
 @dataclasses.dataclass(frozen=True)
 class Reliability:
-    """Sums over answers, in bins of equal width by their confidence.
+    """Sums over predictions, in bins of equal width by their confidence.
 
-    What batches gave can be added.
+    Those of several batches can be added.
 
     Args:
-        count: Answers in each bin, shape `(bins,)`.
+        count: Number of predictions in each bin, shape `(bins,)`.
         confidence: Sum of their confidences.
-        right: How many of them are right.
+        correct: Number of correct ones among them.
     """
 
     count: np.ndarray
     confidence: np.ndarray
-    right: np.ndarray
+    correct: np.ndarray
 
     def __add__(self, other: "Reliability") -> "Reliability":
-        """Return that of the answers of both."""
+        """Return the sums over the predictions of both."""
         return Reliability(
             self.count + other.count,
             self.confidence + other.confidence,
-            self.right + other.right,
+            self.correct + other.correct,
         )
 
     @property
@@ -39,29 +39,29 @@ class Reliability:
 
     @property
     def accuracy(self) -> np.ndarray:
-        """Share of right answers in each bin, NaN in an empty one."""
-        return self.right / np.where(self.count > 0, self.count, np.nan)
+        """Share of correct predictions in each bin, NaN in an empty one."""
+        return self.correct / np.where(self.count > 0, self.count, np.nan)
 
     @property
     def share(self) -> np.ndarray:
-        """Share of all answers that are in each bin."""
+        """Share of all predictions in each bin."""
         return self.count / self.count.sum()
 
     @property
     def expected_calibration_error(self) -> float:
-        """Mean over answers of the distance of accuracy and confidence in their bin.
+        """Mean over predictions of |accuracy - confidence| in their bin.
 
         Guo et al., ICML 2017.
         """
-        return float(np.abs(self.right - self.confidence).sum() / self.count.sum())
+        return float(np.abs(self.correct - self.confidence).sum() / self.count.sum())
 
 
-def binned(confidence: Any, right: Any, bins: int = BINS) -> Reliability:
-    """Bin answers by their confidence. A bin holds its upper end, not its lower one.
+def binned(confidence: Any, correct: Any, bins: int = BINS) -> Reliability:
+    """Bin predictions by their confidence; a bin includes its upper edge only.
 
     Args:
-        confidence: From 0 to 1, shape `(answers,)`.
-        right: Whether each answer is right.
+        confidence: Confidence scores from 0 to 1, shape `(predictions,)`.
+        correct: Whether each prediction is correct, shape `(predictions,)`.
         bins: Number of bins.
 
     Example:
@@ -74,5 +74,5 @@ def binned(confidence: Any, right: Any, bins: int = BINS) -> Reliability:
     return Reliability(
         np.bincount(number, minlength=bins),
         np.bincount(number, confidence, minlength=bins),
-        np.bincount(number, right, minlength=bins),
+        np.bincount(number, correct, minlength=bins),
     )

@@ -1,4 +1,4 @@
-"""Where exits go, and how they are attached to a base.
+"""Placing exits and attaching them to a base.
 
 Public: `suggest_taps`, as `keras_selfdistill.suggest_taps`; the rest is internal.
 """

@@ -1,4 +1,4 @@
-"""Attach exits to a base: from taps and a head to the symbolic tensors of each exit."""
+"""Attach exits to a base: from taps and a head to each exit's symbolic tensors."""
 
 import dataclasses
 import numbers
@@ -35,11 +35,12 @@ class Exit:
     """Symbolic tensors of one exit.
 
     Args:
-        output: In the base's own form, shape `(batch, classes)`.
-        logits: Shape `(batch, classes)`; of all but the final exit in float32 at least.
-        feature: Shape `(batch, width)`.
-        hint: What the hint loss compares with the teacher's feature: this feature, or
-            what an adapter made of it.
+        output: Output after the base's activation, shape `(batch, classes)`.
+        logits: Logits, shape `(batch, classes)`; for all but the final exit at least
+            float32.
+        feature: Feature, shape `(batch, width)`.
+        hint: Tensor that the hint loss compares with the teacher's feature: the
+            feature, or the output of its adapter.
     """
 
     output: Any
@@ -54,18 +55,18 @@ class ExitGraph:
 
     Args:
         base: The user's model.
-        flat: The base with the models nested in it spread out.
+        flat: The base with its nested models flattened.
         taps: Names of the tapped layers, shallow to deep.
-        head: What made the exits' features.
-        task: What the base answers.
+        head: Head of the exits.
+        task: Task of the base.
         exits: The exits by name, shallow to deep; the last one is `final`.
-        ensemble: Output of the ensemble, the mean of all exits' logits, in the base's
-            own form.
-        training_network: Model of all that training reads: for every exit
+        ensemble: Output of the ensemble: the base's activation of the mean of all
+            exits' logits.
+        training_network: Model of all outputs that training reads: for every exit
             `{"output": …, "logits": …, "feature": …, "hint": …}`, and the ensemble's
             output. The final exit's may come from a `PreActivation` layer, which has no
             weights of its own, so that the base's last layer runs once.
-        dtype_policy: That of the deepest tap.
+        dtype_policy: Dtype policy of the deepest tap.
     """
 
     base: Any
@@ -80,17 +81,17 @@ class ExitGraph:
 
     @property
     def outputs(self) -> dict[str, Any]:
-        """Every exit's output; the final one's is the base's own."""
+        """Every exit's output; that of the final exit is the base's own."""
         found = {name: each.output for name, each in self.exits.items()}
         return {**found, "final": self.flat.model.outputs[0]}
 
     @property
     def inputs(self) -> Any:
-        """The base's inputs, in the structure in which the base takes them."""
+        """The base's inputs, in the structure that the base expects."""
         return input_structure(self.base)
 
     def adapters(self) -> list[keras.Layer]:
-        """Return the layers that fit features to the teacher's, for the hint alone."""
+        """Return the layers that adapt features to the teacher's, for the hint loss."""
         return [
             producer(each.hint).operation
             for each in self.exits.values()
@@ -98,7 +99,7 @@ class ExitGraph:
         ]
 
     def model(self, output: Any, name: str) -> keras.Model:
-        """Return a functional model of what one symbolic output needs, and no more."""
+        """Return a functional model of only the layers that a symbolic output needs."""
         needed = ancestors(output)
         inputs = [tensor for tensor in self.base.inputs if id(tensor) in needed]
         if len(inputs) == len(self.base.inputs):
@@ -113,22 +114,23 @@ def attach_exits(
     recipe: Recipe,
     task: str | None = None,
 ) -> ExitGraph:
-    """Tap a base, give every tap a head, and return the exits; the base stays usable.
+    """Tap a base, attach a head to every tap, and return the exits.
+
+    The base is not changed.
 
     Args:
         base: Functional or built Sequential classifier.
         taps: Layer names or `Tap`s from shallow to deep, or a number of exits to place,
             or `"auto"`.
-        head: Makes the exits' features from their taps; `None` for the recipe's own,
-            narrowed where it would cost too much, or for one that fits the taps where
-            that does not.
-        recipe: Says which features are adapted for the hint.
-        task: What the base answers, where its end does not say.
+        head: Head of all exits. `None` for the recipe's own, narrowed if it would cost
+            too much, or replaced by one that fits the taps if it does not.
+        recipe: Recipe that chooses which features are adapted for the hint.
+        task: Task of the base, if it is ambiguous.
 
     Raises:
-        TypeError: The base is not a functional model, or `taps` is of another type.
-        ValueError: The base does not classify, a tap is wrong, a layer of the base has
-            a name that exits use, or the head does not fit a tap.
+        TypeError: The base is not a functional model, or `taps` has another type.
+        ValueError: The end of the base is unknown, a tap is invalid, a layer of the
+            base has a name that exits use, or the head does not fit a tap.
     """
     check_functional(base)
     if _are_placed(taps):
@@ -191,7 +193,7 @@ def _choose_taps(flat: FlatModel, end: BaseEnd, taps):
     if not isinstance(taps, (list, tuple)):
         raise TypeError(
             "`taps` must be a list of layer names, a number or 'auto'. Received: "
-            f"taps={taps!r} of type {type(taps).__name__}. Expected, say, taps=3 or "
+            f"taps={taps!r} of type {type(taps).__name__}. Expected, e.g., taps=3 or "
             f"taps=[{list(flat.calls)[len(flat.calls) // 2]!r}]."
         )
     if not taps:
@@ -203,7 +205,7 @@ def _choose_taps(flat: FlatModel, end: BaseEnd, taps):
 
 
 def _tap_names(taps):
-    """Return the names among what may be taps: `_choose_taps` checks them."""
+    """Return the names of the taps; `_choose_taps` checks their types."""
     given = taps if isinstance(taps, (list, tuple)) else ()
     return [tap.name if isinstance(tap, Tap) else tap for tap in given]
 
@@ -212,8 +214,8 @@ def _make_exit(name, feature, end: BaseEnd, head: Head, adapt: bool):
     width = end.feature.shape[-1]
     if tuple(feature.shape) != tuple(end.feature.shape):
         raise ValueError(
-            f"A head must return a feature as wide as the base's. Received: "
-            f"{head!r} made shape {tuple(feature.shape)} for {name!r}. Expected: "
+            f"A head must return a feature of the base's shape. Received: {head!r} "
+            f"returned shape {tuple(feature.shape)} for {name!r}. Expected: "
             f"{tuple(end.feature.shape)}."
         )
     dtype = _full_precision(end.output)
@@ -236,7 +238,7 @@ def _ensemble(exits, activation):
 
 
 def _full_precision(output):
-    """Return the dtype of exits: not of half precision, where the base's end is."""
+    """Return the dtype of logits and outputs: at least float32."""
     return "float64" if output.dtype == "float64" else "float32"
 
 
@@ -266,5 +268,6 @@ def _check_names(base, names):
         raise ValueError(
             f"Layers of the base have names that the exits use. Received: "
             f"{sorted(taken)} in model {base.name!r}. Expected: other names. Rename "
-            "them; to wrap a model that has exits already, wrap its final_model()."
+            "the layers; to wrap a model that has exits already, wrap its "
+            "final_model()."
         )

@@ -1,4 +1,4 @@
-"""Where the blocks of a base end: the places at which it can be cut well."""
+"""The block ends of a base: the candidates for taps."""
 
 import collections
 import itertools
@@ -11,8 +11,8 @@ from keras_selfdistill.graph.flatten import FlatModel
 from keras_selfdistill.graph.nodes import ancestors, model_nodes, producer
 from keras_selfdistill.graph.shells import original
 
-# Tensors that a cut may hand on, and the share of the multiply-adds that a stretch
-# without a narrower cut must hold before a wider one counts as the end of a block.
+# The most tensors that may cross a cut, and the share of the multiply-adds that a
+# stretch without a narrower cut must exceed before a wider cut counts as a block end.
 _WIDEST_CUT = 3
 _LONG_STRETCH = 0.25
 
@@ -42,8 +42,8 @@ class BlockEnd(NamedTuple):
     """The end of a block.
 
     Args:
-        name: Of the layer or operation that ends the block.
-        tensor: Its symbolic output.
+        name: Name of the layer or operation that ends the block.
+        tensor: Symbolic output of the block.
         macs_ratio: Multiply-adds up to there, as a share of the base's.
     """
 
@@ -54,8 +54,8 @@ class BlockEnd(NamedTuple):
 
 class _Cut(NamedTuple):
     node: Any
-    behind: int  # The nodes that it is computed from and its own, as bits.
-    width: int  # How many of their tensors the rest of the base reads.
+    needed: int  # The nodes that it depends on and its own, as bits.
+    width: int  # Number of their tensors that the rest of the base reads.
 
 
 def block_ends(
@@ -66,24 +66,24 @@ def block_ends(
 ) -> list[BlockEnd]:
     """Return the end of every block of a base, shallow to deep, all on one path.
 
-    A block ends where the rest of the base reads one tensor alone of all that has been
-    computed; inputs, masks and what else costs no multiply-adds do not count. Some
-    networks, such as NASNet, hand two tensors from cell to cell. So
-    where more than a quarter of the multiply-adds lies between two such ends, a place
-    where branches join and two tensors are read also ends a block, or else three.
+    A block ends where the rest of the base reads only one of the tensors computed so
+    far; inputs, masks and other tensors without multiply-adds do not count. Some
+    networks, such as NASNet, pass two tensors from cell to cell. If more than a quarter
+    of the multiply-adds lies between two block ends, a node that joins branches also
+    ends a block if the rest reads two tensors there, or else three.
 
-    Blocks without a shortcut would fall apart into their layers. Left out are therefore
-    the inside of those that expand and project (more than twice the channels of the
-    next end) and what directly follows a depthwise kernel.
+    Blocks without a shortcut would be split into their layers. Excluded are therefore
+    ends inside blocks that expand and project (more than twice the channels of the next
+    end) and ends directly after a depthwise convolution.
 
-    Also left out are the ends before any and after all multiply-adds: an exit there
-    would have nothing to read, or what the final exit reads.
+    Also excluded are ends before the first and after the last multiply-add: an exit
+    there would read the input, or the same feature as the final exit.
 
     Args:
-        flat: The base, spread out.
-        feature: Its last feature.
-        costs: Multiply-adds of each call, by the id of its node's first output.
-        data_format: Of spatial tensors.
+        flat: The flattened base.
+        feature: Last feature of the base.
+        costs: Multiply-adds of each node, by the id of its first output.
+        data_format: Data format of spatial tensors.
 
     Example:
         >>> import keras
@@ -123,41 +123,41 @@ def block_ends(
 
 
 def _cuts(nodes: Sequence[Any], costs: dict[int, int]) -> list[_Cut]:
-    """Return what each node is computed from, and how wide the cut behind it is."""
+    """Return the nodes that each node depends on, and the width of the cut after it."""
     readers: collections.defaultdict[int, int] = collections.defaultdict(int)
     for position, node in enumerate(nodes):
         for tensor in node.input_tensors:
             readers[id(tensor)] |= 1 << position
-    behind: dict[int, int] = {}
-    handed: dict[int, set[int]] = {}
+    needed: dict[int, int] = {}
+    crossing: dict[int, set[int]] = {}
     priced = 0  # The nodes that cost something, as bits.
     cuts = []
     for position, node in enumerate(nodes):
         bits, alive = 1 << position, {id(tensor) for tensor in node.outputs}
         for tensor in node.input_tensors:
-            bits |= behind[id(tensor)]
-            alive |= handed[id(tensor)]
+            bits |= needed[id(tensor)]
+            alive |= crossing[id(tensor)]
         priced |= bool(costs.get(id(node.outputs[0]))) << position
         alive = {
             tensor for tensor in alive if bits & priced and readers[tensor] & ~bits
         }
         for tensor in node.outputs:
-            behind[id(tensor)], handed[id(tensor)] = bits, alive
-        # A node of several outputs would leave open which of them is meant.
+            needed[id(tensor)], crossing[id(tensor)] = bits, alive
+        # The output of a node with several outputs would be ambiguous.
         if len(node.outputs) == 1 and id(node.outputs[0]) in alive:
             cuts.append(_Cut(node, bits, len(alive)))
     return cuts
 
 
 def _priced(cuts, nodes, costs):
-    """Return narrow cuts with the multiply-adds up to each, cheap to dear."""
+    """Return narrow cuts with the multiply-adds up to each, in ascending cost."""
     kernels = [
         (1 << position, costs[id(node.outputs[0])])
         for position, node in enumerate(nodes)
         if costs.get(id(node.outputs[0]))
     ]
     priced = [
-        (cut, sum(cost for bit, cost in kernels if cut.behind & bit))
+        (cut, sum(cost for bit, cost in kernels if cut.needed & bit))
         for cut in cuts
         if cut.width <= _WIDEST_CUT
     ]
@@ -169,7 +169,7 @@ def _spent(pair):
 
 
 def _finished(cuts, costs):
-    """Keep one cut of those at the same cost: where the block is finished."""
+    """Keep one cut of those at the same cost: where the block is complete."""
     ends: list[tuple[_Cut, int]] = []
     unfinished = True
     for cut, cost in cuts:
@@ -188,22 +188,22 @@ def _finished(cuts, costs):
 
 def _finishes(node, cost_before):
     if isinstance(original(node.operation), _NORMALIZATION):
-        # Behind a kernel it closes the block, behind a sum it opens the next one.
+        # After a convolution it ends the block, after a sum it begins the next one.
         return bool(cost_before)
     return isinstance(original(node.operation), _FINISHING)
 
 
 def _one_path(ends):
-    """Drop the ends on side branches: those that no deeper end is computed from."""
+    """Drop the ends on side branches: those that no deeper end depends on."""
     kept: list[tuple[_Cut, int]] = []
     for cut, cost in reversed(ends):
-        if not kept or kept[-1][0].behind | cut.behind == kept[-1][0].behind:
+        if not kept or kept[-1][0].needed | cut.needed == kept[-1][0].needed:
             kept.append((cut, cost))
     return kept[::-1]
 
 
 def _whole_blocks(ends, costs, data_format):
-    """Drop the ends inside of blocks that expand and project or are separable."""
+    """Drop the ends inside blocks that expand and project or are separable."""
     axis = -1 if data_format == "channels_last" else 1
     kept: list[tuple[_Cut, int]] = []
     for cut, cost in reversed(ends):

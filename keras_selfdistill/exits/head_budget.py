@@ -1,4 +1,4 @@
-"""What heads may cost: a recipe's own head, narrowed where it would be too dear."""
+"""The budget of heads: a recipe's own head, narrowed if it is too expensive."""
 
 import math
 from collections.abc import Mapping
@@ -18,29 +18,28 @@ def narrow_to_budget(
 ) -> Head:
     """Return a head, or the widest narrower one whose exits cost at most `SHARE`.
 
-    The published heads were drawn for networks whose last feature is as wide as their
-    cost warrants. Networks for phones end in a feature that is wide for so little
-    work, and bottleneck ResNets in one of 2048 channels: there, three published heads
-    would add a third to twice the base's multiply-adds to every training step. One
-    head serves all exits, so they stay alike and a file of the wrapper says what it
-    holds.
+    The published heads were designed for networks whose last feature is narrow compared
+    with their cost. Mobile networks end in a wide feature, and bottleneck ResNets in
+    one of 2048 channels: there, three published heads would add between a third and
+    twice the base's multiply-adds to every training step. All exits use one head, so
+    that they stay comparable and the wrapper's config names it.
 
-    A head that does not know its cost or has nothing narrower is returned as it is, and
-    so is one where even the narrowest costs more, as for a base of a few toy layers:
-    to lose what the exits can learn would save next to nothing.
+    The head is returned as it is if its cost is unknown, if it has no narrower version,
+    or if even the narrowest is over budget, as for a base of a few small layers, where
+    nothing would be saved.
 
     Args:
         base: Functional classifier.
         head: The recipe's own head.
         taps: Symbolic taps by exit name.
         target: The end of the base.
-        classes: How many the logits of each exit tell apart.
+        classes: Number of units of each exit's logits.
     """
     if any(None in tensor.shape[1:] for tensor in base.inputs):
-        return head  # Costs depend on sizes.
+        return head  # Costs depend on the input's size.
     base_cost, unknown = model_macs(base)
     if unknown:
-        return head  # Of what is known, a share would be too large.
+        return head  # A share of the known part would be too large.
     found: Head | None = head
     shares = []
     while found is not None:
@@ -56,8 +55,8 @@ def narrow_to_budget(
     if found is None or found is head:
         return head
     logging.warning(
-        "The exits of %s have %r, which adds %.0f %% to its multiply-adds. The "
-        "recipe's own %r would add %.0f %%: pass it as `head=` to have it.",
+        "The exits of %s use %r, which adds %.0f %% to its multiply-adds. The "
+        "recipe's own %r would add %.0f %%; pass it as `head=` to use it.",
         base.name,
         found,
         100 * shares[-1],

@@ -1,4 +1,4 @@
-"""Taps given by name: which tensors of a base feed exits, and errors about them."""
+"""Taps given by name: their symbolic tensors, and errors about them."""
 
 import itertools
 import re
@@ -14,14 +14,14 @@ def named_taps(flat: FlatModel, feature: Any, names: Sequence[str]) -> dict[str,
     """Return the symbolic outputs of named layers, shallow to deep.
 
     Args:
-        flat: The base, spread out.
-        feature: Its last feature; every tap must lead to it.
-        names: Names in `flat.calls`, in the order in which the data passes them.
+        flat: The flattened base.
+        feature: Last feature of the base; every tap must lead to it.
+        names: Names in `flat.calls`, from shallow to deep.
 
     Raises:
-        ValueError: A name is unknown or given twice, does not say which call of a layer
-            is meant, lies behind the last feature, or the taps are out of order or on
-            branches that do not lead to each other.
+        ValueError: A name is unknown, repeated, or ambiguous because the layer is
+            called several times; a tap does not lead to the last feature; or the taps
+            are out of order or on parallel branches.
         TypeError: A name is not a string.
 
     Example:
@@ -50,29 +50,30 @@ def _check_name(flat, name):
     if not isinstance(name, str):
         raise TypeError(
             f"`taps` must be layer names or a number. Received: {name!r} of type "
-            f"{type(name).__name__}. Pass the layer's name, e.g. layer.name."
+            f"{type(name).__name__}. Expected: the layer's name, e.g. layer.name."
         )
     if name in flat.calls:
         return
     calls = [call for call in flat.calls if re.sub(r"@\d+", "", call) == name]
     if calls:
         raise ValueError(
-            f"The layer is called {len(calls)} times, so its name does not say which "
-            f"output to tap. Received: tap {name!r}. Expected one of {calls}."
+            f"The layer is called {len(calls)} times, so its name is ambiguous. "
+            f"Received: tap {name!r}. Expected one of {calls}."
         )
     inside = [call for call in flat.calls if call.startswith(f"{name}/")]
     if inside:
         raise ValueError(
-            f"A nested model is tapped at a layer inside it. Received: tap {name!r}. "
-            f"Expected, say, {inside[-1]!r}."
+            f"A nested model is tapped at one of its layers. Received: tap {name!r}. "
+            f"Expected, e.g., {inside[-1]!r}."
         )
     ending = [call for call in flat.calls if call.endswith(f"/{name}")]
     hint = f" Did you mean {ending[0]!r}?" if ending else ""
     raise ValueError(
         f"No layer has this name. Received: tap {name!r}. Expected: the name of a "
-        f"layer of model {flat.model.name!r}, in a nested model with the model's name "
-        f"before it: 'backbone/layer'.{hint or did_you_mean(name, flat.calls)} All "
-        "names: [layer.name for layer in model.layers]."
+        f"layer of model {flat.model.name!r}; prefix a layer of a nested model with "
+        f"that model's name: 'backbone/layer'."
+        f"{hint or did_you_mean(name, flat.calls)} List all names by "
+        "[layer.name for layer in model.layers]."
     )
 
 
@@ -81,7 +82,7 @@ def _check_path(base, feature, taps):
     for name, tensor in taps.items():
         if id(tensor) not in leads:
             raise ValueError(
-                f"A tap must lie before the last feature, which the classifier reads. "
+                f"A tap must lie before the last feature, which the last layer reads. "
                 f"Received: tap {name!r} of model {base.name!r}, which does not lead "
                 "to it. Tap an earlier layer."
             )
@@ -94,6 +95,6 @@ def _check_path(base, feature, taps):
         if id(tensor) not in ancestors(deeper_tensor):
             raise ValueError(
                 f"Taps must lie on one path. Received: {name!r} and {deeper!r}, which "
-                "are on branches beside each other. Tap where branches have joined, "
-                "e.g. the output of a block."
+                "are on parallel branches. Tap where branches are joined, e.g. the "
+                "output of a block."
             )

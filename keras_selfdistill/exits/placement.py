@@ -1,4 +1,4 @@
-"""Place taps automatically: how many, and at which ends of blocks."""
+"""Place taps automatically: how many, and at which block ends."""
 
 import dataclasses
 import itertools
@@ -20,15 +20,15 @@ from keras_selfdistill.graph.nodes import (
     producer,
     unrecorded,
 )
-from keras_selfdistill.graph.open_layer import holds_layers
 from keras_selfdistill.graph.shells import original
+from keras_selfdistill.graph.trace_layer import holds_layers
 
-# What two neighbouring taps of one resolution count for, in steps between targets.
+# The penalty of two neighbouring taps of equal resolution, in steps between targets.
 _SAME_RESOLUTION = 0.5
 _DEFAULT_EXITS = 3
-# A layer made of layers, such as a stack of transformer blocks, is opened where it has
+# A layer with sublayers, such as a stack of transformer blocks, is traced if it has
 # more than this share of the multiply-adds.
-_WHOLE = 0.5
+_DOMINATING = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Tap:
     """A suggested tap.
 
     Args:
-        name: Of the layer.
-        shape: Of its output; `None` stands for the batch.
+        name: Name of the layer.
+        shape: Shape of its output; `None` stands for the batch size.
         macs_ratio: Multiply-adds up to there, as a share of the base's.
     """
 
@@ -47,7 +47,7 @@ class Tap:
 
 
 class SuggestedTaps(tuple[Tap, ...]):
-    """Taps from shallow to deep, to pass as `taps=`; printed, a table.
+    """Taps from shallow to deep, to pass as `taps=`; they print as a table.
 
     Example:
         >>> print(SuggestedTaps([Tap("block1_out", (None, 32, 32, 64), 0.254)]))
@@ -76,28 +76,28 @@ class SuggestedTaps(tuple[Tap, ...]):
 
 
 def suggest_taps(model: Any, exits: int | str = _DEFAULT_EXITS) -> SuggestedTaps:
-    """Return where `SelfDistiller(model, taps=exits, …)` places its taps, as a table.
+    """Return the taps that `SelfDistiller(model, taps=exits, …)` places.
 
-    Taps lie at the ends of blocks: where the rest of the base reads one tensor alone,
-    or in networks without such places few. Tap i of k is near the share i / (k + 1) of
-    the multiply-adds. Two neighbouring taps have different resolutions if the taps
-    need not move for it, taken together, by more than half of 1 / (k + 1). The choice
-    depends on nothing but the base's graph.
+    Taps lie at block ends: where the rest of the base reads only one tensor, or a few
+    in networks without such places. Tap i of k is near the share i / (k + 1) of the
+    multiply-adds. Two neighbouring taps have different resolutions if that moves the
+    taps, in total, by no more than half of 1 / (k + 1). The choice depends only on the
+    base's graph.
 
     Args:
-        model: Functional or Sequential classifier. Sizes that it leaves open, such as
-            the length of a text, count as 256, or as fewer where it takes no more.
-        exits: How many, or `"auto"`: as many as the resolution changes between the ends
-            of the base's blocks; 3 (or as many as there are ends, if fewer) where it
-            never does.
+        model: Functional or Sequential classifier. Unknown sizes of its inputs, such as
+            the length of a text, count as 256, or as fewer if the model limits them.
+        exits: Number of exits, or `"auto"`: the number of changes of resolution between
+            the base's block ends; if there are none, 3 or the number of block ends if
+            that is less.
 
     Returns:
-        The taps, to read, to edit, or to pass on as they are. `print` shows the table.
+        The taps, to print, to edit or to pass on.
 
     Raises:
-        TypeError: `model` is not functional, or `exits` of another type.
-        ValueError: The base does not classify, or has fewer block ends than `exits`;
-            or `exits` is below 1.
+        TypeError: `model` is not functional, or `exits` has another type.
+        ValueError: The end of the base is unknown, or the base has fewer block ends
+            than `exits`; or `exits` is below 1.
 
     Example:
         >>> import keras_selfdistill as ksd
@@ -113,18 +113,18 @@ def suggest_taps(model: Any, exits: int | str = _DEFAULT_EXITS) -> SuggestedTaps
     check_functional(model)
     flat = flatten_to_place(model)
     with unrecorded(flat.model):
-        classifier = find_base_end(flat.model)
+        base_end = find_base_end(flat.model)
     return SuggestedTaps(
         Tap(end.name, tuple(end.tensor.shape), end.macs_ratio)
-        for end in placed_taps(flat, classifier, exits)
+        for end in placed_taps(flat, base_end, exits)
     )
 
 
 def flatten_to_place(model: Any) -> FlatModel:
-    """Return a model spread out so far that no layer of it holds most of the work.
+    """Return a flattened model none of whose layers holds most of the multiply-adds.
 
     Layers of Keras itself, such as recurrent ones, stay whole, and so do those that
-    show no graph of layers.
+    cannot be traced.
 
     Args:
         model: Functional or built Sequential model.
@@ -136,13 +136,13 @@ def flatten_to_place(model: Any) -> FlatModel:
         try:
             flat = flatten(model, [*paths, f"{largest}/"])
             paths.append(f"{largest}/")
-        except ValueError:  # It cannot be opened.
+        except ValueError:  # It cannot be traced.
             whole = largest
     return flat
 
 
 def _dominating_stack(flat):
-    """Return the path of a layer made of layers with most of the work, if any."""
+    """Return the path of a layer with sublayers and most multiply-adds, if any."""
     stacks = {
         path: id(tensor)
         for path, tensor in flat.calls.items()
@@ -152,7 +152,7 @@ def _dominating_stack(flat):
         return None
     costs = _by_output(_counts(flat.model))
     path = max(stacks, key=lambda each: costs[stacks[each]])
-    return path if costs[stacks[path]] > _WHOLE * sum(costs.values()) else None
+    return path if costs[stacks[path]] > _DOMINATING * sum(costs.values()) else None
 
 
 def _is_stack(operation):
@@ -164,20 +164,20 @@ def placed_taps(flat: FlatModel, end: BaseEnd, exits: int | str) -> list[BlockEn
     """Place taps as `suggest_taps` describes and return the block ends chosen.
 
     Args:
-        flat: The base, spread out.
-        end: What `find_base_end` found.
-        exits: A number, or `"auto"`.
+        flat: The flattened base.
+        end: The end of the base.
+        exits: Number of exits, or `"auto"`.
     """
     if isinstance(exits, bool) or not (
         isinstance(exits, numbers.Integral) or exits == "auto"
     ):
         raise TypeError(
-            "A number of exits must be an integer or 'auto'. Received: "
-            f"{exits!r} of type {type(exits).__name__}. Pass, say, 3."
+            "The number of exits must be an integer or 'auto'. Received: "
+            f"{exits!r} of type {type(exits).__name__}. Expected, e.g., 3."
         )
     ends = block_ends(flat, end.feature, node_costs(flat.model), end.data_format)
     if end.last_spatial is not None:
-        # Behind the last spatial tensor, heads would find no positions.
+        # After the last spatial tensor, heads would have no positions to read.
         rank = len(end.last_spatial.shape)
         ends = [each for each in ends if len(each.tensor.shape) == rank]
     sizes = [_positions(each.tensor, end.data_format) for each in ends]
@@ -192,16 +192,16 @@ def _positions(tensor, default):
 
 
 def node_costs(base: Any) -> dict[int, int]:
-    """Return the multiply-adds of every call in a base, by the id of its output.
+    """Return the multiply-adds of every node of a base, by the id of its output.
 
-    What is not known of them counts as nothing, with a warning in the log.
+    Unknown ones count as zero, with a warning in the log.
     """
     counts = _counts(base)
     unknown = Count.total(counts.values()).unknown
     if unknown:
         logging.warning(
-            "The multiply-adds of these layers are not known, so taps are placed as if "
-            "they cost nothing: %s. Name the taps to choose them yourself.",
+            "The multiply-adds of these layers are unknown, so taps are placed as if "
+            "they were zero: %s. Pass layer names as `taps` to choose them yourself.",
             list(unknown),
         )
     return _by_output(counts)
@@ -235,14 +235,14 @@ def _check_count(base, ends, exits):
 
 
 def _nearest(ends: Sequence[BlockEnd], sizes: Sequence[Any], exits: int):
-    """Return the positions of the block ends that lie best.
+    """Return the indices of the best block ends, by dynamic programming.
 
-    The sum of all distances from tap i to the share i / (k + 1), in steps of that
-    length, and of a half for each two neighbours of one resolution, is the least there
-    is; among equals, the shallowest.
+    The cost of a choice is the sum of the distances of tap i from the share i / (k +
+    1), in steps of 1 / (k + 1), plus a half for each two neighbours of equal
+    resolution. Of equal choices the shallowest is taken.
     """
-    # For each end: cost and positions of the best choice so far whose last it is.
-    # Rounded, so that equals are equal.
+    # For each end: cost and indices of the best choice so far that ends there.
+    # Rounded, so that equal costs compare equal.
     steps = [round(each.macs_ratio * (exits + 1), 9) for each in ends]
     best: dict[int, tuple[float, tuple[int, ...]]]
     best = {here: (abs(step - 1), (here,)) for here, step in enumerate(steps)}

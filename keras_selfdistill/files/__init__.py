@@ -1,4 +1,4 @@
-"""Untrusted files: archives and configs are checked before anything is built.
+"""Untrusted files: archives and configs are checked before any object is created.
 
 Public: `load_model` and `RefusedFileError`, as `keras_selfdistill.load_model`; the rest
 is internal.

@@ -1,7 +1,7 @@
-"""Read a `.keras` file that a stranger may have written.
+"""Read an untrusted `.keras` file.
 
-Every size is compared with the file's own before anything of that size is made: the
-archive's parts, the arrays of its weights, and the weights that its config asks for.
+Every size is compared with the file's own before memory is allocated: that of the
+archive's members, of the arrays of its weights, and of the weights in its config.
 """
 
 import concurrent.futures
@@ -30,9 +30,9 @@ from keras_selfdistill.files.weights_file import stored_bytes
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _ASSETS = "assets"
 _COPY = "model.keras"
-# What an operating system says where it is at its limits or forbids; HDF5 and zip
-# readers, about what a file holds, give no number or EINVAL.
-_OF_THE_MACHINE = {
+# Errors of the machine: limits and permissions. The HDF5 and zip readers report errors
+# of a file's content without a number, or as EINVAL.
+_MACHINE_ERRORS = {
     getattr(errno, name)
     for name in (
         *("EACCES", "EDQUOT", "EFBIG", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC"),
@@ -40,17 +40,17 @@ _OF_THE_MACHINE = {
     )
     if hasattr(errno, name)  # Windows lacks some.
 }
-_LONGEST_TEXT = 1 << 26  # Bytes of a JSON document; the largest of Keras' are 2 MB.
-_QUANTISED = 8  # Bytes of a weight in float32 for those that int4 has of it, in halves.
-_SLACK = 1 << 26  # Bytes of variables that no file holds: seeds and metrics' counts.
+_LONGEST_TEXT = 1 << 26  # Bytes of a JSON document; the largest of Keras are 2 MB.
+_QUANTISED = 8  # Ratio of the sizes of float32 and int4 weights.
+_SLACK = 1 << 26  # Bytes of variables that files do not store: seeds, metrics.
 
 
 class RefusedFileError(ValueError):
-    """A file was not loaded: it is changed, cut off, foreign or dangerous."""
+    """A file was not loaded: it is damaged, of another format, or dangerous."""
 
     def __init__(self, path: str | os.PathLike, reason: str):
         super().__init__(
-            "The file was refused: it is changed, truncated, or holds what this "
+            "The file was refused: it is damaged, or contains something that this "
             f"library does not write. Received: {str(path)!r}; {reason}"
         )
         self.reason = reason
@@ -59,30 +59,30 @@ class RefusedFileError(ValueError):
 def load_model(path: str | os.PathLike) -> keras.Model:
     """Load a saved wrapper, or a model made from one, from an untrusted `.keras` file.
 
-    It does what `keras.saving.load_model` does in safe mode, for files that hold data
-    alone and no more than they need: layers of Keras and registered ones, no `Lambda`
-    or other code, no names to import, no paths; parts as Keras writes them, stored
-    uncompressed; arrays that are whole in the file; and a config that asks for no more
-    weights than there are.
+    It loads like `keras.saving.load_model` in safe mode, but accepts only files that
+    contain nothing but data: layers of Keras and registered ones, no `Lambda` or other
+    code, no names to import, no paths; archive members as Keras writes them, stored
+    uncompressed; arrays that the file stores completely; and a config that creates no
+    more weights than the file has.
 
-    The file is copied into a folder of this process' own first, so that what is loaded
-    is what was checked, whoever writes to the path meanwhile.
+    The file is first copied to a private folder, so that exactly the checked content is
+    loaded, even if another process writes to the path meanwhile.
 
     Args:
         path: Path of the file; it ends in `.keras`. A link to it is followed.
 
     Raises:
-        RefusedFileError: The file is damaged or holds anything else; the error says
-            what. It is a `ValueError`.
-        OSError: The file cannot be opened, is no regular file, or the temporary folder
-            has no room for the copy.
+        RefusedFileError: The file is damaged or contains anything else; the message
+            names it. It is a `ValueError`.
+        OSError: The file cannot be read, is not a regular file, or the temporary folder
+            has no space for the copy.
 
     Example:
         `model = ksd.load_model("model.keras")`
     """
     path = pathlib.Path(path)
     with private_copy(path) as copy:
-        # By which Keras chooses how it reads a file that may be of two formats at once.
+        # Keras chooses the reader by the suffix; a file may be valid in two formats.
         if path.suffix != ".keras":
             raise RefusedFileError(path, f"its name ends in {path.suffix!r}.")
         with refusing(path):
@@ -91,10 +91,10 @@ def load_model(path: str | os.PathLike) -> keras.Model:
 
 @contextlib.contextmanager
 def private_copy(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Give the path of a copy of a file, in a folder of this process' own.
+    """Yield the path of a copy of a file in a private temporary folder.
 
     Raises:
-        OSError: The file cannot be opened or is no regular file, or there is no room.
+        OSError: The file cannot be read or is not a regular file, or there is no space.
     """
     with tempfile.TemporaryDirectory(prefix="keras_selfdistill_") as folder:
         copy = pathlib.Path(folder) / _COPY
@@ -104,10 +104,10 @@ def private_copy(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def refusing(path: str | os.PathLike) -> Iterator[None]:
-    """Make one error of whatever a made-up file makes Keras, HDF5 or a backend raise.
+    """Convert any error that a crafted file causes in Keras, HDF5 or a backend.
 
-    What the machine lacks, such as memory or room on a disk, is no fault of the file
-    and stays what it is.
+    Errors of the machine, such as too little memory or disk space, are raised as they
+    are.
 
     Raises:
         RefusedFileError: The file cannot be used.
@@ -119,7 +119,7 @@ def refusing(path: str | os.PathLike) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
             raise
         reason = f"{type(error).__name__}: {str(error)[:2000]}"
         raise RefusedFileError(path, reason) from error
@@ -129,7 +129,7 @@ def load_private(path: pathlib.Path) -> keras.Model:
     """Check and load a `.keras` file that no other process writes to.
 
     Raises:
-        Exception: Anything; see `refusing`.
+        Exception: Any error; `refusing` converts them.
     """
     with open(path, "rb") as file:
         _check_file(file)
@@ -139,36 +139,36 @@ def load_private(path: pathlib.Path) -> keras.Model:
 def check_members(
     archive: zipfile.ZipFile, size: int, required: set[str], folder: str | None = None
 ) -> None:
-    """Refuse an archive whose parts are not as this library or Keras writes them.
+    """Refuse an archive whose members are not as this library or Keras writes them.
 
     Args:
-        archive: Open for reading.
-        size: Of its file, in bytes.
-        required: Names of its parts.
-        folder: Where further parts may lie.
+        archive: Archive open for reading.
+        size: Size of its file in bytes.
+        required: Names of its members.
+        folder: Name of a folder that may contain further members.
 
     Raises:
-        ValueError: A part is missing, unknown, twice there, a link, outside of the
+        ValueError: A member is missing, unknown, repeated, a link, outside of the
             folder, compressed, or larger than the file.
     """
     members = archive.infolist()
     names = [each.filename for each in members]
     inside = {name for name in names if folder and _is_inside(name, folder)}
     if len(set(names)) != len(names) or set(names) - inside != required:
-        raise ValueError(f"it holds {names[:20]} where {sorted(required)} belong.")
+        raise ValueError(f"its members are {names[:20]} instead of {sorted(required)}.")
     for each in members:
         is_link = stat.S_ISLNK(each.external_attr >> 16)
         if is_link or each.compress_type != zipfile.ZIP_STORED or each.flag_bits & 1:
             raise ValueError(f"{each.filename!r} is a link, compressed or encrypted.")
     if sum(max(each.file_size, each.compress_size) for each in members) > size:
-        raise ValueError("its parts are larger than the file.")
+        raise ValueError("its members are larger than the file.")
 
 
 def read_json(archive: zipfile.ZipFile, name: str) -> Any:
     """Return the content of a JSON document in an archive.
 
     Raises:
-        ValueError: It is too long, or no JSON.
+        ValueError: The document is too long, or not JSON.
     """
     if archive.getinfo(name).file_size > _LONGEST_TEXT:
         raise ValueError(f"{name} is longer than {_LONGEST_TEXT} bytes.")
@@ -179,14 +179,14 @@ def read_json(archive: zipfile.ZipFile, name: str) -> Any:
 
 
 def check_fields(document: Any, schema: Mapping[str, Callable[[Any], bool]]) -> None:
-    """Refuse a document that is no mapping of exactly the fields of a schema.
+    """Refuse a document that is not a mapping of exactly the fields of a schema.
 
     Args:
-        document: Of a file.
-        schema: Tells of each field whether its value fits.
+        document: JSON document of a file.
+        schema: Predicate of the value of each field.
 
     Raises:
-        ValueError: Fields are missing or unknown, or a value does not fit.
+        ValueError: Fields are missing or unknown, or a value is invalid.
 
     Example:
         >>> check_fields({"epoch": 1}, {"epoch": lambda value: value >= 0})
@@ -212,20 +212,20 @@ def _check_file(file):
         config = read_json(archive, _CONFIG)
         check_config(config)
         if not isinstance(config, dict):
-            raise ValueError(f"{_CONFIG} holds no object.")
+            raise ValueError(f"{_CONFIG} is not a JSON object.")
         check_budget(config)
         stored = stored_bytes(archive.read(_WEIGHTS), _WEIGHTS)
-    # In a thread, because Keras keeps the scope, names and variables of each by itself.
+    # In a thread of its own: Keras' scopes, names and variables are thread-local.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         needed = thread.submit(_needed_bytes, config).result()
     if needed > stored * (_QUANTISED if _quantises(config) else 1) + _SLACK:
         raise ValueError(
-            f"its config asks for {needed} bytes of weights, but it holds {stored}."
+            f"its config needs {needed} bytes of weights, but it stores {stored}."
         )
 
 
 def _quantises(value):
-    """Tell whether a config quantises exits, which are made in full before that."""
+    """Return whether a config quantises exits, which are built in float first."""
     if isinstance(value, list):
         return any(map(_quantises, value))
     if not isinstance(value, dict):
@@ -238,28 +238,28 @@ def _quantises_itself(fields):
 
 
 def _needed_bytes(config):
-    """Return the size of all variables that a config makes, without making them."""
+    """Return the size of all variables that a config creates, without creating them."""
     compiled: list[Any] = []
     model = _uncompiled(config, compiled)
     with keras.StatelessScope(initialize_variables=False):
         for each in (model, *compiled):
             keras.saving.deserialize_keras_object(each, safe_mode=True)
-    # Also of layers that no output reads, which the model does not list.
+    # Includes layers that no output reads, which the model does not list.
     made = get_global_attribute("uninitialized_variables") or []
     return sum(math.prod(each.shape) * np.dtype(each.dtype).itemsize for each in made)
 
 
 def _uncompiled(value, compiled):
-    """Return a config without what models were compiled with; collect it elsewhere.
+    """Return a config without the compile configs of its models; collect those apart.
 
-    Optimizers are left out: theirs are as many bytes as they train, a few times.
+    Optimizers are left out: their variables are a small multiple of the weights.
     """
     if isinstance(value, list):
         return [_uncompiled(each, compiled) for each in value]
     if not isinstance(value, dict):
         return value
     found = {key: _uncompiled(each, compiled) for key, each in value.items()}
-    if _quantises_itself(found):  # Which would compute with the weights.
+    if _quantises_itself(found):  # Quantising would compute with the weights.
         found["quantized"] = {}
     arguments = found.pop("compile_config", None)
     if isinstance(arguments, dict):

@@ -1,8 +1,8 @@
-"""Write files and folders atomically: a path holds the old or the new, never a part.
+"""Write files and folders atomically: a path has the old or the new content.
 
-What is written grows in a folder of its own beside the path, so that it can be moved
-there in one step. A process that is killed leaves that folder; the next write beside it
-removes it, and puts back what it was about to replace.
+The new content is written to a temporary folder beside the path and moved there in one
+step. A process that is killed leaves the temporary folder; the next write beside it
+removes it, and restores what was about to be replaced.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from absl import logging
 fcntl: Any
 try:
     import fcntl
-except ImportError:  # Windows. Folders that killed processes left then stay.
+except ImportError:  # Windows: folders that killed processes leave are not removed.
     fcntl = None
 
 _PREFIX = ".keras_selfdistill_"
 _NAME = re.compile(re.escape(_PREFIX) + r"[a-z0-9_]{8}")  # As `tempfile` makes names.
 _NEW, _OLD = "new", "old"
-# What systems and file systems that cannot exchange two paths answer.
-_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EPERM, errno.ENOTSUP)
+# Errors of systems and file systems that cannot exchange two paths.
+_CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EPERM, errno.ENOTSUP)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -38,10 +38,10 @@ def check_replaceable_file(path: pathlib.Path) -> None:
     """Refuse to replace anything but a regular file.
 
     Args:
-        path: Path at which something is.
+        path: Existing path.
 
     Raises:
-        FileExistsError: It is a folder, a link, a device or a pipe.
+        FileExistsError: The path is a folder, a link, a device or a pipe.
 
     Example:
         >>> check_replaceable_file(pathlib.Path(__file__))
@@ -52,8 +52,8 @@ def check_replaceable_file(path: pathlib.Path) -> None:
     kinds = {stat.S_ISDIR: "a folder", stat.S_ISLNK: "a link", stat.S_ISFIFO: "a pipe"}
     kind = next((kind for is_kind, kind in kinds.items() if is_kind(mode)), "no file")
     raise FileExistsError(
-        f"Only a file is replaced by a file. Received: path={str(path)!r}, which is "
-        f"{kind}. Expected: a path at which there is a file or nothing."
+        f"A file can only replace a file. Received: path={str(path)!r}, which is "
+        f"{kind}. Expected: the path of a file, or one that does not exist."
     )
 
 
@@ -62,26 +62,25 @@ def replacing(
     path: str | os.PathLike,
     check: Callable[[pathlib.Path], None] = check_replaceable_file,
 ) -> Iterator[pathlib.Path]:
-    """Give a path to write a file or a folder to, which then comes to another path.
+    """Replace a file or a folder atomically, as a context manager.
 
-    It is on disk before it is moved. On Linux an old file or folder and the new one
-    change places in one step. Where the system cannot do that, a file is still replaced
-    in one step; of two folders the old one stays until the new one is complete, and a
-    process that is killed between the two renames leaves the old one beside the path,
-    for the next write there to put back. No link at the path is followed.
+    The new content is flushed to disk before it is moved. On Linux the old and the new
+    file or folder are exchanged in one step. On other systems a file is still replaced
+    in one step. An old folder stays until the new one is complete; a process that is
+    killed between the two renames leaves it beside the path, and the next write there
+    restores it. A link at the path is not followed.
 
     Args:
-        path: Path that the file or folder comes to. Its folder exists.
-        check: Called with the path where something is there, before anything is
-            written and again before it is replaced; raises what the user is to read
-            where that may not be replaced.
+        path: Path of the file or folder to replace. Its parent folder exists.
+        check: Called with the path if it exists, before anything is written and again
+            before it is replaced. It raises if the path must not be replaced.
 
     Yields:
-        A path that does not exist yet, of the same name. Beside it is room for other
-        files, which are removed at the end.
+        A path of the same name that does not exist yet. Other files may be written
+        beside it; they are removed at the end.
 
     Raises:
-        OSError: It cannot be written or moved; the path is as it was.
+        OSError: The content cannot be written or moved; the path is unchanged.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +106,7 @@ def replacing(
 
 
 def _named(path):
-    """Return a path whose last part is the name of what it leads to."""
+    """Return the path with a real name as its last part, not `..`."""
     if path.name in ("", ".."):
         return path.resolve()
     return path.parent.resolve() / path.name
@@ -126,9 +125,9 @@ def _workspace(parent):
 
 
 def _locked(folder):
-    """Return an open folder that no other process has locked; `None` if none can be.
+    """Lock a folder and return its descriptor; `None` if it cannot be locked.
 
-    The system drops the lock with the process, however that ends.
+    The system releases the lock when the process ends, in any way.
     """
     if fcntl is None:
         return None
@@ -138,14 +137,14 @@ def _locked(folder):
         return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # Another has it, or the file system knows no locks.
+    except OSError:  # Another process has it, or the file system has no locks.
         os.close(lock)
         return None
     return lock
 
 
 def _remove_stale(parent):
-    """Remove what killed processes left in a folder; put back what they moved away."""
+    """Remove what killed processes left in a folder; restore what they moved away."""
     for entry in list(os.scandir(parent)):
         if not _NAME.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
             continue
@@ -171,7 +170,7 @@ def _put_back(old, parent):
 def _remove(folder):
     try:
         shutil.rmtree(folder)
-    except OSError as error:  # What was to be written is there or not, all the same.
+    except OSError as error:  # Whether the content was written does not depend on it.
         logging.warning("A temporary folder could not be removed: %s", error)
 
 
@@ -199,7 +198,7 @@ def _sync(path):
 
 
 def _move(new, path, old):
-    """Move what is new to a path; what was there goes to one of two other paths."""
+    """Move the new content to a path; the old one goes to `new` or `old`."""
     if not path.is_dir():
         os.replace(new, path)
     elif not _exchanged(new, path):
@@ -213,17 +212,17 @@ def _move(new, path, old):
 
 
 def _exchanged(first, second):
-    """Tell whether two paths changed places in one step."""
+    """Exchange two paths in one step; return whether the system can."""
     if not sys.platform.startswith("linux"):
         return False
     try:
         exchange = ctypes.CDLL(None, use_errno=True).renameat2
-    except AttributeError:  # A C library that does not know it.
+    except AttributeError:  # The C library does not have it.
         return False
     paths = os.fsencode(first), os.fsencode(second)
     if not exchange(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE):
         return True
     number = ctypes.get_errno()
-    if number in _CANNOT:
+    if number in _CANNOT_EXCHANGE:
         return False
     raise OSError(number, os.strerror(number), str(second))

@@ -1,7 +1,7 @@
-"""How much a config may ask for, checked as a whole before anything is made from it.
+"""Limits on what a config may request, checked before any object is created from it.
 
-A few bytes of a config can stand for much: a number for a list of that length, a
-pattern for a search without end. What a file's size does not bound, is bounded here.
+A few bytes of a config can demand much: a number may be the length of a list, a pattern
+may take exponential time. What a file's size does not bound is bounded here.
 """
 
 import re
@@ -16,11 +16,11 @@ _MOST = {
     "layers and operations": 10_000,  # NASNetLarge has 1,041.
     "losses and metrics": 500,
     "other objects": 100_000,
-    # Thresholds, classes, parts of a split, iterations: what becomes a list or a loop.
+    # Thresholds, classes, parts of a split, iterations: lengths of lists and loops.
     "items of lists": 2**17,
 }
-_LONGEST_TEXT = 10_000  # Of a layer's or operation's field, such as an equation.
-# Fields of layers, operations and optimizers whose number becomes a list or a loop.
+_LONGEST_TEXT = 10_000  # Letters of a layer's field, such as an equation.
+# Fields of layers, operations and optimizers that are lengths of lists or loops.
 _REPEATED = frozenset(
     (
         "bins",
@@ -36,35 +36,35 @@ _REPEATED = frozenset(
         "rank",
     )
 )
-# Fields whose texts Keras searches for in the names of all variables, as patterns.
+# Fields whose strings Keras searches for in the names of all variables, as patterns.
 _SEARCHED = ("exclude_layers",)
 _MATCHED = ("optimizer_map", "policy_map")
-# Patterns that take no more steps than the name has letters, for each wildcard.
+# Patterns that take at most as many steps as the name has letters, per wildcard.
 _NAME = r"[\w/ .\-]*"
 _PLAIN = re.compile(rf"\^?{_NAME}\$?")
 _WILDCARDS = re.compile(rf"\^?(\(\?!{_NAME}\))?({_NAME}\.\*)*{_NAME}\$?")
 _LONGEST_PATTERN = 200
-_LONGEST_WEIGHT_NAME = 100  # What layers add to their names: "/query/kernel".
-_MOST_STEPS = 10**9  # Of all searches in all names, together: seconds.
+_LONGEST_WEIGHT_NAME = 100  # Letters that layers add to names, as in "/query/kernel".
+_MOST_STEPS = 10**9  # Steps of all searches in all names together: seconds.
 
 
 def check_budget(config: Any) -> None:
-    """Refuse a config that asks for more than any model needs.
+    """Refuse a config that requests more than any model needs.
 
     Args:
-        config: Config that `check_config` has passed.
+        config: Config that has passed `check_config`.
 
     Raises:
-        ValueError: It has too many objects, or numbers that make lists or loops too
-            long; or a pattern that could search without end. The message names the
-            field.
+        ValueError: The config has too many objects, numbers that make lists or loops
+            too long, or a pattern that may take exponential time. The message names
+            the field.
 
     Example:
         >>> auc = keras.metrics.AUC(num_thresholds=10**6)
         >>> check_budget(keras.saving.serialize_keras_object(auc))
         Traceback (most recent call last):
             ...
-        ValueError: The config asks for too many items of lists. Received: more than \
+        ValueError: The config requests too many items of lists. Received: more than \
 131072, at config.num_thresholds. Expected: ...
     """
     budget = _Budget()
@@ -73,18 +73,18 @@ def check_budget(config: Any) -> None:
 
 
 class _Place(NamedTuple):
-    """Where in a config a value is."""
+    """The position of a value in a config."""
 
     path: tuple
     kind: Any  # Class of the object around it.
-    name_length: int  # Of the names of all objects around it, together.
+    name_length: int  # Letters of the names of all objects around it, together.
 
     def inside(self, key):
         return self._replace(path=(*self.path, key))
 
 
 class _Budget:
-    """Counts what a config asks for, and what its patterns could take."""
+    """Counts the objects of a config, and the steps of its patterns."""
 
     def __init__(self):
         self._spent = dict.fromkeys(_MOST, 0)
@@ -115,7 +115,7 @@ class _Budget:
         steps = sum(length ** max(1, number) for number in self._wildcards)
         if steps * (1 + self._spent["layers and operations"]) > _MOST_STEPS:
             raise ValueError(
-                "The config's patterns could be searched for too long. Received: "
+                "Searching for the config's patterns could take too long. Received: "
                 f"{len(self._wildcards)} patterns for names of up to {length} letters. "
                 "Expected: fewer patterns, with one '.*' each, or shorter names."
             )
@@ -148,11 +148,11 @@ class _Budget:
                 allowed.fullmatch(part) for part in parts
             ):
                 raise ValueError(
-                    "The config holds a pattern that could be searched for without "
-                    f"end. Received: {reprlib.repr(pattern)} at "
+                    "The config has a pattern that may take exponential time. "
+                    f"Received: {reprlib.repr(pattern)} at "
                     f"{where(place.path)}. Expected: names of layers, in an "
                     "OptimizerMap or DTypePolicyMap also with '.*', '|' and "
-                    "'(?!name)' at the beginning. For a file of your own, use "
+                    "'(?!name)' at the beginning. For a file that you trust, use "
                     "keras.saving.load_model."
                 )
             self._wildcards += [part.count(".*") for part in parts]
@@ -161,7 +161,7 @@ class _Budget:
         is_own = _is_a(place.kind, keras.Operation) and _is_keras(place.kind)
         if is_own and len(text) > _LONGEST_TEXT:
             raise ValueError(
-                "A text of the config is too long for a layer. Received: "
+                "A string of the config is too long for a layer. Received: "
                 f"{len(text)} letters at {where(place.path)}. Expected: at most "
                 f"{_LONGEST_TEXT}."
             )
@@ -170,15 +170,15 @@ class _Budget:
         self._spent[what] += number
         if self._spent[what] > _MOST[what]:
             raise ValueError(
-                f"The config asks for too many {what}. Received: more than "
+                f"The config requests too many {what}. Received: more than "
                 f"{_MOST[what]}, at {where(place.path)}. Expected: at most "
-                f"{_MOST[what]} in one file. For a file of your own, use "
+                f"{_MOST[what]} in one file. For a file that you trust, use "
                 "keras.saving.load_model."
             )
 
 
 def _texts(patterns):
-    """Return the texts of a list of patterns, or of a mapping by pattern."""
+    """Return the strings of a list of patterns, or of a mapping by pattern."""
     if isinstance(patterns, str):
         return [patterns]
     if not isinstance(patterns, (list, tuple, dict)):

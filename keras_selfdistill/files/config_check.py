@@ -1,8 +1,8 @@
-"""What a file may name: Keras' own building blocks and what the user registered.
+"""The names that a config may contain: Keras' own objects and registered ones.
 
-Keras resolves the names in a config by importing them, and in its safe mode refuses
-what it knows to be dangerous. This is the other way round: what is not known to be
-harmless is refused, before anything is made from it.
+Keras resolves the names in a config by importing them; its safe mode refuses those
+known to be dangerous. This module is an allowlist instead: every name that is not known
+to be harmless is refused before any object is created.
 """
 
 import functools
@@ -12,25 +12,25 @@ from typing import Any
 
 import keras
 
-# Public classes of Keras with a config that no file may name, and why.
+# Public classes of Keras that no config may name, and why.
 REFUSED = {
-    "keras.layers.Lambda": "it is code of the file",
+    "keras.layers.Lambda": "it runs code from the file",
     "keras.layers.TFSMLayer": "it runs a graph from a path",
     "keras.layers.TorchModuleWrapper": "it is a pickle",
-    "keras.layers.JaxLayer": "it is code of the file",
-    "keras.layers.FlaxLayer": "it is code of the file",
-    "keras.InputSpec": "code makes it; no config of a model holds one",
+    "keras.layers.JaxLayer": "it runs code from the file",
+    "keras.layers.FlaxLayer": "it runs code from the file",
+    "keras.InputSpec": "configs of models never contain one",
 }
 _CODE = frozenset(
     name.rpartition(".")[2] for name in REFUSED if name.startswith("keras.layers.")
 )
-# Values that Keras writes as objects, with nothing to resolve.
+# Values that Keras writes like objects; their names are not resolved.
 _VALUES = frozenset(
     f"__{name}__"
     for name in ("keras_tensor", "tensor", "numpy", "bytes", "slice", "ellipsis")
 )
 _KINDS = (
-    keras.Operation,  # Also layers, models and every other step of a graph.
+    keras.Operation,  # Also layers and models.
     keras.DTypePolicy,
     keras.constraints.Constraint,
     keras.distillation.DistillationLoss,
@@ -46,49 +46,47 @@ _KINDS = (
     keras.regularizers.Regularizer,
 )
 _FUNCTIONS = ("activations", "losses", "metrics", "ops", "regularizers")
-_DEEPEST = 200  # Levels of nesting; models in models take six each.
-_LARGEST = 2**31 - 1  # Of integers; no size is larger.
-_IDENTITIES = ("seed", "shared_object_id")  # Integers that are no sizes.
+_DEEPEST = 200  # Levels of nesting; nested models take six each.
+_LARGEST = 2**31 - 1  # Limit on integers; no size is larger.
+_IDENTITIES = ("seed", "shared_object_id")  # Integers that are not sizes.
 
 
 def check_config(config: Any, *, code: bool = False) -> None:
-    """Refuse a config that names what a model is not made of.
+    """Refuse a config that names anything but components of models.
 
-    Allowed are layers, operations, losses and the like of Keras that are loaded
-    already, and what is registered with Keras. Nothing is imported to find out.
+    Allowed are layers, operations, losses and other classes of Keras that are already
+    loaded, and objects registered with Keras. Nothing is imported for the check.
 
     Args:
-        config: Of a model, as it stands in a file.
-        code: Whether layers that carry code are left to Keras' safe mode.
+        config: Config of a model, as read from a file.
+        code: Whether layers that contain code are left to Keras' safe mode.
 
     Raises:
-        ValueError: Something else is named, a vocabulary is a path, or a number is too
+        ValueError: Another name is used, a vocabulary is a path, or a number is too
             large for a size. The message names the field.
 
     Example:
-        >>> dense = keras.layers.Dense(2, name="answers")
+        >>> dense = keras.layers.Dense(2, name="logits")
         >>> check_config(keras.saving.serialize_keras_object(dense))
         >>> shell = {"module": "os", "class_name": "function", "config": "system"}
         >>> check_config({"activation": shell})
         Traceback (most recent call last):
             ...
-        ValueError: The config names what no model is made of. Received: 'system' of \
+        ValueError: The config names no component of a model. Received: 'system' of \
 module 'os' at activation. Expected: ...
     """
     _check(config, [], code)
 
 
 def resolve(config: dict[str, Any]) -> Any:
-    """Return the class or function that an object of a config names.
-
-    Nothing is imported to find it.
+    """Return the class or function that a config names, without importing anything.
 
     Args:
         config: Config of an object; it has a field `"class_name"`.
 
     Returns:
-        What is registered under the name, or else Keras' own; `None` where it is
-        neither, or a value such as a tensor.
+        The object registered under the name, or else Keras' own; `None` if there is
+        neither, or for a value such as a tensor.
 
     Example:
         >>> resolve({"module": "keras.layers", "class_name": "Dense"}).__name__
@@ -97,7 +95,7 @@ def resolve(config: dict[str, Any]) -> Any:
     name = config["class_name"]
     is_function = name == "function"
     named = config.get("config") if is_function else name
-    # By the field that Keras goes by; the other would hide what it imports.
+    # The field that Keras reads; another one could hide what it imports.
     key = named if is_function else config.get("registered_name", name)
     known = keras.saving.get_registered_object(key) if isinstance(key, str) else None
     if known is not None:
@@ -134,12 +132,12 @@ def _is_name(value, path):
 
 
 def _check_nodes(nodes, path):
-    """Refuse calls of layers on values, which would be computed, in any size."""
+    """Refuse calls of layers on values, which Keras would compute, in any size."""
     if not isinstance(nodes, (list, tuple)) or not all(
         isinstance(node, dict) and _holds_tensor(node) for node in nodes
     ):
         raise ValueError(
-            f"A layer is called on no output of another. Received: {where(path)} "
+            f"A layer is not called on a symbolic tensor. Received: {where(path)} "
             f"{reprlib.repr(nodes)}."
         )
 
@@ -152,7 +150,7 @@ def _holds_tensor(value):
 
 
 def _check_object(config, path, code):
-    """Refuse an object of a config that is made by anything but a block of models."""
+    """Refuse a config of an object that is not a component of models."""
     name = config["class_name"]
     if isinstance(name, str) and name in _VALUES:
         return
@@ -162,24 +160,24 @@ def _check_object(config, path, code):
         or name in ("__lambda__", "__typespec__")
     ):
         raise ValueError(
-            f"The config holds code. Received: {name!r} at {where(path)}. Expected: a "
-            "model of layers whose configs are data."
+            f"The config contains code. Received: {name!r} at {where(path)}. Expected: "
+            "a model of layers whose configs are data."
         )
     if code and name == "__lambda__":
         return
     _check_vocabulary(config, path)
     if resolve(config) is None:
         raise ValueError(
-            "The config names what no model is made of. Received: "
+            "The config names no component of a model. Received: "
             f"{reprlib.repr(named)} of module {reprlib.repr(config.get('module'))} at "
-            f"{where(path)}. Expected: a layer, loss or the like of Keras, or what is "
-            "registered by keras.saving.register_keras_serializable; import the "
+            f"{where(path)}. Expected: a layer, loss or other class of Keras, or an "
+            "object registered by keras.saving.register_keras_serializable; import the "
             "package that registers it."
         )
 
 
 def _keras_symbol(module, name, is_function):
-    """Return what Keras would find under a name, `None` where it had to import."""
+    """Return the object that Keras finds under a name, `None` if it would import it."""
     if not (isinstance(module, str) and isinstance(name, str)):
         return None
     package, *parts = module.split(".")
@@ -206,7 +204,7 @@ def _keras_symbol(module, name, is_function):
 
 @functools.cache
 def _let_keras_load_optimizers():
-    """Make one, with which Keras loads those of PyTorch; files name them by module."""
+    """Create one, so that Keras loads its PyTorch optimizers; configs name them."""
     if keras.backend.backend() == "torch":
         keras.optimizers.SGD()
 
@@ -216,16 +214,16 @@ def _is_block(thing):
 
 
 def _check_vocabulary(config, path):
-    """Refuse words that are to be read from a file of the loading machine."""
+    """Refuse a vocabulary that would be read from a file of the loading machine."""
     fields = config.get("config")
     words = fields.get("vocabulary") if isinstance(fields, dict) else None
     if isinstance(words, str):
         raise ValueError(
-            "The config names a file to be read. Received: vocabulary="
-            f"{reprlib.repr(words)} at {where(path)}. Expected: the words."
+            "The config names a file to read. Received: vocabulary="
+            f"{reprlib.repr(words)} at {where(path)}. Expected: a list of words."
         )
 
 
 def where(path: list) -> str:
-    """Return the place of a field in a config, for errors."""
+    """Return the position of a field in a config, for error messages."""
     return ".".join(map(str, path)) or "its top"

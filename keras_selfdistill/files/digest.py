@@ -1,4 +1,4 @@
-"""SHA-256 of what is in files."""
+"""SHA-256 of the content of files."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ def sha256(file: BinaryIO, size: int | None = None) -> str:
     """Return the digest of the next bytes of a file, in hexadecimal digits.
 
     Args:
-        file: File open for reading; it is read from where it stands.
+        file: File open for reading; it is read from its current position.
         size: Number of bytes; by default all to the end.
 
     Example:

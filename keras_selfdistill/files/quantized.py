@@ -1,7 +1,7 @@
-"""Layers of exits that were quantised: what a config keeps of that, and doing it again.
+"""Save and restore the quantisation of exits' layers.
 
-The config of a base describes its quantised layers itself. Those of the exits are made
-anew by their heads, not quantised, before their saved weights are loaded.
+The config of a base describes its quantised layers itself. The layers of exits are
+rebuilt by their heads and quantised again before their saved weights are loaded.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,17 +15,17 @@ _MODES = ("int8", "int4", "float8")  # Others need data when a layer is quantise
 
 
 def quantizations(layers: Iterable[keras.Layer]) -> dict[str, Any]:
-    """Return how layers were quantised, as a config can hold it.
+    """Return the quantisation configs of layers.
 
     Args:
         layers: Layers, quantised or not.
 
     Returns:
-        The serialised `keras.quantizers.QuantizationConfig` of each that was quantised,
-        by name; `"name/1"` is the first layer inside of layer `"name"`.
+        The serialised `keras.quantizers.QuantizationConfig` of each quantised layer, by
+        name; `"name/1"` is the first sublayer of layer `"name"`.
 
     Raises:
-        ValueError: One was quantised with data, which cannot be done again.
+        ValueError: A layer was quantised with data, which cannot be repeated.
 
     Example:
         >>> dense = keras.layers.Dense(2, name="exit_1_logits")
@@ -41,10 +41,10 @@ def quantizations(layers: Iterable[keras.Layer]) -> dict[str, Any]:
             continue
         if mode not in _MODES:
             raise ValueError(
-                "The exits' layers cannot be saved as they were quantised. Received: "
+                "Layers of exits quantised with data cannot be saved. Received: "
                 f"layer {name!r}, quantised by {mode!r}. Expected: one of {_MODES}. "
-                "Quantise final_model(), exit_model(name) or ensemble_model() in that "
-                "way, which can be saved."
+                "Quantise final_model(), exit_model(name) or ensemble_model() instead; "
+                "those can be saved."
             )
         found[name] = keras.saving.serialize_keras_object(layer.quantization_config)
     return found
@@ -53,16 +53,15 @@ def quantizations(layers: Iterable[keras.Layer]) -> dict[str, Any]:
 def quantize(
     model: keras.Model, layers: Iterable[keras.Layer], quantized: Mapping[str, Any]
 ) -> None:
-    """Quantise layers as `quantizations` says.
+    """Quantise layers as in the result of `quantizations`.
 
     Args:
-        model: Model that holds the layers.
-        layers: Built layers, of which some are to be quantised.
-        quantized: What `quantizations` returned.
+        model: Model that contains the layers.
+        layers: Built layers, some of which are to be quantised.
+        quantized: Configs as returned by `quantizations`.
 
     Raises:
-        ValueError: A name is of none of the layers, or a value is no
-            `QuantizationConfig`.
+        ValueError: No layer has a name, or a value is not a `QuantizationConfig`.
     """
     by_name = _by_name(layers)
     for name, value in quantized.items():
@@ -70,18 +69,18 @@ def quantize(
         is_config = isinstance(config, keras.quantizers.QuantizationConfig)
         if name not in by_name or not is_config or config.mode not in _MODES:
             raise ValueError(
-                "The config quantises what it cannot. Received: "
+                "The quantisation config is invalid. Received: "
                 f"{value!r} for layer {name!r}. Expected: a QuantizationConfig of "
                 f"{_MODES} for one of {sorted(by_name)}."
             )
-        # By the model, which then forgets what it compiled and tracked.
+        # By the model, which then resets its compiled functions and its tracking.
         model.quantize(
             config=config, filters=lambda each, name=name: each is by_name[name]
         )
 
 
 def _by_name(layers):
-    """Return layers and those inside of them."""
+    """Return layers and their sublayers by name."""
     found = {}
     for layer in layers:
         for i, each in enumerate(flatten_layers(layer)):

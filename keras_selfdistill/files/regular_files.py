@@ -1,4 +1,4 @@
-"""Open regular files alone: nothing that waits, and nothing that changes meanwhile."""
+"""Open regular files only: no pipes, devices or folders."""
 
 import errno
 import os
@@ -13,25 +13,25 @@ _AS_BYTES = getattr(os, "O_BINARY", 0)  # Windows alone has it.
 
 
 def open_regular(path: str | os.PathLike, *, follow_links: bool = True) -> BinaryIO:
-    """Open a regular file for reading, and nothing else.
+    """Open a regular file for reading; refuse anything else.
 
-    A pipe would wait for somebody who writes, and a device may do anything.
+    Opening a pipe would block until something is written, and a device may do anything.
 
     Args:
         path: Path of the file.
-        follow_links: Whether the last part of the path may be a link, as in a path that
-            the user gave; names that were found in a folder may lead anywhere.
+        follow_links: Whether the last part of the path may be a link. Paths that users
+            pass may; names found in a folder must not, because they may lead anywhere.
 
     Raises:
-        OSError: It cannot be opened, or is no regular file.
+        OSError: The file cannot be opened, or is not a regular file.
 
     Example:
         >>> with open_regular(__file__) as file:
         ...     file.readline().decode().count("regular files")
         1
     """
-    # Before it is opened, which may do something by itself; and after, as it may be
-    # another by then.
+    # Before it is opened, because opening may have effects; and after, because the file
+    # may have been replaced in between.
     _check_regular(os.stat(path, follow_symlinks=follow_links), path)
     flags = os.O_RDONLY | _NO_WAITING | _AS_BYTES | (0 if follow_links else _NO_LINKS)
     number = os.open(path, flags)
@@ -44,15 +44,15 @@ def open_regular(path: str | os.PathLike, *, follow_links: bool = True) -> Binar
 
 
 def copy_regular(path: str | os.PathLike, copy: pathlib.Path) -> None:
-    """Copy the bytes of a regular file to a path at which there is nothing.
+    """Copy the content of a regular file to a path that does not exist.
 
     Args:
-        path: Path of the file, perhaps of a link to it.
+        path: Path of the file, or of a link to it.
         copy: Path of the copy.
 
     Raises:
-        OSError: The file is no regular one or cannot be read, something is at `copy`,
-            or there is no room.
+        OSError: The file is not regular or cannot be read, `copy` exists, or there is
+            no space.
     """
     with open_regular(path) as file, open(copy, "xb") as target:
         shutil.copyfileobj(file, target, 1 << 20)

@@ -1,4 +1,4 @@
-"""Check an HDF5 file of weights before an array of it is made."""
+"""Check an HDF5 file of weights before memory for its arrays is allocated."""
 
 import io
 
@@ -6,18 +6,18 @@ import h5py
 
 
 def stored_bytes(content: bytes, name: str) -> int:
-    """Return the size of all arrays of an HDF5 file, each of which it holds whole.
+    """Return the size of all arrays of an HDF5 file, each stored completely.
 
-    An array takes as many bytes of memory as the file has for it and for no other, so
-    that reading all of them takes no more than the file's size.
+    Every array has its own bytes in the file, as many as it takes in memory, so that
+    reading all arrays takes no more memory than the file's size.
 
     Args:
         content: Content of the file.
-        name: Name of the file, for errors.
+        name: Name of the file, for error messages.
 
     Raises:
-        ValueError: It is no HDF5 file, or there is a link, a loop, an array that is
-            elsewhere, compressed, in pieces or of objects, or two that overlap.
+        ValueError: The content is not HDF5, or contains a link, a cycle, an array that
+            is external, compressed, chunked or of objects, or arrays that overlap.
 
     Example:
         >>> store = io.BytesIO()
@@ -31,13 +31,13 @@ def stored_bytes(content: bytes, name: str) -> int:
         with h5py.File(io.BytesIO(content), "r") as file:
             for item, key in _arrays(file, name):
                 ranges.append(_range(item, f"{key!r} in {name}"))
-    # From memory alone, so that it is the content that cannot be read.
+    # It is read from memory, so an OSError is about the content.
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {error}") from error
     end = 0
     for start, size in sorted(each for each in ranges if each[1]):
         if start < end:
-            raise ValueError(f"arrays in {name} overlap: their sum exceeds the file.")
+            raise ValueError(f"arrays in {name} overlap.")
         end = start + size
     if end > len(content):
         raise ValueError(f"an array in {name} reaches beyond its end.")
@@ -45,7 +45,7 @@ def stored_bytes(content: bytes, name: str) -> int:
 
 
 def _arrays(file, name):
-    """Yield all that is no group, with its key."""
+    """Yield every object that is not a group, with its key."""
     groups, seen = [file], set()
     while groups:
         group = groups.pop()
@@ -55,7 +55,7 @@ def _arrays(file, name):
             item = group[key]
             place = h5py.h5o.get_info(item.id).addr
             if place in seen:
-                raise ValueError(f"{key!r} in {name} is there twice.")
+                raise ValueError(f"{key!r} in {name} occurs twice.")
             seen.add(place)
             if isinstance(item, h5py.Group):
                 groups.append(item)
@@ -64,7 +64,7 @@ def _arrays(file, name):
 
 
 def _range(item, where):
-    """Return where the bytes of an array begin in the file, and their number."""
+    """Return the offset of an array in the file, and its size in bytes."""
     if (
         not isinstance(item, h5py.Dataset)
         or item.shape is None
@@ -73,8 +73,8 @@ def _range(item, where):
         or item.is_virtual
         or item.nbytes > item.id.get_storage_size()
     ):
-        raise ValueError(f"{where} is no array that is whole there.")
+        raise ValueError(f"{where} is not an array that the file stores completely.")
     start = item.id.get_offset()
     if start is None and item.nbytes:  # Keras writes them in one piece.
-        raise ValueError(f"{where} is no array that is whole there, in one piece.")
+        raise ValueError(f"{where} is not an array stored in one piece.")
     return start or 0, item.nbytes

@@ -2,12 +2,12 @@
 
 __all__ = [
     "add_classifier",
+    "compare_traces",
     "ends",
     "flatten",
     "layout",
     "nodes",
-    "open_layer",
-    "same_work",
     "shells",
     "task",
+    "trace_layer",
 ]

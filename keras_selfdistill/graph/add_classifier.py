@@ -1,4 +1,4 @@
-"""Give a feature extractor a classifier of its own."""
+"""Add a classifier to a feature extractor."""
 
 import numbers
 from typing import Any
@@ -11,10 +11,10 @@ from keras_selfdistill.graph.nodes import input_structure, unrecorded
 
 
 def with_classifier(backbone: Any, classes: int) -> keras.Model:
-    """Return a classifier on the layers of a model that ends in features.
+    """Return a classifier built on the layers of a feature extractor.
 
-    Added are global average pooling, where there are positions to pool, and a dense
-    layer with softmax, as in `keras.applications`.
+    It adds global average pooling, if the features have positions, and a dense layer
+    with softmax, as in `keras.applications`.
 
     Args:
         backbone: Functional or built Sequential model with one output of shape
@@ -22,9 +22,9 @@ def with_classifier(backbone: Any, classes: int) -> keras.Model:
         classes: Number of classes, at least 2.
 
     Raises:
-        TypeError: `classes` is no whole number, or the backbone no functional model.
-        ValueError: The backbone has several outputs or classifies already, or there
-            are fewer than 2 classes.
+        TypeError: `classes` is not an integer, or the backbone not a functional model.
+        ValueError: The backbone has several outputs or is a classifier already, or
+            there are fewer than 2 classes.
 
     Example:
         >>> stack = [keras.Input((8, 8, 3)), layers.Conv2D(4, 3)]
@@ -33,12 +33,12 @@ def with_classifier(backbone: Any, classes: int) -> keras.Model:
     """
     if isinstance(classes, bool) or not isinstance(classes, numbers.Integral):
         raise TypeError(
-            f"`classes` must be a whole number. Received: classes={classes!r} of type "
-            f"{type(classes).__name__}. Expected, say, classes=10."
+            f"`classes` must be an integer. Received: classes={classes!r} of type "
+            f"{type(classes).__name__}. Expected, for example, classes=10."
         )
     if classes < 2:
         raise ValueError(
-            f"There must be classes to tell apart. Received: classes={classes}. "
+            f"A classifier needs several classes. Received: classes={classes}. "
             "Expected: at least 2."
         )
     if not isinstance(backbone, (keras.Function, keras.Sequential)):
@@ -57,7 +57,7 @@ def with_classifier(backbone: Any, classes: int) -> keras.Model:
     activation = getattr(last, "activation", None)
     if isinstance(last, layers.Softmax) or activation is keras.activations.softmax:
         raise ValueError(
-            f"The model classifies already. Received: classes={classes} and model "
+            f"The model is a classifier already. Received: classes={classes} and model "
             f"{backbone.name!r}, which ends in softmax. Expected: no `classes`, or a "
             "model built with include_top=False."
         )

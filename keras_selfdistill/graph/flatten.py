@@ -1,4 +1,4 @@
-"""Spread the models nested in a base out, so that every layer can be tapped."""
+"""Flatten a base with nested models, so that every layer can be tapped."""
 
 import collections
 import dataclasses
@@ -12,44 +12,44 @@ import keras
 from keras import layers
 
 from keras_selfdistill.graph.nodes import input_structure, model_nodes
-from keras_selfdistill.graph.open_layer import LayerGraph, holds_layers, opened
 from keras_selfdistill.graph.shells import Renamed, WithMask
+from keras_selfdistill.graph.trace_layer import LayerGraph, holds_layers, trace_layer
 from keras_selfdistill.utils.keras_internals import mask_of
 
 
 @dataclasses.dataclass(frozen=True)
 class FlatModel:
-    """A model without nested models, on the weights of one that may have some.
+    """A model without nested models that shares the weights of the user's model.
 
     Args:
-        model: Functional; the user's own where nothing is nested in it.
-        calls: Symbolic output of every call, in the order of the data, by its path:
-            the layer's name, in a nested model `"backbone/stage/layer"`. Several calls
-            of one layer are numbered: `"encoder@1"`, `"encoder@2"`.
+        model: Functional model; the user's own if no model is nested in it.
+        calls: Symbolic output of every call, in topological order, by its path: the
+            layer's name, in a nested model `"backbone/stage/layer"`. Several calls of
+            one layer are numbered: `"encoder@1"`, `"encoder@2"`.
     """
 
     model: Any
     calls: dict[str, Any]
 
 
-# Spread models by the model they come from, the paths that taps open, and its calls.
+# Flat models by the user's model, then by the traced paths; with the model's nodes.
 _KNOWN: Any = weakref.WeakKeyDictionary()
 
 
 def flatten(model: Any, taps: Collection[str] = ()) -> FlatModel:
-    """Return a model whose nested functional and Sequential models are spread out.
+    """Return a model whose nested functional and Sequential models are flattened.
 
-    Layers are called again behind and in nested models only, and once for all wrappers
-    of a model, because Keras keeps their calls as long as the layers; weights are
-    shared and the user's model stays as it is. A model or layer with a `call` of its
-    own stays one layer, unless a tap names a layer inside.
+    Layers in and after nested models are called again. That happens once for all
+    wrappers of a model, because Keras keeps the calls as long as the layers. Weights
+    are shared, and the user's model is not changed. A model or layer with a `call` of
+    its own stays one layer, unless a tap names one of its sublayers; it is then traced.
 
     Args:
         model: Functional or built Sequential model.
         taps: Names that will be tapped.
 
     Raises:
-        ValueError: A tap names a layer inside one that cannot be opened.
+        ValueError: A tap names a sublayer of a layer that cannot be traced.
 
     Example:
         >>> stack = [keras.Input((4,)), keras.layers.Dense(3, name="hidden")]
@@ -63,28 +63,28 @@ def flatten(model: Any, taps: Collection[str] = ()) -> FlatModel:
     known = _KNOWN.setdefault(model, {})
     nodes, flat = known.get(nested.paths, (None, None))
     if nodes != _all_nodes(model):  # The first time, or it was rebuilt.
-        flat = _spread_out(model, nested)
+        flat = _flatten(model, nested)
         if flat.model is not model:  # Which would keep itself alive.
             known[nested.paths] = _all_nodes(model), flat
     return flat
 
 
-def _spread_out(model, nested):
+def _flatten(model, nested):
     nodes = model_nodes(model)
     if not any(nested.model(node, label) for label, node in _labelled(nodes)):
         calls = {label: node.outputs[0] for label, node in _labelled(nodes)}
         return FlatModel(model, calls)
-    spread = _Spread(nested, _renamed(model, nested))
+    flattener = _Flattener(nested, _renamed(model, nested))
     values = {id(tensor): tensor for tensor in model.inputs}
-    spread.run(model, values, prefix="", training=None)
+    flattener.run(model, values, prefix="", training=None)
     outputs = [values[id(tensor)] for tensor in model.outputs]
     outputs = outputs[0] if len(outputs) == 1 else outputs
     whole = keras.Model(input_structure(model), outputs, name=model.name)
-    return FlatModel(whole, spread.calls)
+    return FlatModel(whole, flattener.calls)
 
 
 class _Nested:
-    """Knows the model inside a call: a nested one, or a layer that taps look into."""
+    """Maps a call to the model inside: a nested model, or a layer that taps trace."""
 
     def __init__(self, taps):
         self.paths = frozenset(
@@ -93,22 +93,22 @@ class _Nested:
             if isinstance(tap, str)
             for end in re.finditer("/", tap)
         )
-        self._opened: dict[int, Any] = {}
+        self._traced: dict[int, LayerGraph] = {}
 
     def model(self, node, path):
-        """Return the model or graph inside a call, `None` if it stays closed."""
+        """Return the model or traced graph inside a call, `None` if it stays whole."""
         operation = node.operation
         if _is_nested(operation):
             return operation
         if path not in self.paths or not holds_layers(operation):
             return None
-        if id(node) not in self._opened:
-            self._opened[id(node)] = opened(operation, node, path)
-        return self._opened[id(node)]
+        if id(node) not in self._traced:
+            self._traced[id(node)] = trace_layer(operation, node, path)
+        return self._traced[id(node)]
 
 
-class _Spread:
-    """Calls the operations of nested models on the tensors of the model around them."""
+class _Flattener:
+    """Calls the operations of nested models on the tensors of the outer model."""
 
     def __init__(self, nested, renamed):
         self.calls: dict[str, Any] = {}
@@ -116,7 +116,7 @@ class _Spread:
         self._renamed = renamed
 
     def run(self, model, values, prefix, training):
-        """Fill `values`: what each tensor of a model is in the flat one."""
+        """Fill `values`: the flat model's tensor for each tensor of a model, by id."""
         for label, node in _labelled(_calls_of(model)):
             path = prefix + label
             if node.is_input:
@@ -137,7 +137,7 @@ class _Spread:
         masks = keras.tree.flatten(kwargs.get("mask")) if "mask" in kwargs else []
         masks += [None] * (len(given) - len(masks))
         inside = {
-            id(tensor): _taken_over(value, mask, tensor.dtype, f"{path}_{i}")
+            id(tensor): _as_inner_input(value, mask, tensor.dtype, f"{path}_{i}")
             for i, (tensor, value, mask) in enumerate(
                 zip(inner.inputs, given, masks, strict=True)
             )
@@ -163,14 +163,14 @@ def _calls_of(model):
 
 
 def _all_nodes(model):
-    """Return every call of a model and of those nested in it."""
+    """Return the nodes of a model and of the models nested in it."""
     nodes = model_nodes(model)
     inner = [node.operation for node in nodes if _is_nested(node.operation)]
     return nodes + [node for model in inner for node in _all_nodes(model)]
 
 
 def _is_nested(operation):
-    """Whether an operation is a graph of others, whose `call` is Keras' own."""
+    """Return whether an operation is a nested model whose `call` is Keras' own."""
     if not isinstance(operation, (keras.Function, keras.Sequential)):
         return False
     owner = next(each for each in type(operation).__mro__ if "call" in vars(each))
@@ -178,12 +178,12 @@ def _is_nested(operation):
 
 
 def takes_training(operation: Any) -> bool:
-    """Whether a layer's `call` asks whether it trains."""
+    """Return whether a layer's `call` has a `training` argument."""
     return "training" in inspect.signature(operation.call).parameters
 
 
 def _labelled(nodes):
-    """Yield (name in this graph, node) of every node; calls of one are numbered."""
+    """Yield (name in this graph, node); several calls of one layer are numbered."""
     calls = collections.Counter(node.operation.name for node in nodes)
     done: dict[str, int] = collections.Counter()
     for node in nodes:
@@ -193,7 +193,7 @@ def _labelled(nodes):
 
 
 def _renamed(model, nested):
-    """Return `Renamed` operations, by the id of those whose name another one has."""
+    """Return `Renamed` layers, by the id of the operations whose names collide."""
     found: dict[int, tuple[str, Any]] = {}
     _collect(model, "", found, nested)
     taken = {path for path, _ in found.values() if "/" not in path}
@@ -226,8 +226,8 @@ def _collect(model, prefix, found, nested):
 
 
 def _given(inner, args, kwargs):
-    """Return what a call gives for each input of the model inside, in their order."""
-    if not _is_nested(inner):  # A layer was opened: its tensors as they come.
+    """Return the arguments of a call in the order of the inner model's inputs."""
+    if not _is_nested(inner):  # A traced layer: its tensors in the order of the call.
         return [
             value
             for value in keras.tree.flatten((args, kwargs))
@@ -239,11 +239,11 @@ def _given(inner, args, kwargs):
     return keras.tree.flatten(inputs)
 
 
-def _taken_over(tensor, mask, dtype, name):
-    """Return an input of a nested model as Keras hands it on: cast, mask and all."""
+def _as_inner_input(tensor, mask, dtype, name):
+    """Return an input of a nested model as Keras passes it on: cast, with its mask."""
     mask = mask_of(tensor) if mask is None else mask
     if mask is not None:
-        # Always: the layers of a wrapper from a file must come in the same order.
+        # Also for equal dtypes: a loaded wrapper needs its layers in the same order.
         return WithMask(dtype, name=_layer_name(name) + "_mask")(tensor, mask=mask)
     if tensor.dtype == dtype:
         return tensor
@@ -253,7 +253,7 @@ def _taken_over(tensor, mask, dtype, name):
 
 
 def _regularized(operation, outputs, name):
-    """Return outputs of a layer that is spread out, with its own activity loss."""
+    """Return the outputs of a flattened layer, with its own activity loss."""
     regularizer = getattr(operation, "activity_regularizer", None)
     if regularizer is None:
         return outputs

@@ -1,4 +1,4 @@
-"""Where a tensor of a base has its channels: last, or first behind the batch."""
+"""The data format of a base's tensors: channels last, or first after the batch."""
 
 from typing import Any
 
@@ -23,21 +23,22 @@ _NORMALIZATION = (
     layers.GroupNormalization,
     layers.LayerNormalization,
 )
-# Behind them the axes are others: layers, and operations by their class's name.
+# Layers and operations (by class name) that move axes.
 _REARRANGING = (layers.Reshape, layers.Permute, layers.RepeatVector)
 _REARRANGING_OPERATIONS = ("Reshape", "Transpose", "Moveaxis", "Swapaxes")
 
 
 def data_format_of(tensor: Any, default: str | None = None) -> str:
-    """Return where a symbolic tensor has its channels.
+    """Return the data format of a symbolic tensor.
 
-    That is what the nearest layer before it says. Keras' global image format is about
-    images: recurrent layers, attention and Dense have their features last.
+    It is the format of the nearest layer before it that has one. Keras' global image
+    format applies to images only: recurrent layers, attention and Dense have their
+    features last.
 
     Args:
         tensor: Symbolic tensor, `(batch, ..., channels)` or `(batch, channels, ...)`.
-        default: Where no layer says it. By default last, for images (of four axes or
-            more) as `keras.config.image_data_format()` says.
+        default: Format if no layer before has one. By default channels last; for images
+            (four axes or more) `keras.config.image_data_format()`.
 
     Returns:
         `"channels_last"` or `"channels_first"`.
@@ -54,8 +55,8 @@ def data_format_of(tensor: Any, default: str | None = None) -> str:
     node = producer(tensor)
     while not node.is_input:
         operation = original(node.operation)
-        if (said := format_said_by(operation, rank)) is not None:
-            return said
+        if (found := layer_data_format(operation, rank)) is not None:
+            return found
         sources = [each for each in node.input_tensors if len(each.shape) == rank]
         if not sources or _rearranges(operation):
             return default
@@ -63,27 +64,27 @@ def data_format_of(tensor: Any, default: str | None = None) -> str:
     return default
 
 
-def format_said_by(operation: Any, rank: int) -> str | None:
-    """Return where a layer's tensors have their channels, `None` if it does not say.
+def layer_data_format(operation: Any, rank: int) -> str | None:
+    """Return the data format of a layer's tensors, `None` if it works on any.
 
     Args:
         operation: Layer or operation.
         rank: Number of axes of its tensors.
 
     Example:
-        >>> format_said_by(layers.Conv1D(4, 3, data_format="channels_first"), 3)
+        >>> layer_data_format(layers.Conv1D(4, 3, data_format="channels_first"), 3)
         'channels_first'
-        >>> format_said_by(layers.ReLU(), 3)
+        >>> layer_data_format(layers.ReLU(), 3)
     """
     if isinstance(operation, layers.Bidirectional):
         operation = operation.forward_layer
     if isinstance(operation, layers.RNN):
         return getattr(operation.cell, "data_format", "channels_last")
     if isinstance(operation, layers.Wrapper):
-        return format_said_by(operation.layer, rank)
-    said = getattr(operation, "data_format", None)
-    if said in ("channels_last", "channels_first"):
-        return said
+        return layer_data_format(operation.layer, rank)
+    own = getattr(operation, "data_format", None)
+    if own in ("channels_last", "channels_first"):
+        return own
     if isinstance(operation, _FEATURES_LAST) and rank > 2:
         return "channels_last"
     if isinstance(operation, _NORMALIZATION) and rank == 3:

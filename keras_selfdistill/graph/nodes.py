@@ -1,7 +1,7 @@
-"""Read the graph of a functional model: its calls in order, and who feeds whom.
+"""Read the graph of a functional model: its nodes in order, and their connections.
 
-Keras offers the graph through `keras.Function`; the one place that touches its
-node lists is here.
+Keras exposes the graph through `keras.Function`; only this module reads its private
+node lists.
 """
 
 import collections
@@ -14,16 +14,16 @@ from typing import Any
 import keras
 from absl import logging
 
-# Keras' lists of calls are plain lists: one thread at a time adds and takes out.
+# Keras' lists of nodes are plain lists: one thread at a time may change them.
 _GRAPH = threading.RLock()
 
 
 def check_functional(base):
-    """Check that a base has a graph that can be read.
+    """Check that a base is a functional or built Sequential model.
 
     Raises:
-        TypeError: It is no functional or Sequential model.
-        ValueError: It is a Sequential model whose input shape is not known.
+        TypeError: The base is not a functional or Sequential model.
+        ValueError: The base is a Sequential model whose input shape is not known.
 
     Example:
         >>> check_functional(keras.Sequential([keras.Input((4,)), keras.layers.ReLU()]))
@@ -43,35 +43,35 @@ def check_functional(base):
 
 
 def graph_nodes(inputs, outputs):
-    """Return every call between two sets of symbolic tensors, in an order that runs.
+    """Return the nodes between two sets of symbolic tensors, in topological order.
 
     Args:
         inputs: List of symbolic tensors where the graph starts.
         outputs: Symbolic tensor, or nested structure of them, where it ends.
 
     Returns:
-        List of Keras nodes; each has `operation`, `input_tensors` and `outputs`.
-        The order is that of Keras' own run: by decreasing distance to the output.
+        List of Keras nodes; each has `operation`, `input_tensors` and `outputs`. The
+        order is that in which Keras runs them: by decreasing distance to the output.
 
     Example:
         >>> inputs = keras.Input((4,), name="table")
-        >>> outputs = keras.layers.Dense(2, name="answer")(inputs)
+        >>> outputs = keras.layers.Dense(2, name="logits")(inputs)
         >>> [node.operation.name for node in graph_nodes([inputs], outputs)]
-        ['table', 'answer']
+        ['table', 'logits']
     """
     return _in_order(keras.Function(inputs, outputs))
 
 
 def model_nodes(model):
-    """Return every call of a functional model, in an order that runs.
+    """Return the nodes of a functional model, in topological order.
 
-    The same as `graph_nodes` from its inputs to its outputs, but Keras has that list.
+    Equal to `graph_nodes` from its inputs to its outputs, but read from Keras' list.
 
     Example:
-        >>> dense = keras.layers.Dense(2, name="answer")
+        >>> dense = keras.layers.Dense(2, name="logits")
         >>> model = keras.Sequential([keras.Input((4,), name="table"), dense])
         >>> [node.operation.name for node in model_nodes(model)]
-        ['table', 'answer']
+        ['table', 'logits']
     """
     sequential = isinstance(model, keras.Sequential)
     return _in_order(model._functional if sequential else model)
@@ -85,17 +85,17 @@ def _in_order(function):
 
 
 def calls_inside(function, args, kwargs, inputs, through):
-    """Return every call that a function's result needs, and the result.
+    """Trace a function of symbolic tensors; return the nodes its result needs, and it.
 
-    The layers that it calls do not remember this, so `layer.output` stays what it was.
+    The layers it calls keep no record of the trace: `layer.output` does not change.
 
     Args:
-        function: Of symbolic tensors, such as a layer's `call`.
-        args: Its arguments, which hold the `inputs`.
-        kwargs: Likewise.
-        inputs: Symbolic tensors of `keras.Input`.
-        through: Layers whose own calls are returned instead of the call of the layer,
-            where they can run on symbolic tensors.
+        function: Function of symbolic tensors, such as a layer's `call`.
+        args: Positional arguments, which contain the `inputs`.
+        kwargs: Keyword arguments, which may contain `inputs`, too.
+        inputs: Symbolic tensors made by `keras.Input`.
+        through: Layers to trace through: the nodes inside replace the layer's own,
+            where its `call` runs on symbolic tensors.
 
     Example:
         >>> inputs = keras.Input((4,))
@@ -110,14 +110,14 @@ def calls_inside(function, args, kwargs, inputs, through):
 
 
 def trace_calls(function, args, kwargs, inputs, through, scope):
-    """Return every call that a function makes, in an order that runs, and its result.
+    """Trace a function of symbolic tensors; return all nodes, in order, and its result.
 
     Args:
-        function: As in `calls_inside`.
-        args: Likewise.
-        kwargs: Likewise.
-        inputs: Likewise.
-        through: Likewise.
+        function: Function to trace, as in `calls_inside`.
+        args: Positional arguments, as in `calls_inside`.
+        kwargs: Keyword arguments, as in `calls_inside`.
+        inputs: Symbolic inputs, as in `calls_inside`.
+        through: Layers to trace through, as in `calls_inside`.
         scope: `keras.StatelessScope` in which the function runs.
     """
     with _GRAPH:
@@ -135,7 +135,7 @@ def trace_calls(function, args, kwargs, inputs, through, scope):
 
 
 def needed_calls(nodes, outputs):
-    """Return those of some calls, in an order that runs, that the outputs need.
+    """Return the nodes that the outputs need, in the order given.
 
     Example:
         >>> inputs = keras.Input((4,))
@@ -154,10 +154,10 @@ def needed_calls(nodes, outputs):
 
 @contextlib.contextmanager
 def _run_through(layers):
-    """Let layers run on symbolic tensors, where they would only say their shapes.
+    """Let layers run their `call` on symbolic tensors, instead of only their specs.
 
-    Python looks for `__call__` in the class alone, so their classes get another one
-    meanwhile. It is for these layers in this thread; all others are called as ever.
+    Python looks up `__call__` in the class, so the classes get another one meanwhile.
+    It applies to these layers in this thread; all others are called as usual.
     """
     chosen = {id(layer) for layer in layers}
     classes = {type(layer): type(layer).__call__ for layer in layers}
@@ -175,7 +175,7 @@ def _run_through(layers):
 
 
 def _transparent(usual, chosen, thread):
-    """Return a `__call__` whose symbolic calls leave no node but those inside."""
+    """Return a `__call__` whose symbolic calls record only the nodes inside."""
 
     def call(self, *args, **kwargs):
         if id(self) in chosen and threading.get_ident() == thread:
@@ -183,8 +183,8 @@ def _transparent(usual, chosen, thread):
             if any(isinstance(value, keras.KerasTensor) for value in values):
                 try:
                     return self.call(*args, **kwargs)
-                # It may ask anything of tensors that have no values. Keras then calls
-                # it in its own way, and raises what is wrong there, too.
+                # User code may need the values of its tensors. Keras then calls the
+                # layer as usual, and raises if that fails, too.
                 except Exception as error:
                     logging.debug("%s stays one call: %r", self.name, error)
         return usual(self, *args, **kwargs)
@@ -193,7 +193,7 @@ def _transparent(usual, chosen, thread):
 
 
 def _behind(tensors):
-    """Return all nodes that read the tensors or need them, in an order that runs."""
+    """Return all nodes that depend on the tensors, in topological order."""
     found, pending = {}, collections.deque(tensors)
     while pending:
         tensor = pending.popleft()
@@ -211,11 +211,11 @@ def _behind(tensors):
 
 @contextlib.contextmanager
 def unrecorded(model: Any) -> Iterator[None]:
-    """Let calls on a model's symbolic tensors leave nothing in the model's layers.
+    """Keep calls on a model's symbolic tensors out of the records of its layers.
 
-    Keras lists such calls in the layers whose tensors they take, and never reads that
-    list. It would keep alive, as long as the model, all that was ever built on it.
-    Threads that build on the same layers wait for each other.
+    Keras lists such calls in the layers whose tensors they read. The list would keep
+    everything ever built on the model alive as long as the model itself. Threads that
+    build on the same layers wait for each other.
 
     Example:
         >>> dense = keras.layers.Dense(2)
@@ -236,7 +236,7 @@ def unrecorded(model: Any) -> Iterator[None]:
 
 
 def input_structure(model):
-    """Return a model's symbolic inputs, in the structure in which it takes them.
+    """Return a model's symbolic inputs, in the structure that the model expects.
 
     Example:
         >>> stack = [keras.Input((4,), name="table"), keras.layers.Dense(2)]
@@ -247,23 +247,23 @@ def input_structure(model):
 
 
 def producer(tensor):
-    """Return the node whose call made a symbolic tensor.
+    """Return the node that produced a symbolic tensor.
 
     Example:
         >>> inputs = keras.Input((4,))
-        >>> producer(keras.layers.Dense(2, name="answer")(inputs)).operation.name
-        'answer'
+        >>> producer(keras.layers.Dense(2, name="logits")(inputs)).operation.name
+        'logits'
     """
     history = tensor._keras_history
     return history.operation._inbound_nodes[history.node_index]
 
 
 def dtype_policy(tensor):
-    """Return the dtype policy of the layer that a tensor comes from.
+    """Return the dtype policy of the layer that produced a tensor.
 
-    Where an operation without one, such as `x + shortcut`, made the tensor, it is that
-    of the nearest layer before. Of a quantised layer it is the one from before: layers
-    are made with weights to train, and quantised later, if at all.
+    If an operation without a policy produced it, such as `x + shortcut`, the policy is
+    that of the nearest layer before. For a quantised layer it is the policy from before
+    quantisation: new layers are built with weights to train.
     """
     node = producer(tensor)
     while not isinstance(node.operation, keras.Layer):
@@ -275,7 +275,7 @@ def dtype_policy(tensor):
 
 
 def ancestors(tensor):
-    """Return the ids of all symbolic tensors that a tensor is made from, and its own.
+    """Return the ids of a symbolic tensor and of all tensors it depends on.
 
     Example:
         >>> inputs = keras.Input((4,))

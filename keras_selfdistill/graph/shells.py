@@ -1,4 +1,4 @@
-"""Layers of ours in a flat model: an operation renamed, a tensor with its mask."""
+"""Layers that flattening adds: a renamed operation, a cast tensor with its mask."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from keras_selfdistill.utils.keras_internals import mask_of, set_mask
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class Renamed(keras.Layer):
-    """An operation under a name of its own, where two nested models share names.
+    """An operation under a unique name, where two nested models share layer names.
 
     Args:
         operation: Layer or operation; shared, not copied.
@@ -63,13 +63,13 @@ class Renamed(keras.Layer):
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class WithMask(keras.Layer):
-    """A tensor in another dtype, with the mask that the call is given.
+    """A cast that keeps the mask it is called with.
 
-    Stands where a nested model takes its inputs over: Keras keeps their masks, which an
-    operation such as `keras.ops.cast` drops.
+    Replaces the inputs of a nested model: Keras keeps their masks there, which
+    `keras.ops.cast` would drop.
 
     Args:
-        to: The dtype.
+        to: Dtype of the output.
 
     Example:
         >>> steps, mask = keras.Input((5, 2)), keras.Input((5,), dtype="bool")
@@ -90,7 +90,7 @@ class WithMask(keras.Layer):
         return outputs
 
     def compute_output_spec(self, inputs, mask=None):
-        """Return the inputs' shape in the new dtype."""
+        """Return the spec of the output: the inputs' shape, the new dtype."""
         return keras.KerasTensor(inputs.shape, self.to)
 
     def compute_mask(self, inputs, previous_mask=None):
@@ -103,7 +103,7 @@ class WithMask(keras.Layer):
 
 
 def original(operation: Any) -> Any:
-    """Return the user's operation behind a `Renamed` one, or the one given.
+    """Return the operation that a `Renamed` layer wraps, or the one given.
 
     Example:
         >>> dense = keras.layers.Dense(2)
@@ -122,7 +122,7 @@ def masked_as(tensor: Any, output: Any, name: str) -> Any:
     Args:
         tensor: Symbolic tensor of floats.
         output: Symbolic tensor whose mask decides.
-        name: Of the operation that drops the mask.
+        name: Name of the operation that drops the mask.
 
     Example:
         >>> steps = keras.layers.Masking()(keras.Input((5, 2)))

@@ -1,4 +1,4 @@
-"""What a base answers, and what follows from it: decided in this one place."""
+"""The task of a base, and the label shapes it takes: decided in this one place."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,7 @@ from keras_selfdistill.utils.config import did_you_mean
 
 TASKS = ("multiclass", "multilabel", "binary", "regression")
 
-# Tasks that an end may serve; the first is taken unless the user says otherwise.
+# Tasks that an activation allows; the first is the default.
 _BY_ACTIVATION = {
     "softmax": ("multiclass",),
     "sigmoid": ("multilabel", "binary", "regression"),
@@ -17,15 +17,15 @@ _BY_ACTIVATION = {
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a base answers for each sample.
+    """What a base predicts for each sample.
 
     Args:
         name: `"multiclass"`: one class of several. `"multilabel"`: each label yes or
             no. `"binary"`: one label yes or no. `"regression"`: numbers.
-        units: Classes, labels or numbers.
+        units: Number of classes, labels or numbers.
         activation: Name of the Keras activation from logits to outputs.
-        positions: Axes between batch and units, such as height and width where each
-            pixel gets an answer; a size may be `None`.
+        positions: Axes between batch and units, such as height and width in
+            segmentation; a size may be `None`.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Task:
         return "output" if self.name == "regression" else "logits"
 
     def possible(self) -> tuple[str, ...]:
-        """Return the tasks that a base with this end may have.
+        """Return the tasks that a base with this activation and size may have.
 
         Example:
             >>> Task("binary", 1, "sigmoid").possible()
@@ -48,13 +48,13 @@ class Task:
         return _possible(self.activation, self.units)
 
     def check_labels(self, labels: Any) -> None:
-        """Refuse labels that no such base could be trained with.
+        """Check that labels have a shape that fits the task.
 
         Args:
             labels: Batch of labels.
 
         Raises:
-            ValueError: `labels` is missing, a collection, or of another shape.
+            ValueError: `labels` is missing, a collection, or has another shape.
 
         Example:
             >>> import numpy as np
@@ -67,11 +67,11 @@ class Task:
             f"task {self.name!r}."
         )
         if getattr(getattr(labels, "shape", ()), "rank", 0) is None:
-            return  # A tf.data set that does not say: the loss will.
+            return  # A tf.data.Dataset of unknown rank: the loss checks it.
         if not hasattr(labels, "shape"):
             raise ValueError(
                 f"Received labels: {type(labels).__name__}. {expected} The wrapper "
-                "hands the same labels to every exit."
+                "passes the same labels to every exit."
             )
         shape = tuple(labels.shape)
         if not any(_fits(shape[1:], form) for form in forms) or not shape:
@@ -88,23 +88,27 @@ class Task:
 
 
 def decide_task(
-    activation: str, shape: tuple[int | None, ...], wish: str | None, model_name: str
+    activation: str,
+    shape: tuple[int | None, ...],
+    requested: str | None,
+    model_name: str,
 ) -> Task:
-    """Return the task of a base, from its end or from what the user says.
+    """Return the task of a base, from its last activation or from the user's request.
 
-    Softmax tells classes apart. A sigmoid says yes or no, to one label or to several.
-    Of a linear end, several units are logits of classes and a single one is a number:
-    for other tasks, or where each position gets an answer, the user must say so.
+    Softmax means multiclass. A sigmoid means binary for one unit, multilabel for
+    several. If the base ends without an activation, several units are taken for logits
+    of classes and a single one for a number; other tasks must be requested, and so must
+    predictions at each position.
 
     Args:
         activation: Name of the Keras activation in which the base ends.
-        shape: Of the base's output.
-        wish: One of `TASKS`, or `None`.
-        model_name: For errors.
+        shape: Shape of the base's output.
+        requested: One of `TASKS`, or `None`.
+        model_name: Name of the base, for error messages.
 
     Raises:
-        ValueError: The wish is unknown or does not fit the end, or the end leaves the
-            task open.
+        ValueError: The requested task is unknown or does not fit the activation, or the
+            task is ambiguous.
 
     Example:
         >>> decide_task("sigmoid", (None, 5), None, "tagger").name
@@ -118,41 +122,42 @@ def decide_task(
     )
     if not fitting:
         raise ValueError(
-            f"The base answers nothing: a softmax over one unit is always 1. Received: "
-            f"{received}. Expected: activation 'sigmoid' for yes or no, 'linear' for a "
-            "number, or a unit for each class."
+            f"The output is constant: a softmax over one unit is always 1. Received: "
+            f"{received}. Expected: activation 'sigmoid' for a binary label, 'linear' "
+            "for a number, or a unit for each class."
         )
-    if wish is not None and wish not in TASKS:
+    if requested is not None and requested not in TASKS:
         raise ValueError(
-            f"Unknown task. Received: task={wish!r}. Expected one of {TASKS}."
-            f"{did_you_mean(str(wish), TASKS)}"
+            f"Unknown task. Received: task={requested!r}. Expected one of {TASKS}."
+            f"{did_you_mean(str(requested), TASKS)}"
         )
-    if wish is not None and wish not in fitting:
+    if requested is not None and requested not in fitting:
         raise ValueError(
-            f"The base does not fit the task. Received: task={wish!r} and {received}. "
-            f"Expected one of {fitting}."
+            f"The base does not fit the task. Received: task={requested!r} and "
+            f"{received}. Expected one of {fitting}."
         )
-    if wish is None:
+    task = requested
+    if task is None:
         # One linear unit is more often a number than a logit.
-        wish = "regression" if (activation, units) == ("linear", 1) else fitting[0]
+        task = "regression" if (activation, units) == ("linear", 1) else fitting[0]
         if positions and activation == "linear":
             raise ValueError(
-                f"The base must say what it answers. Received: {received}. Expected: "
+                f"The task of the base is ambiguous. Received: {received}. Expected: "
                 "an output of shape (batch, classes), or task='multiclass' (or another "
-                f"of {TASKS}) if each position has an answer, or classes=10 to add "
+                f"of {TASKS}) if it predicts at each position, or classes=10 to add "
                 "pooling and a classifier."
             )
-        if wish == "regression" and activation != "linear":
+        if task == "regression" and activation != "linear":
             raise ValueError(
-                f"Cannot tell the logits of the base. Received: {received}. Expected: "
+                f"Cannot find the logits of the base. Received: {received}. Expected: "
                 "softmax, sigmoid or linear. Pass task='regression' if its output is "
                 "numbers."
             )
-    return Task(wish, units, activation, tuple(positions))
+    return Task(task, units, activation, tuple(positions))
 
 
 def _possible(activation, units):
-    """Return the tasks that an end may serve, the likeliest first."""
+    """Return the tasks that an activation and its units allow, the likeliest first."""
     return tuple(
         task
         for task in _BY_ACTIVATION.get(activation, ("regression",))

@@ -1,4 +1,4 @@
-"""What every head is: from a tap to a feature as wide as the base's last one."""
+"""The base class of heads: from a tap to a feature as wide as the base's last one."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ from keras_selfdistill.utils.config import Config
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a head has to reach: the end of the base.
+    """The end of the base, which a head's feature has to match.
 
     Args:
         width: Width of the base's last feature, C.
         spatial_shape: Spatial sizes of the deepest spatial tensor, e.g. `(4, 4)`,
             `()` if the base has none.
-        channels: Channels of that tensor.
-        data_format: `"channels_last"` or `"channels_first"`: of that tensor, and of a
-            tap where no layer before it says otherwise (`layout.data_format_of`).
-        spatial: That tensor, for heads that read it.
-        positions: Axes of the feature between batch and width, where each position
-            has an answer.
-        padding_mask: The base's input of this name, shape `(batch, steps)`: 1 where a
-            sequence has a token, 0 where it is padded.
+        channels: Channels of the deepest spatial tensor.
+        data_format: `"channels_last"` or `"channels_first"`: data format of that
+            tensor, and of a tap if no layer before it has one.
+        spatial: The deepest spatial tensor, for heads that read it.
+        positions: Axes of the feature between batch and width, if the base predicts at
+            each position.
+        padding_mask: The base's input of this name, shape `(batch, steps)`: 1 for a
+            token, 0 for padding.
     """
 
     width: int
@@ -36,11 +36,11 @@ class Target:
 
 
 class Head(Config):
-    """What every head offers; subclass it as a frozen dataclass.
+    """Base class of heads; subclass it as a frozen dataclass.
 
     Attributes:
-        reads_whole_base: Whether an exit needs the base to its end, so that it cannot
-            be cut off.
+        reads_whole_base: Whether an exit needs the whole base, so that it cannot be
+            deployed without the deeper layers.
     """
 
     reads_whole_base: ClassVar[bool] = False
@@ -51,7 +51,7 @@ class Head(Config):
         Args:
             tap: Symbolic tensor of the base.
             target: The end of the base.
-            name: Prefix of the layers' names, the exit's name.
+            name: Name of the exit, the prefix of the layers' names.
             dtype: Dtype policy of the layers.
 
         Returns:
@@ -72,7 +72,7 @@ class Head(Config):
         }
 
     def macs(self, tap: Any, target: Target) -> int | None:
-        """Return what the feature of one exit costs for a sample, `None` if unknown.
+        """Return the multiply-adds of one exit's feature per sample, `None` if unknown.
 
         Args:
             tap: Symbolic tensor of the base.

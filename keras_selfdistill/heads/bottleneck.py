@@ -17,7 +17,7 @@ from keras_selfdistill.heads.pieces import (
 )
 from keras_selfdistill.utils.config import PACKAGE
 
-# Where `Bottleneck.narrower` ends: of 512 channels it leaves 8.
+# The largest `Bottleneck.reduction` of `narrower`: 512 channels become 8.
 _LARGEST_REDUCTION = 64
 
 
@@ -32,25 +32,25 @@ class Bottleneck(Head):
     size to the last size, rounded up; a tap that does not divide is first padded with
     zeros, evenly on both sides.
 
-    The convolutions are written as dense layers on rows of pixels: 1×1 is one by
-    nature, and k×k with stride k is one on patches that do not overlap. They compute
-    the same function with the same number of weights, and faster
+    The convolutions are implemented as dense layers on a matrix of pixels: 1×1 is a
+    dense layer on each pixel, k×k with stride k one on each of the disjoint patches.
+    They compute the same function with the same number of weights, but faster
     (benchmarks/train_step.py): the gradient of a dense layer on a matrix needs no
     transposed copy of the activations.
 
-    A recipe whose own head this is doubles `reduction`, up to 64, until all exits
-    together add at most 15 % to the base's multiply-adds, and says so in the log. The
-    published 4 is within that for the papers' basic-block ResNets, not for wide ends:
-    three exits of ResNet50 would add 45 %. A narrower middle passes less of the tap on;
-    `head="bottleneck"` takes the published head whatever it costs.
+    If a recipe chooses this head, `reduction` is doubled, up to 64, until all exits
+    together add at most 15 % to the base's multiply-adds; the log reports it. The
+    published 4 is within that budget for the papers' basic-block ResNets, but not for
+    wide ends: three exits of ResNet50 would add 45 %. A narrower middle passes on less
+    of the tap. `head="bottleneck"` uses the published head at any cost.
 
     Args:
-        reduction: How many times fewer channels the middle has than the base's last
+        reduction: Factor by which the middle has fewer channels than the base's last
             spatial tensor.
 
     Raises:
-        ValueError: `reduction` is no positive integer, or the tap has no two spatial
-            axes of known size.
+        ValueError: `reduction` is not a positive integer, or the tap does not have two
+            spatial axes of known size.
 
     Example:
         >>> tap = keras.Input((16, 16, 32))
@@ -81,7 +81,7 @@ class Bottleneck(Head):
         return pool_patches(rows, patches, math.prod(stride), widths, name, dtype)
 
     def macs(self, tap: Any, target: Target) -> int | None:
-        """Return what the feature of one exit costs for a sample, `None` if unknown."""
+        """Return the multiply-adds of one exit's feature, `None` if unknown."""
         sizes = (*tap.shape[1:], *target.spatial_shape)
         if len(sizes) != 5 or None in sizes:
             return None
@@ -97,7 +97,7 @@ class Bottleneck(Head):
         return patches * middle * (pixels * (channels + middle) + target.width)
 
     def narrower(self) -> Head | None:
-        """Return the head with half as wide a middle, down to a 64th of channels."""
+        """Return the head with a middle half as wide, down to 1/64 of the channels."""
         if self.reduction > _LARGEST_REDUCTION // 2:
             return None
         return dataclasses.replace(self, reduction=2 * self.reduction)

@@ -1,12 +1,12 @@
-"""Images enlarged to another image's size."""
+"""Interpolation of images to another image's size."""
 
 from keras import layers
 
 
 def _interpolate(image, size, name, dtype):
-    """Enlarge an image by whole factors, and crop what is too much at the end.
+    """Upsample an image by integer factors, and crop it at the end.
 
-    An image that is too large, as a padded tensor near a base's end may be, is shrunk.
+    An image that is too large, as a padded tensor near a base's end may be, is resized.
     """
     if any(old > new for old, new in zip(image.shape[1:3], size, strict=True)):
         return layers.Resizing(

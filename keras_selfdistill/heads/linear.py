@@ -1,4 +1,4 @@
-"""Heads of dense layers alone, for taps that are no images."""
+"""Heads of dense layers only, for taps of any rank."""
 
 import dataclasses
 from typing import Any
@@ -19,9 +19,9 @@ from keras_selfdistill.utils.config import PACKAGE
 class Linear(Head):
     """Pooling and one dense layer with ReLU: the head for taps of any rank.
 
-    The cheapest head, and the one for bases without spatial axes. Padded steps of a
-    sequence are left out of the mean: those of a Keras mask, else those of the base's
-    input `padding_mask`, as KerasHub calls it.
+    The cheapest head, and the one for bases without spatial axes. The mean excludes
+    padded steps of a sequence: those of a Keras mask, or else of the base's input
+    `padding_mask`, as KerasHub calls it.
 
     Example:
         >>> tap = keras.Input((32,))
@@ -59,12 +59,12 @@ def _padding(tap, target):
 @keras.saving.register_keras_serializable(package=PACKAGE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pointwise(Head):
-    """A 1×1 convolution with ReLU, interpolated: for answers at each position.
+    """A 1×1 convolution with ReLU, interpolated: for predictions at each position.
 
     The head for segmentation and for labels of time steps. Interpolation is bilinear.
 
     Raises:
-        ValueError: The tap has no positions, or unknown ones have to be interpolated.
+        ValueError: The tap has no positions, or unknown sizes would be interpolated.
 
     Example:
         >>> tap = keras.Input((16, 16, 32))

@@ -1,4 +1,4 @@
-"""Layers that several heads are made of."""
+"""Building blocks of heads."""
 
 from typing import Any
 
@@ -15,12 +15,13 @@ def channels_last(tap: Any, target: Target, name: str) -> Any:
     """Return a tap as `(batch, height, width, channels)`, of known size.
 
     Raises:
-        ValueError: The tap has no two spatial axes of known size, or the base none.
+        ValueError: The tap or the end of the base does not have two spatial axes of
+            known size.
     """
     if len(tap.shape) != 4 or len(target.spatial_shape) != 2:
         raise ValueError(
-            f"The head of {name!r} needs a tap with two spatial axes in a base that "
-            f"keeps them to the end. Received: a tap of shape {tuple(tap.shape)}. "
+            f"The head of {name!r} needs a tap with two spatial axes, in a base that "
+            f"keeps them to its end. Received: a tap of shape {tuple(tap.shape)}. "
             "Expected: (batch, height, width, channels). Tap an earlier layer, or pass "
             "head='linear'."
         )
@@ -36,7 +37,7 @@ def channels_last(tap: Any, target: Target, name: str) -> Any:
 
 
 def strides_to(image: Any, target: Target) -> tuple[int, int]:
-    """Return how many times larger an image is than the base's last, rounded up."""
+    """Return the ratios of an image's size to the base's last one, rounded up."""
     height, width = (
         -(-size // last)
         for size, last in zip(image.shape[1:3], target.spatial_shape, strict=True)
@@ -47,14 +48,14 @@ def strides_to(image: Any, target: Target) -> tuple[int, int]:
 def he_normal() -> keras.initializers.Initializer:
     """Return a new initializer of He's normal distribution, as in the papers' code.
 
-    Keras' own of this name cuts the distribution off at two deviations and widens the
-    rest. On PyTorch it takes so long that wrapping took longer than building a base.
+    Keras' own of this name truncates the distribution at two deviations. On PyTorch it
+    is so slow that wrapping would take longer than building the base.
     """
     return keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal")
 
 
 def dense_bn_relu(x: Any, units: int, name: str, dtype: Any) -> Any:
-    """Add a 1×1 convolution, as a dense layer on rows of pixels, with BN and ReLU."""
+    """Add a 1×1 convolution, as a dense layer on a matrix of pixels, BN and ReLU."""
     x = layers.Dense(
         units, use_bias=False, kernel_initializer=he_normal(), name=name, dtype=dtype
     )(x)
@@ -62,7 +63,7 @@ def dense_bn_relu(x: Any, units: int, name: str, dtype: Any) -> Any:
 
 
 def bn_relu(rows: Any, name: str, dtype: Any) -> Any:
-    """Add batch normalisation and ReLU to rows of pixels."""
+    """Add batch normalisation and ReLU to a matrix of pixels."""
     normalization = layers.BatchNormalization(
         momentum=0.9, epsilon=1e-5, name=f"{name}_bn", dtype=dtype
     )
@@ -79,10 +80,10 @@ def pointwise_bn_relu(image: Any, units: int, name: str, dtype: Any) -> Any:
 
 
 def patch_rows(image: Any, stride: tuple[int, int], name: str) -> tuple[Any, int]:
-    """Return one row for each pixel of a batch, and the number of patches of an image.
+    """Return one row for each pixel of a batch, and the number of patches per image.
 
-    The rows of a patch are in succession. An image that does not divide is first padded
-    with zeros, evenly on both sides.
+    The rows of a patch are contiguous. If the stride does not divide the image, it is
+    first padded with zeros, evenly on both sides.
     """
     gaps = [-size % step for size, step in zip(image.shape[1:3], stride, strict=True)]
     if any(gaps):
@@ -106,9 +107,9 @@ def pool_patches(
     """Add a convolution over patches and a 1×1 convolution; pool.
 
     Args:
-        rows: From `patch_rows`.
-        patches: Patches of an image.
-        pixels: Pixels of a patch.
+        rows: Rows as returned by `patch_rows`.
+        patches: Number of patches per image.
+        pixels: Number of pixels per patch.
         widths: Channels of the two convolutions.
         name: Prefix of the layers' names.
         dtype: Dtype policy of the layers.
@@ -127,7 +128,7 @@ def resize_positions(x: Any, positions: tuple[int | None, ...], name: str) -> An
     """Interpolate one or two axes between batch and channels to other sizes.
 
     Raises:
-        ValueError: A size has to change that is not known, or of more than two axes.
+        ValueError: A size is unknown, or there are more than two axes.
     """
     sizes = tuple(x.shape[1:-1])
     if sizes == tuple(positions):
@@ -155,8 +156,8 @@ def resize_positions(x: Any, positions: tuple[int | None, ...], name: str) -> An
 
 
 def reshape_rows(x: Any, shape: tuple[int, ...], name: str) -> Any:
-    """Reshape across the batch axis, which `keras.layers.Reshape` cannot."""
+    """Reshape including the batch axis, which `keras.layers.Reshape` cannot."""
     x = keras.ops.reshape(x, shape)
-    # Operations take no name when called, and an automatic one may be taken.
+    # Operations accept no name when called, and an automatic one may be taken.
     producer(x).operation.name = name
     return x

@@ -42,13 +42,13 @@ def get(identifier: "str | Head") -> Head:
 
 
 def head_for_taps(name: str, taps: Sequence[Any], target: Target) -> Head:
-    """Return the head with a name, or another where it does not fit the taps.
+    """Return the head with a name, or another if it does not fit the taps.
 
-    That is `Pointwise` where each position has an answer, and `Linear` where a tap is
-    no image of known size.
+    The other is `Pointwise` if the base predicts at each position, and `Linear` if a
+    tap is not an image of known size.
 
     Args:
-        name: Of the recipe's head.
+        name: Name of the recipe's head.
         taps: Symbolic tensors of the base.
         target: The end of the base.
     """

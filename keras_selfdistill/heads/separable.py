@@ -25,23 +25,24 @@ from keras_selfdistill.utils.config import PACKAGE
 class Separable(Head):
     """Depthwise separable blocks, with or without the attention of TPAMI 2021.
 
-    As many blocks as it takes to halve the tap to the size of the base's last spatial
-    tensor, log₂ k rounded up, at least one: depthwise 3×3 with stride 2, 1×1, batch
-    normalisation, ReLU, depthwise 3×3, 1×1 to twice the width (in the last block to
-    the width of the base's feature), batch normalisation, ReLU. Then global average
-    pooling. A tap that has the last size already gets one block with stride 1.
+    There are log₂ k blocks, rounded up and at least one, where k is the ratio of the
+    tap's size to that of the base's last spatial tensor. A block is a depthwise 3×3
+    convolution with stride 2, 1×1, batch normalisation, ReLU, depthwise 3×3, 1×1 to
+    twice the width (in the last block to the width of the base's feature), batch
+    normalisation, ReLU. Global average pooling follows. A tap of the last size already
+    gets one block with stride 1.
 
-    With attention, the tap is first multiplied by a mask: one such block of its own
+    With attention, the tap is first multiplied by a mask: one such block of the tap's
     width, batch normalisation and ReLU once more, bilinear interpolation to twice the
-    size, sigmoid. So does the authors' code of *Self-Distillation: Towards Efficient
-    and Compact Neural Networks*, doi 10.1109/TPAMI.2021.3067100; its first version had
-    no second batch normalisation and ReLU.
+    size, sigmoid. This follows the authors' code of *Self-Distillation: Towards
+    Efficient and Compact Neural Networks*, doi 10.1109/TPAMI.2021.3067100; its first
+    version had no second batch normalisation and ReLU.
 
     Args:
-        attention: Whether the tap is masked; the head named `"attention"`.
+        attention: Whether the tap is masked, as in the head named `"attention"`.
 
     Raises:
-        ValueError: The tap has no two spatial axes of known size.
+        ValueError: The tap does not have two spatial axes of known size.
 
     Example:
         >>> tap = keras.Input((16, 16, 32))

@@ -27,21 +27,21 @@ from keras_selfdistill.utils.config import PACKAGE
 @keras.saving.register_keras_serializable(package=PACKAGE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TopDown(Head):
-    """The students of TESKD, fused from the base's end upwards (arXiv 2110.00329).
+    """The students of TESKD, fused top-down from the base's end (arXiv 2110.00329).
 
-    Every tap, and the base's last spatial tensor, passes a lateral 1×1 convolution to
+    A lateral 1×1 convolution maps every tap, and the base's last spatial tensor, to
     the width C of the base's feature. From the deepest tap to the shallowest:
     `up = conv1×1(bilinear(above))`, `fused = conv1×1(concat(up + lateral, up))`, where
     `above` is the fused tensor of the next deeper level. Each student is a k×k
     convolution with stride k on its fused tensor, a 1×1 convolution, and global
     average pooling. All convolutions have batch normalisation and ReLU.
 
-    The 1×1 convolution of `up` is computed before the interpolation, which gives the
-    same function at a fourth of the cost. Interpolation is Keras', between centres of
-    pixels; the authors' code aligns corners.
+    The 1×1 convolution of `up` is computed before the interpolation, which is the same
+    function at a quarter of the cost. Interpolation aligns the centres of pixels, as
+    Keras does; the authors' code aligns corners.
 
     Raises:
-        ValueError: A tap has no two spatial axes of known size.
+        ValueError: A tap does not have two spatial axes of known size.
 
     Example:
         >>> base = keras.Input((16, 16, 32))

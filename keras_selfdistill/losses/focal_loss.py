@@ -1,7 +1,7 @@
-"""Focal crossentropies of logits: Keras' own make probabilities of them, and clip.
+"""Focal crossentropies of logits; Keras' own clip the probabilities they compute.
 
 Lin et al., *Focal Loss for Dense Object Detection*, ICCV 2017, equation 5. The values
-are those of Keras wherever its clipping changes nothing.
+are equal to Keras' wherever its clipping has no effect.
 """
 
 from typing import Any
@@ -22,11 +22,11 @@ def categorical_focal_crossentropy(
 
     Args:
         y_true: One-hot labels, shape `(batch, classes)`.
-        logits: Of that shape.
-        alpha: Weight of each class, or of all.
+        logits: Logits, shape `(batch, classes)`.
+        alpha: Weight of each class, or of all classes, α.
         gamma: Focusing parameter, γ.
-        label_smoothing: Share of a label that goes to all classes alike.
-        axis: Of the classes.
+        label_smoothing: Share of a label that is spread evenly over all classes.
+        axis: Axis of the classes.
 
     Example:
         >>> import numpy as np
@@ -59,13 +59,13 @@ def binary_focal_crossentropy(
     `p_t` is the probability of the label, with `p = σ(logits)`.
 
     Args:
-        y_true: 1 for yes, 0 for no, shape `(batch, labels)`.
-        logits: Of that shape.
-        apply_class_balancing: Whether yes is weighed by α and no by 1 − α.
-        alpha: Weight of yes, α.
+        y_true: Labels of 0 and 1, shape `(batch, labels)`.
+        logits: Logits, shape `(batch, labels)`.
+        apply_class_balancing: Whether label 1 is weighted by α and label 0 by 1 − α.
+        alpha: Weight of label 1, α.
         gamma: Focusing parameter, γ.
-        label_smoothing: Share of a label that goes to yes and no alike.
-        axis: Of the labels.
+        label_smoothing: Share of a label that is spread evenly over 0 and 1.
+        axis: Axis of the labels.
 
     Example:
         >>> import numpy as np

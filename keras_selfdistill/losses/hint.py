@@ -1,4 +1,4 @@
-"""Hints: what a student's feature lacks of a teacher's."""
+"""Hint losses: distances between a student's and a teacher's feature."""
 
 import keras
 from keras import ops

@@ -22,7 +22,7 @@ class PairLoss:
     """A loss of `keras.distillation` and its weight.
 
     Args:
-        loss: Compares features if it is a `FeatureDistillation`, else logits.
+        loss: Loss of features if it is a `FeatureDistillation`, else of logits.
         weight: Factor on its value, or a schedule of it.
     """
 
@@ -35,9 +35,9 @@ class PairLoss:
         """Return the weighted loss, a mean over the batch.
 
         Args:
-            teacher: `logits` and `feature` of the teacher.
-            student: Those of the exit.
-            step: Training steps so far, for a schedule.
+            teacher: Tensors `logits` and `feature` of the teacher.
+            student: Tensors `logits` and `feature` of the exit.
+            step: Number of training steps so far, for a schedule.
         """
         kind = "feature" if isinstance(self.loss, FeatureDistillation) else "logits"
         weight = self.weight(step) if is_schedule(self.weight) else self.weight
@@ -47,19 +47,19 @@ class PairLoss:
 def pair_losses(
     losses: Sequence[DistillationLoss] | None, weights: Sequence[Scalar] | None
 ) -> list[PairLoss]:
-    """Check what the user gave and return it as pairs of loss and weight.
+    """Check the user's losses and weights and return them as pairs.
 
     `LogitsDistillation` with its default loss applies Keras' KL *function* to clipped
-    logits, which is no divergence of distributions and has hardly a gradient. It is
-    replaced, with a warning, by one with the KL *object*, which Keras feeds softmax
-    probabilities and scales by T².
+    logits, which is not a divergence of distributions and has almost no gradient. It is
+    replaced, with a warning, by one with the KL *object*, which Keras calls with
+    softmax probabilities and scales by T².
 
     Args:
         losses: `keras.distillation` losses, or `None`.
-        weights: Their weights or schedules, all 1 if `None`.
+        weights: Weights of the losses, or schedules; all 1 if `None`.
 
     Raises:
-        TypeError: Something else was given.
+        TypeError: An argument is not a list, or a loss is not of `keras.distillation`.
         ValueError: The lengths differ, a weight is negative, or a loss names layers.
 
     Example:
@@ -87,7 +87,7 @@ def _pair_loss(loss, weight):
     if not isinstance(loss, DistillationLoss):
         raise TypeError(
             "`distillation_losses` must hold losses of keras.distillation. Received: "
-            f"{loss!r} of type {type(loss).__name__}. Expected, say, "
+            f"{loss!r} of type {type(loss).__name__}. Expected, e.g., "
             "keras.distillation.FeatureDistillation(loss='mse')."
         )
     number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
@@ -107,8 +107,8 @@ def _pair_loss(loss, weight):
         )
     if isinstance(loss, LogitsDistillation) and _is_kl_function(loss.loss):
         warnings.warn(
-            "LogitsDistillation(loss='kl_divergence'), its default, computes no "
-            "Kullback-Leibler divergence: it compares clipped logits. Using "
+            "LogitsDistillation(loss='kl_divergence'), its default, does not compute "
+            "a Kullback-Leibler divergence: it compares clipped logits. Using "
             "loss=keras.losses.KLDivergence() instead.",
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""What users give as loss: one, for every exit."""
+"""The label loss: one Keras loss from the user, applied to every exit."""
 
 import functools
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from keras_selfdistill.utils.keras_internals import (
 
 _SCALAR_REDUCTIONS = ("sum_over_batch_size", "sum", "mean", "mean_with_sample_weight")
 
-# Functions that take classes as indices, and as one number for each class.
+# Loss functions that take class indices, and those that take one-hot labels.
 SPARSE_LOSSES = (
     losses.sparse_categorical_crossentropy,
     losses.categorical_generalized_cross_entropy,
@@ -29,7 +29,7 @@ ONE_HOT_LOSSES = (
     losses.categorical_hinge,
 )
 _BINARY = (losses.binary_crossentropy, losses.binary_focal_crossentropy)
-# Losses that compute what lies before an activation from what lies behind it.
+# Loss functions with `from_logits`, by the activation they apply.
 _READS_LOGITS: dict[str, tuple[Any, ...]] = {
     "softmax": (
         losses.sparse_categorical_crossentropy,
@@ -38,12 +38,12 @@ _READS_LOGITS: dict[str, tuple[Any, ...]] = {
     ),
     "sigmoid": _BINARY,
 }
-# Keras' own clip logits, too.
+# Keras' focal losses clip even with `from_logits`: these replace them.
 _UNCLIPPED = {
     losses.binary_focal_crossentropy: focal_loss.binary_focal_crossentropy,
     losses.categorical_focal_crossentropy: focal_loss.categorical_focal_crossentropy,
 }
-# What outputs are if they are trained by a loss; other losses leave it open.
+# Tasks that loss functions are for; other losses do not determine the task.
 _TASKS = (
     ((*SPARSE_LOSSES, *ONE_HOT_LOSSES, losses.kl_divergence), ("multiclass",)),
     ((*_BINARY, losses.hinge, losses.squared_hinge), ("binary", "multilabel")),
@@ -69,7 +69,7 @@ def as_loss(identifier: Any, task: Task) -> losses.Loss:
 
     Args:
         identifier: Name, function `(y_true, y_pred) -> per-sample values`, or `Loss`.
-        task: Of one unit, Keras takes `"crossentropy"` for the binary one.
+        task: Task of the base; with one unit, `"crossentropy"` is the binary one.
 
     Raises:
         ValueError: The name is unknown, or the loss does not reduce to a scalar.
@@ -81,9 +81,10 @@ def as_loss(identifier: Any, task: Task) -> losses.Loss:
     """
     if identifier is None or isinstance(identifier, (dict, list, tuple)):
         raise TypeError(
-            "`compile` needs one loss, which serves every exit. Received: "
-            f"loss={identifier!r}. Expected: what you would pass for the base, e.g. "
-            "loss='sparse_categorical_crossentropy'. The recipe weighs the exits."
+            "`compile` takes one loss, which is applied to every exit. Received: "
+            f"loss={identifier!r}. Expected: the loss that you would pass for the "
+            "base, e.g. loss='sparse_categorical_crossentropy'. The recipe weights the "
+            "exits."
         )
     if isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce"):
         single = task.units == 1
@@ -115,8 +116,9 @@ def crossentropy(y_true: Any, y_pred: Any, **options: Any) -> Any:
     """Return the crossentropy of each sample, for class indices or one-hot labels.
 
     Args:
-        y_true: Labels.
-        y_pred: Outputs of several units.
+        y_true: Labels, shape `(batch, *positions)`, `(batch, *positions, 1)` or
+            `(batch, *positions, classes)`.
+        y_pred: Outputs, shape `(batch, *positions, classes)`.
         options: Further arguments of Keras' crossentropies.
     """
     if is_sparse(y_true, y_pred):
@@ -125,23 +127,23 @@ def crossentropy(y_true: Any, y_pred: Any, **options: Any) -> Any:
 
 
 def is_sparse(labels: Any, outputs: Any) -> bool:
-    """Tell class indices, shape `(batch,)` or `(batch, 1)`, from rows of scores."""
+    """Return whether labels are class indices, `(batch,)` or `(batch, 1)`."""
     return len(labels.shape) < len(outputs.shape) or labels.shape[-1] == 1
 
 
 def on_logits(loss: losses.Loss, task: Task) -> losses.Loss | None:
-    """Return the loss that takes logits where the given one takes outputs.
+    """Return the version of a loss that takes logits instead of outputs.
 
-    From probabilities, a crossentropy is clipped at 16.1 and has no gradient beyond;
-    TensorFlow alone looks behind them for the logits.
+    Computed from probabilities, a crossentropy is clipped at 16.1 and has no gradient
+    beyond; only TensorFlow recovers the logits from the graph.
 
     Args:
-        loss: What the user gave; it stays as it is.
-        task: Says by which activation outputs come from logits.
+        loss: The user's loss; it is not changed.
+        task: Task with the activation from logits to outputs.
 
     Returns:
-        A copy of the loss that reads logits; `None` where the loss has no option to,
-        has it set, or reads another activation's outputs.
+        A copy of the loss that reads logits; `None` if the loss cannot, already does,
+        or expects outputs of another activation.
 
     Example:
         >>> task = Task("multiclass", 10, "softmax")
@@ -166,17 +168,17 @@ def on_logits(loss: losses.Loss, task: Task) -> losses.Loss | None:
 
 
 def check_task(loss: losses.Loss, task: Task) -> None:
-    """Refuse a loss that contradicts what a linear end was taken for.
+    """Refuse a loss that contradicts the task derived from a linear base.
 
-    Such an end leaves open whether its numbers are logits. A sigmoid's outputs are
-    between 0 and 1 for every task, and mean what they did.
+    The task of such a base is ambiguous: its outputs may be logits or numbers. With a
+    sigmoid, outputs are between 0 and 1 for every task, and no check is needed.
 
     Args:
-        loss: What the user gave.
-        task: What the base answers, if nobody but its end says so.
+        loss: The user's loss.
+        task: Task derived from the end of the base, not requested by the user.
 
     Raises:
-        ValueError: The loss is one for another task, which the end would allow.
+        ValueError: The loss is for another task that the base may have.
 
     Example:
         >>> check_task(losses.MeanSquaredError(), Task("regression", 1, "linear"))
@@ -185,11 +187,11 @@ def check_task(loss: losses.Loss, task: Task) -> None:
     if task.activation != "linear" or not meant or task.name in meant:
         return
     raise ValueError(
-        "The loss contradicts what the base was taken for. Received: "
+        "The loss contradicts the task of the base. Received: "
         f"loss {loss.name!r}, for task {' or '.join(map(repr, meant))}, and a base "
         f"that ends in activation {task.activation!r} with {task.units} unit(s), which "
-        f"was taken for task {task.name!r}. Expected: SelfDistiller(..., "
-        f"task={meant[0]!r}), or task={task.name!r} if that is what you mean."
+        f"is assumed to have task {task.name!r}. Expected: SelfDistiller(..., "
+        f"task={meant[0]!r}), or task={task.name!r} to confirm the assumption."
     )
 
 
@@ -204,5 +206,5 @@ def _tasks_of(loss):
 
 
 def is_one_of(function: Any, functions: Iterable[Any]) -> bool:
-    """Tell whether a function is one of several: itself, not one of that name."""
+    """Return whether a function is one of several, by identity."""
     return any(function is each for each in functions)

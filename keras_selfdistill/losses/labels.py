@@ -1,4 +1,4 @@
-"""The form that a loss takes labels in, and whether labels are classes of the base."""
+"""The label format of a loss, and checks of labels against it."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ from keras_selfdistill.losses.label_loss import (
 )
 from keras_selfdistill.utils.keras_internals import loss_function, mask_of
 
-# Classes as indices, and one number for each class: a loss for each.
+# Label formats, by the loss that takes them: class indices, and one-hot labels.
 SPARSE, ONE_HOT = "sparse_categorical_crossentropy", "categorical_crossentropy"
 
 
 def label_form(loss: losses.Loss, labels: Any, outputs: Any) -> str | None:
-    """Return `SPARSE` or `ONE_HOT`, as a loss takes labels, or `None` if it is open.
+    """Return the label format of a loss, `SPARSE` or `ONE_HOT`; `None` if unknown.
 
     Example:
         >>> import numpy as np
@@ -35,7 +35,7 @@ def label_form(loss: losses.Loss, labels: Any, outputs: Any) -> str | None:
 
 
 def ignored_class(loss: losses.Loss) -> int | None:
-    """Return the class that a loss leaves out, if any."""
+    """Return the class that a loss ignores, if any."""
     _, options = loss_function(loss)
     return options.get("ignore_class")
 
@@ -43,15 +43,15 @@ def ignored_class(loss: losses.Loss) -> int | None:
 def check_form(loss: losses.Loss, labels: Any, outputs: Any) -> None:
     """Refuse class indices where a loss takes one-hot labels, and the reverse.
 
-    Some of Keras' losses would stretch one to the shape of the other.
+    Some of Keras' losses would broadcast one to the shape of the other.
 
     Args:
-        loss: The loss of the labels.
+        loss: The label loss.
         labels: Batch of labels, of a known number of axes.
-        outputs: Of several units.
+        outputs: Outputs with several units.
 
     Raises:
-        ValueError: Labels have the form that the loss does not take.
+        ValueError: Labels do not have the format of the loss.
 
     Example:
         >>> import numpy as np
@@ -70,15 +70,15 @@ def check_form(loss: losses.Loss, labels: Any, outputs: Any) -> None:
 
 
 def check_axis_of_units(labels: Any, outputs: Any, sample_weight: Any) -> None:
-    """Refuse labels without an axis of units where each position has a weight.
+    """Refuse labels without a unit axis if positions have weights or a mask.
 
-    Of one unit, Keras' losses then take the mean over the last positions, which no
-    weights or mask of positions fit; where a batch has as many samples as there are
-    positions, Keras would multiply them all the same.
+    With one unit, Keras' losses would take the mean over the last position axis, whose
+    shape weights or masks of positions do not match; if a batch has as many samples as
+    positions, Keras would even broadcast them without an error.
 
     Args:
         labels: Batch of labels, of a known number of axes.
-        outputs: Of shape `(batch, *positions, units)`, with a mask or without.
+        outputs: Outputs of shape `(batch, *positions, units)`, with or without a mask.
         sample_weight: `None`, or weights of samples or positions.
 
     Raises:
@@ -97,16 +97,16 @@ def check_axis_of_units(labels: Any, outputs: Any, sample_weight: Any) -> None:
     if weighted or mask_of(outputs) is not None:
         given = f"sample weights of shape {weights}" if weighted else "a mask"
         raise ValueError(
-            f"Labels lack the axis of units. Received: y of shape "
+            f"Labels lack the unit axis. Received: y of shape "
             f"{tuple(labels.shape)} with {given}. Expected: one more axis, of length "
             "1, as the outputs have: y[..., None]."
         )
 
 
 def all_exist(labels: Any, outputs: Any, loss: losses.Loss) -> Any:
-    """Return whether all labels are classes that the outputs have, as a scalar.
+    """Return whether all class indices are in the range of the outputs, as a scalar.
 
-    Only class indices can be others; a class that the loss leaves out is fine.
+    One-hot labels always are. An ignored class of the loss is allowed.
 
     Example:
         >>> import numpy as np
@@ -116,7 +116,7 @@ def all_exist(labels: Any, outputs: Any, loss: losses.Loss) -> Any:
     """
     if label_form(loss, labels, outputs) != SPARSE:
         return True
-    # Compared in the labels' own dtype, 256 classes would be 0 in uint8.
+    # In the labels' own dtype, uint8, a number of 256 classes would become 0.
     labels = ops.convert_to_tensor(labels)
     labels = ops.cast(labels, _wide(keras.backend.standardize_dtype(labels.dtype)))
     exists = ops.logical_and(labels >= 0, labels < outputs.shape[-1])
@@ -127,7 +127,7 @@ def all_exist(labels: Any, outputs: Any, loss: losses.Loss) -> Any:
 
 
 def _wide(dtype):
-    """Return a dtype that holds the values of another and any number of classes."""
+    """Return a dtype that represents the labels and any number of classes."""
     if "float" in dtype:
         return "float64" if dtype == "float64" else "float32"
     return "int64" if dtype in ("int64", "uint64") else "int32"

@@ -1,4 +1,4 @@
-"""Distances between numbers, where a base answers with those."""
+"""The soft-target loss of a regression: a distance between outputs."""
 
 import keras
 from keras import ops
@@ -7,7 +7,7 @@ from keras_selfdistill.utils.config import PACKAGE
 
 
 def output_distance(teacher_output, student_output):
-    """Mean squared difference of two outputs, as Keras takes it of a label.
+    """Mean squared difference of two outputs, as in Keras' `MeanSquaredError`.
 
     `1/n · Σ_j (s_j − t_j)²`: the soft target of a regression.
 

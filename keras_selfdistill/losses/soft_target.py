@@ -1,4 +1,4 @@
-"""Soft targets: what a student's logits lack of a teacher's."""
+"""Soft-target losses: divergences of a student's logits from a teacher's."""
 
 import keras
 from keras import ops

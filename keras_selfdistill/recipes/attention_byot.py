@@ -1,4 +1,4 @@
-"""Self-distillation with attention, the journal version."""
+"""Self-distillation with attention, the journal version of BYOT."""
 
 import dataclasses
 import math
@@ -29,9 +29,9 @@ class AttentionBYOT(Recipe):
     """Self-distillation with attention (Zhang et al., TPAMI 2021).
 
     *Self-Distillation: Towards Efficient and Compact Neural Networks*, doi
-    10.1109/TPAMI.2021.3067100. Exits look at their tap through an attention mask
-    (head `"attention"`), and a linear layer of its own adapts each exit's feature
-    before it is compared. With a single tap there is no hint: it is the one skipped.
+    10.1109/TPAMI.2021.3067100. Exits read their tap through an attention mask (head
+    `"attention"`), and a linear adapter maps each exit's feature before the hint loss.
+    With a single tap there is no hint loss, because that exit is the one skipped.
 
     Loss of exit i: `(1 − α) · label loss + α · H(p, q) + β · ‖adapter(fᵢ) − f‖₂`, where
     H is the crossentropy of the exit's distribution at temperature T under the final
@@ -49,7 +49,7 @@ class AttentionBYOT(Recipe):
         skipped_hint: The exit that gets no hint: `"second_deepest"`, as the authors'
             code does; `"shallowest"`, as its comment says; or `"none"`.
         final_label_weight: Weight of the final exit's label loss.
-        **fields: Those of `Recipe`.
+        **fields: Fields of `Recipe`.
 
     Raises:
         ValueError: A field is out of its range or not finite.

@@ -1,4 +1,4 @@
-"""What every recipe is: frozen fields, who teaches, and each exit's weights."""
+"""The base class of recipes: frozen fields, the teacher, and each exit's weights."""
 
 import copy
 import dataclasses
@@ -36,29 +36,29 @@ class TermWeights:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
-    """What every recipe offers; subclass it as a frozen dataclass.
+    """Base class of recipes; subclass it as a frozen dataclass.
 
     Every number may also be a `keras.optimizers.schedules.LearningRateSchedule`. It is
     evaluated on the wrapper's own count of training steps, which is saved with it.
 
     Attributes:
-        head: Name of the head that exits get unless the user chooses another.
-        soft_target_loss: Class of the loss on logits, made from `(temperature,
+        head: Name of the head of all exits, unless the user passes another.
+        soft_target_loss: Class of the loss on logits, called with `(temperature,
             reduction=…)`.
-        hint_loss: Class of the loss on features, made from `(reduction=…)`.
+        hint_loss: Class of the loss on features, called with `(reduction=…)`.
 
     Args:
-        teacher: Who teaches an exit: `"deepest"`, the final exit; `"next"`, the next
+        teacher: Teacher of an exit: `"deepest"`, the final exit; `"next"`, the next
             deeper exit; `"dense"`, every deeper exit, each with an equal share of the
             weight; `"ensemble"`, the detached mean of all exits' logits (which has no
-            feature: the hint stays with the final exit).
+            feature: the hint loss uses the final exit's).
         detach_teacher: Whether the soft targets' gradient stops at the teacher.
         external_weight: Weight of the soft-target loss to the external teacher, which
-            a wrapper made with `teacher=` adds to every exit, the final one included.
+            a wrapper with `teacher=` adds to every exit, the final one included.
         temperature: Positive temperature of the soft targets, T.
 
     Raises:
-        TypeError: A field is of the wrong type.
+        TypeError: A field has the wrong type.
         ValueError: A field is out of its range or not finite.
     """
 
@@ -78,7 +78,7 @@ class Recipe(Config):
                 self,
                 "teacher",
                 f"one of {TEACHERS}.{did_you_mean(str(self.teacher), TEACHERS)} "
-                "Another model teaches by SelfDistiller(..., teacher=model)",
+                "Another model is passed as SelfDistiller(..., teacher=model)",
             )
         if not isinstance(self.detach_teacher, bool):
             refuse(self, "detach_teacher", "True or False")
@@ -92,11 +92,11 @@ class Recipe(Config):
         )
 
     def teachers_of(self, name: str, exit_names: Sequence[str]) -> list[str]:
-        """Return the exits that teach an exit, or `ensemble` for the mean of all.
+        """Return the names of an exit's teachers, `ensemble` for the mean of all.
 
         Args:
-            name: The exit.
-            exit_names: All exits, shallow to deep.
+            name: Name of the exit.
+            exit_names: Names of all exits, shallow to deep.
         """
         if self.teacher == "ensemble":
             return ["ensemble"]
@@ -107,7 +107,7 @@ class Recipe(Config):
     def adapted_exits(self, exit_names: Sequence[str]) -> list[str]:
         """Return the exits whose feature a trainable dense layer adapts for the hint.
 
-        None by default. The layer serves training alone; no deployed model holds it.
+        None by default. The layer is used in training only; no deployed model has it.
         """
         del exit_names
         return []
@@ -133,7 +133,7 @@ class Recipe(Config):
         }
         if not values:
             return self
-        # Not dataclasses.replace: values at a step are tensors, which no check reads.
+        # Not dataclasses.replace: values at a step are tensors, which checks refuse.
         recipe = copy.copy(self)
         for name, value in values.items():
             object.__setattr__(recipe, name, value)
@@ -141,7 +141,7 @@ class Recipe(Config):
 
 
 def is_used(weight: Any) -> bool:
-    """Tell a weight that may matter from one that is zero at all times.
+    """Return whether a weight may differ from zero; that of a schedule always may.
 
     Example:
         >>> import keras
@@ -152,21 +152,21 @@ def is_used(weight: Any) -> bool:
 
 
 def check_share(recipe: Recipe, field: str) -> None:
-    """Refuse a field that is no number from 0 to 1, nor a schedule."""
+    """Refuse a field that is neither a number from 0 to 1 nor a schedule."""
     value = _number(recipe, field)
     if value is not None and not 0.0 <= value <= 1.0:
         refuse(recipe, field, "a number from 0 to 1, or a schedule")
 
 
 def check_weight(recipe: Recipe, field: str) -> None:
-    """Refuse a field that is no finite number of at least 0, nor a schedule."""
+    """Refuse a field that is neither a finite number of at least 0 nor a schedule."""
     value = _number(recipe, field)
     if value is not None and not (math.isfinite(value) and value >= 0.0):
         refuse(recipe, field, "a finite number of at least 0, or a schedule")
 
 
 def check_temperature(recipe: Recipe) -> None:
-    """Refuse a temperature that is no finite number above 0, nor a schedule."""
+    """Refuse a temperature that is neither finite and above 0 nor a schedule."""
     value = _number(recipe, "temperature")
     if value is not None and not (math.isfinite(value) and value > 0.0):
         refuse(
@@ -177,7 +177,7 @@ def check_temperature(recipe: Recipe) -> None:
 
 
 def refuse(recipe: Recipe, field: str, expected: str) -> None:
-    """Raise a `ValueError` that says what a field received and what was expected."""
+    """Raise a `ValueError` with the value that a field received and what is allowed."""
     raise ValueError(
         f"{type(recipe).__name__}.{field} is out of range. "
         f"Received: {field}={getattr(recipe, field)!r}. Expected: {expected}."
@@ -195,6 +195,6 @@ def _number(recipe, field):
             f"keras.optimizers.schedules.LearningRateSchedule. "
             f"Received: {field}={value!r} of type {type(value).__name__}."
         )
-    # NumPy's numbers would not serialise; the class is frozen for everyone else.
+    # NumPy numbers would not serialise; only this check writes to the frozen field.
     object.__setattr__(recipe, field, float(value))
     return float(value)

@@ -1,4 +1,4 @@
-"""*Be Your Own Teacher*, with its own heads and with separable ones."""
+"""*Be Your Own Teacher*, with its own heads or with separable ones."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ class BYOT(Recipe):
     """*Be Your Own Teacher* (Zhang et al., ICCV 2019, arXiv 1905.08094).
 
     Loss of exit i: `(1 − α) · label loss + α · T² · KL(final ‖ exit i) + β · hint`;
-    loss of the final exit: its label loss (section 3.2: α and β are zero there).
-    Nothing flows back into the final exit through the second and third term.
+    loss of the final exit: its label loss (section 3.2: α and β are zero there). The
+    second and third term have no gradient in the final exit.
 
-    The defaults are the published constants. The hint there is summed over a batch
-    of 128 and weighted by 1e-6. Here it is a mean over samples, so that its weight
-    does not depend on the batch size: 128 · 1e-6 = 1.28e-4.
+    The defaults are the published constants. There, the hint loss is summed over a
+    batch of 128 and weighted by 1e-6. Here it is a mean over samples, so that its
+    weight does not depend on the batch size: 128 · 1e-6 = 1.28e-4.
 
     Args:
         alpha: Share of the soft targets, α in [0, 1].
@@ -35,7 +35,7 @@ class BYOT(Recipe):
         hint_weight: Weight of the hint, β.
         final_label_weight: Weight of the final exit's label loss. The public
             reproduction scales it like the others: pass `1 - alpha` for that.
-        **fields: Those of `Recipe`.
+        **fields: Fields of `Recipe`.
 
     Raises:
         ValueError: A field is out of its range or not finite.
@@ -73,14 +73,14 @@ class SeparableBYOT(BYOT):
     """`BYOT` with the journal version's heads and constants for small data.
 
     The loss is that of `BYOT`; the head is the separable one of the journal version
-    (`AttentionBYOT`) without its attention mask, and α is 0.3. This choice is not a
-    paper's: with a narrow ResNet-18 and 5,000 images of CIFAR-100, where no exit of the
-    published `BYOT` is better than with labels alone, it had the best shallow exits and
-    the best ensemble of the six that were tried, with one seed, on images held out of
+    (`AttentionBYOT`) without its attention mask, and α is 0.3. This combination is not
+    from a paper. With a narrow ResNet-18 and 5,000 images of CIFAR-100, where no exit
+    of the published `BYOT` is better than with labels alone, it had the best shallow
+    exits and the best ensemble of six candidates, with one seed, on images held out of
     the training set (`benchmarks/results/selection`).
 
     Args:
-        **fields: Those of `BYOT`.
+        **fields: Fields of `BYOT`.
 
     Raises:
         ValueError: A field is out of its range or not finite.

@@ -1,4 +1,4 @@
-"""Deep supervision: labels alone."""
+"""Deep supervision: labels only."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class DeepSupervision(Recipe):
 
     Args:
         exit_weight: Weight of the label loss of every exit but the final one.
-        **fields: Those of `Recipe`; they matter with an external teacher alone.
+        **fields: Fields of `Recipe`; they only matter with an external teacher.
 
     Raises:
         ValueError: `exit_weight` is negative or not finite.

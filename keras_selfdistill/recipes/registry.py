@@ -7,7 +7,7 @@ from keras_selfdistill.recipes.deep_supervision import DeepSupervision
 from keras_selfdistill.recipes.teskd import TESKD
 from keras_selfdistill.utils.config import resolve
 
-# By the names that stand for them, with their defaults.
+# Recipes by their names; a name stands for the recipe with its defaults.
 RECIPES: dict[str, type[Recipe]] = {
     "byot": BYOT,
     "separable_byot": SeparableBYOT,
@@ -18,7 +18,7 @@ RECIPES: dict[str, type[Recipe]] = {
 
 
 def get(identifier: "str | Recipe") -> Recipe:
-    """Return the recipe of a name, with its defaults, or the recipe given.
+    """Return the recipe with a name and default fields, or the recipe given.
 
     Args:
         identifier: `"byot"`, `"separable_byot"`, `"deep_supervision"`,

@@ -20,9 +20,9 @@ from keras_selfdistill.utils.schedules import Scalar
 class TESKD(Recipe):
     """*Student Helping Teacher* (Li et al., 2021, arXiv 2110.00329).
 
-    Students read the base top-down, from its end (head `"top_down"`), and help it to
-    learn; they are dropped afterwards: deploy `final_model()`. Since every student
-    reads the whole base, no exit of such a wrapper can be cut off.
+    Students read the base top-down, from its end (head `"top_down"`), and improve its
+    training. Deploy `final_model()`, without them. Since every student reads the whole
+    base, no exit of such a wrapper is cheaper than the base.
 
     Loss of exit i: `w_label · label loss + w_soft · T² · KL(final ‖ exit i) + w_hint ·
     hint`; loss of the final exit: `w_label · label loss`.
@@ -32,12 +32,12 @@ class TESKD(Recipe):
     As in that code, the soft targets' gradient reaches the teacher, too.
 
     Args:
-        label_weight: Weight of every exit's label loss, the final one's too.
+        label_weight: Weight of every exit's label loss, including the final one.
         soft_target_weight: Weight of the soft targets.
         temperature: Positive temperature of the soft targets, T.
         hint_weight: Weight of the hint; its gradient stops at the teacher.
         detach_teacher: Whether the soft targets' gradient stops at the teacher.
-        **fields: Those of `Recipe`.
+        **fields: Fields of `Recipe`.
 
     Raises:
         ValueError: A field is out of its range or not finite.

@@ -12,7 +12,7 @@ from absl import logging
 
 from keras_selfdistill.costs.input_shapes import shapes_of
 from keras_selfdistill.evaluation.data_adapter import DataAdapter
-from keras_selfdistill.evaluation.quality import BatchAnswers, Sums, as_answers
+from keras_selfdistill.evaluation.quality import BatchPredictions, Sums, flat_labels
 from keras_selfdistill.reporting.latency import WARM_UP, median_milliseconds
 from keras_selfdistill.reporting.profile import macs_ratio, profile_at
 from keras_selfdistill.reporting.report_result import PLAIN, Report, Row
@@ -140,9 +140,9 @@ def _read(subjects, data, batch_size, verbose):
             continue
         sample = arrays if sample is None else sample
         samples += len(labels)
-        expected = as_answers(labels, task)
+        expected = flat_labels(labels, task)
         answers = {
-            (key or name): BatchAnswers(logits, task)
+            (key or name): BatchPredictions(logits, task)
             # The plain base comes first.
             for key in reversed(networks)
             for name, logits in networks[key](arrays).items()

@@ -23,7 +23,7 @@ class Config:
     """
 
     def __new__(cls, *args, **kwargs):
-        """Refuse a subclass whose fields `@dataclass` never saw: they would not count.
+        """Refuse a subclass that lacks `@dataclass`: its fields would be ignored.
 
         Raises:
             TypeError: The class is not decorated.
@@ -35,9 +35,9 @@ class Config:
         ]
         if own and "__dataclass_fields__" not in vars(cls):
             raise TypeError(
-                f"{cls.__name__} has fields that are not read. Received: a class with "
-                f"{own} that is no dataclass itself. Expected: "
-                "@dataclasses.dataclass(frozen=True, kw_only=True) above it."
+                f"{cls.__name__} has fields that would be ignored. Received: a class "
+                f"with {own} that is not a dataclass itself. Expected: the decorator "
+                "@dataclasses.dataclass(frozen=True, kw_only=True) on it."
             )
         return super().__new__(cls)
 
@@ -62,17 +62,17 @@ class Config:
 
 
 def resolve(identifier, argument, kind, shorthands):
-    """Return the object given, or the one that a shorthand name stands for.
+    """Return the object given, or a default object of the class with a name.
 
     Args:
-        identifier: A name, or an object of the class `kind`.
-        argument: Name of the argument, for errors.
-        kind: The class that an object must be of.
-        shorthands: Mapping of names to classes that need no argument.
+        identifier: A name, or an object of class `kind`.
+        argument: Name of the argument, for error messages.
+        kind: Class of the objects.
+        shorthands: Mapping of names to classes without required arguments.
 
     Raises:
-        ValueError: No shorthand has this name.
-        TypeError: `identifier` is neither a name nor of the class `kind`.
+        ValueError: No class has this name.
+        TypeError: `identifier` is neither a name nor of class `kind`.
 
     Example:
         >>> type(resolve("plain", "recipe", Config, {"plain": Config})).__name__
@@ -96,7 +96,7 @@ def resolve(identifier, argument, kind, shorthands):
 
 
 def did_you_mean(name, known):
-    """Return a sentence that offers the nearest of the known names, or nothing.
+    """Return a sentence with the nearest of the known names, or an empty string.
 
     Example:
         >>> did_you_mean("bjot", ["byot", "deep_supervision"])
@@ -109,7 +109,7 @@ def did_you_mean(name, known):
 
 
 def unknown_name(kind: str, identifier: Any, module: Any) -> ValueError:
-    """Return the error for what is no name of a loss or metric of Keras.
+    """Return the error for an unknown name of a loss or metric of Keras.
 
     Example:
         >>> error = unknown_name("loss", "hinge_los", keras.losses)
@@ -126,10 +126,10 @@ def unknown_name(kind: str, identifier: Any, module: Any) -> ValueError:
 
 
 def for_any_backend(config: Any) -> Any:
-    """Return a config whose optimizers have the names by which users know them.
+    """Return a config whose optimizers have their public names.
 
-    On PyTorch, those of Keras are subclasses in a module of its own backend, by which
-    Keras writes them into a file that no other backend can read.
+    On PyTorch, Keras' optimizers are subclasses in a private module. Keras writes its
+    name into files, which other backends cannot read.
 
     Example:
         >>> module = "keras.src.backend.torch.optimizers.torch_sgd"

@@ -1,4 +1,4 @@
-"""Numbers that may follow a schedule."""
+"""Numbers or schedules of numbers."""
 
 from typing import Any, TypeAlias, TypeGuard
 
@@ -10,7 +10,7 @@ Scalar: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
 def is_schedule(
     value: Any,
 ) -> TypeGuard[keras.optimizers.schedules.LearningRateSchedule]:
-    """Tell a schedule from a number.
+    """Return whether a value is a schedule.
 
     Example:
         >>> rising = keras.optimizers.schedules.PolynomialDecay(0.0, 10, 0.5)

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells under headings; the first columns hold names, the others numbers.
+    """A table of strings; the first columns hold names, the others numbers.
 
     Args:
-        headings: One for each column.
-        rows: Cells as they are shown.
-        notes: Sentences below.
-        names: How many columns hold names, which stand on the left.
+        headings: Headings, one for each column.
+        rows: Cells of each row, as displayed.
+        notes: Sentences below the table.
+        names: Number of columns that hold names, which are left-aligned.
 
     Example:
         >>> rows = [["exit_1", "91.0%"], ["final", "9.5%"]]
@@ -32,7 +32,7 @@ class Table:
     names: int = 1
 
     def text(self) -> str:
-        """Return it aligned, for a terminal."""
+        """Return aligned text, for a terminal."""
         lines = [self.headings, *self.rows]
         widths = [
             max(len(cell) for cell in column) for column in zip(*lines, strict=True)
@@ -47,7 +47,7 @@ class Table:
         return "\n".join([*shown, *([""] if self.notes else []), *self.notes])
 
     def markdown(self) -> str:
-        """Return it in GitHub's Markdown."""
+        """Return the table in GitHub's Markdown."""
         rule = [":--" if i < self.names else "--:" for i in range(len(self.headings))]
         lines = [self.headings, rule, *self.rows]
         shown = [
@@ -57,7 +57,7 @@ class Table:
         return "\n".join([*shown, *([""] if self.notes else []), *self.notes])
 
     def html(self, title: str = "") -> str:
-        """Return it as an HTML table, for notebooks, under a title."""
+        """Return an HTML table with a title, for notebooks."""
 
         def line(tag, cells):
             sides = ["left" if i < self.names else "right" for i in range(len(cells))]
@@ -76,7 +76,7 @@ class Table:
 
 
 def csv_text(rows: Sequence[dict]) -> str:
-    r"""Return rows of the same keys as CSV, `None` as nothing.
+    r"""Return rows of the same keys as CSV; `None` becomes an empty cell.
 
     Example:
         >>> csv_text([{"exit": "final", "accuracy": 0.5, "top_5": None}])
@@ -90,7 +90,7 @@ def csv_text(rows: Sequence[dict]) -> str:
 
 
 def compact(number: float, unit: str = "") -> str:
-    """Return a number with three digits and a prefix.
+    """Return a number with three digits and a metric prefix.
 
     Example:
         >>> [compact(n) for n in (0, 950, 1070, 25_600_000)], compact(98_200_000, "B")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from keras_selfdistill.evaluation.data_adapter import right_answers
+from keras_selfdistill.evaluation.data_adapter import correct_predictions
 from keras_selfdistill.evaluation.reliability import BINS, binned
 from keras_selfdistill.utils.type_aliases import Axes, Figure, Labels, Tensor
 from keras_selfdistill.visualization import style
@@ -64,7 +64,7 @@ def _panels(count):
 
 def _reliability(probabilities, labels, bins):
     probabilities = np.asarray(probabilities, "float64")
-    right = right_answers(probabilities, labels)
+    right = correct_predictions(probabilities, labels)
     _check(probabilities)
     return binned(probabilities.max(axis=-1), right, bins)
 

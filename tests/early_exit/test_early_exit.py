@@ -589,7 +589,7 @@ def test_changed_and_truncated_files_are_refused(saved, tmp_path):
     path = tmp_path / "broken"
     for content in broken:
         path.write_bytes(content)
-        with pytest.raises(ksd.RefusedFileError, match=r"changed, truncated.*broken"):
+        with pytest.raises(ksd.RefusedFileError, match=r"damaged.*broken"):
             ksd.EarlyExit.load(path)
     with pytest.raises(FileNotFoundError):
         ksd.EarlyExit.load(tmp_path / "missing")
@@ -601,7 +601,7 @@ def test_changed_and_truncated_files_are_refused(saved, tmp_path):
     [
         ("thresholds", ["sometimes"], "in early_exit.json, 'thresholds' is"),
         ("version", 2, "in early_exit.json, 'version' is"),
-        ("criterion", {"registered_name": "os>system", "config": None}, "not known"),
+        ("criterion", {"registered_name": "os>system", "config": None}, "not regist"),
         ("criterion", "margin", "in early_exit.json, 'criterion' is"),
         ("calibration", {"accuracy": 1.0}, "in early_exit.json, 'calibration' is"),
         ("scores_from", "somewhere", "scores_from='somewhere'"),
@@ -660,13 +660,13 @@ def test_errors_say_what_to_do(probable, fast):
         fast.calibrate(x, macs_budget=0.5)
     with pytest.raises(ValueError, match="values from 0 to 9"):
         fast.calibrate(x, np.array([0, 1, 2, 3, 0, 1, 2, 9]), macs_budget=0.5)
-    with pytest.raises(ValueError, match=r"\(samples,\) class numbers"):
+    with pytest.raises(ValueError, match=r"indices of shape \(samples,\)"):
         fast.calibrate(x, np.zeros((8, 3)), macs_budget=0.5)
     with pytest.raises(ValueError, match="at least one"):
         fast.calibrate(x[:0], y[:0], macs_budget=0.5)
     with pytest.raises(ValueError, match="8 of 'image', 7 of 'labels'"):
         fast.calibrate(x, y[1:], macs_budget=0.5)
-    with pytest.raises(ValueError, match="Labels come with the data"):
+    with pytest.raises(ValueError, match="only allowed with arrays"):
         fast.calibrate(iter([(x, y)]), y, macs_budget=0.5)
     with pytest.raises(ValueError, match=r"Unknown criterion(.|\n)*'margin'"):
         ksd.EarlyExit(probable, "margins")

@@ -51,15 +51,15 @@ def test_taps_are_the_outputs_of_their_layers(flat, taps):
     [
         (["deep", "deep"], r"named once.*\['deep'\] are repeated"),
         (["shared"], r"called 2 times.*\['shared@1', 'shared@2'\]"),
-        (["inner"], "at a layer inside it.*Expected, say, 'inner/second'"),
+        (["inner"], "at one of its layers.*Expected, e.g., 'inner/second'"),
         (["second"], "Did you mean 'inner/second'"),
         (["z"], "Did you mean 'inner/z'"),  # Too short to be like it.
         (["jioned"], "Did you mean 'joined'"),
-        (["nothing_like_it"], r"'backbone/layer'\. All names"),
+        (["nothing_like_it"], r"'backbone/layer'\. List all names"),
         (["feature"], "'feature' of model 'outer', which does not lead"),
         (["answers"], "'answers' of model 'outer', which does not lead"),
         (["deep", "joined"], "'deep' before 'joined', which is shallower"),
-        (["left", "right"], "'left' and 'right', which are on branches"),
+        (["left", "right"], "'left' and 'right', which are on parallel"),
         (["left", "joined", "inner/first"], "'joined' before 'inner/first'"),
     ],
 )
@@ -69,5 +69,7 @@ def test_wrong_names_are_refused(taps, names, message):
 
 
 def test_a_layer_is_no_name(taps):
-    with pytest.raises(TypeError, match=r"Received: 3 of type int\. Pass the layer's"):
+    with pytest.raises(
+        TypeError, match=r"Received: 3 of type int\. Expected: the layer's"
+    ):
         taps(3)

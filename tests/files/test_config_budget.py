@@ -115,7 +115,7 @@ def test_it_is_checked_when_a_file_is_loaded(tmp_path):
     model.compile(optimizer, "sparse_categorical_crossentropy")
     optimizer.build(model.trainable_variables)
     model.save(tmp_path / "a.keras")
-    with pytest.raises(ksd.RefusedFileError, match=r"searched for without.*a\+"):
+    with pytest.raises(ksd.RefusedFileError, match=r"exponential time.*a\+"):
         ksd.load_model(tmp_path / "a.keras")
     loaded = keras.saving.load_model(tmp_path / "a.keras")
     assert loaded.optimizer.exclude_layers == ["(a+)+$"]

@@ -248,7 +248,7 @@ def test_a_process_that_turned_safe_mode_off_is_safe_with_our_loaders(
         lambda config: PLACES["an activation"](config, lambda_layer(mark)),
     )
     (tmp_path / "a.keras").write_bytes(content)
-    with pytest.raises(ksd.RefusedFileError, match="holds code"):
+    with pytest.raises(ksd.RefusedFileError, match="contains code"):
         ksd.load_model(tmp_path / "a.keras")
 
 
@@ -281,7 +281,7 @@ def test_cve_2025_12060_archives_that_leave_their_folder(good, mark, tmp_path):
             (mutations.with_digest(around), ksd.EarlyExit.load),
         ):
             (tmp_path / "a.keras").write_bytes(data)
-            with pytest.raises(ksd.RefusedFileError, match=r"it holds|is a link"):
+            with pytest.raises(ksd.RefusedFileError, match=r"members are|is a link"):
                 load(tmp_path / "a.keras")
     assert not mark.exists()
 
@@ -357,7 +357,7 @@ def refused_for_weights(good, change, tmp_path):
     inside = early_exit_with(good["plain.earlyexit"], model=content)
     for data, load in ((content, ksd.load_model), (inside, ksd.EarlyExit.load)):
         (tmp_path / "a.keras").write_bytes(data)
-        expected = r"in model.weights.h5 is (a link|there twice|no array)"
+        expected = r"in model.weights.h5 (is a link|is not an array|occurs twice)"
         with pytest.raises(ksd.RefusedFileError, match=expected):
             load(tmp_path / "a.keras")
 
@@ -373,7 +373,7 @@ def test_a_config_cannot_ask_for_more_weights_than_there_are(good, tmp_path):
         layers = config["config"]["model"]["config"]["layers"]
         layers[-1]["config"]["units"] = 10**8
 
-    refused(wrapper_with(good["plain.keras"], widen), tmp_path, "asks for")
+    refused(wrapper_with(good["plain.keras"], widen), tmp_path, "needs|requests")
 
     def add_what_no_output_reads(config):
         layers = _layers(config)
@@ -386,13 +386,13 @@ def test_a_config_cannot_ask_for_more_weights_than_there_are(good, tmp_path):
         layers.append(lost)
 
     content = wrapper_with(good["full.keras"], add_what_no_output_reads)
-    refused(content, tmp_path, "asks for")
+    refused(content, tmp_path, "needs|requests")
 
     def count_much(config):
         metric = symbol("keras.metrics", "MeanIoU", num_classes=10**5)
         config["compile_config"]["metrics"] = [metric]
 
-    refused(wrapper_with(good["full.keras"], count_much), tmp_path, "asks for")
+    refused(wrapper_with(good["full.keras"], count_much), tmp_path, "needs|requests")
 
 
 @pytest.mark.parametrize(
@@ -472,7 +472,7 @@ def test_code_of_the_users_own_needs_keras_and_his_word(tmp_path):
     )
     model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
     model.save(tmp_path / "a.keras")
-    with pytest.raises(ksd.RefusedFileError, match="holds code"):
+    with pytest.raises(ksd.RefusedFileError, match="contains code"):
         ksd.load_model(tmp_path / "a.keras")
     with pytest.raises(ValueError, match="lambda"):
         keras.saving.load_model(tmp_path / "a.keras")
@@ -509,7 +509,7 @@ def test_custom_objects_need_no_registration(tmp_path):
         assert each.recipe == Mine()
         for name, expected in model.predict(x, verbose=0).items():
             np.testing.assert_allclose(each.predict(x, verbose=0)[name], expected)
-    with pytest.raises(ValueError, match="names what no model is made of"):
+    with pytest.raises(ValueError, match="names no component of a model"):
         keras.saving.load_model(tmp_path / "m.keras")
 
 

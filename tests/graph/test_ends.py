@@ -153,7 +153,9 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_end_that_is_another_function_is_refused(name):
     base = base_of(*REFUSED[name])
-    with pytest.raises(ValueError, match=r"Cannot tell the logits.*'softmax'\) behind"):
+    with pytest.raises(
+        ValueError, match=r"Cannot find the logits.*'softmax'\) on its logits"
+    ):
         ksd.SelfDistiller(base, ["tap"], "deep_supervision", head="linear")
 
 

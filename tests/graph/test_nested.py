@@ -350,9 +350,9 @@ def test_a_classifier_is_added(batch, tmp_path, pooling):
     ("classes", "error", "message"),
     [
         (1, ValueError, "at least 2"),
-        (2.5, TypeError, "whole number"),
-        (True, TypeError, "whole number"),
-        (4, ValueError, "classifies already"),
+        (2.5, TypeError, "an integer"),
+        (True, TypeError, "an integer"),
+        (4, ValueError, "is a classifier already"),
     ],
 )
 def test_a_classifier_that_cannot_be_added(classes, error, message):
@@ -363,7 +363,7 @@ def test_a_classifier_that_cannot_be_added(classes, error, message):
 @pytest.mark.parametrize(
     ("tap", "message"),
     [
-        ("backbone", "tapped at a layer inside it.*'backbone/sum'"),
+        ("backbone", "tapped at one of its layers.*'backbone/sum'"),
         ("sum", "Did you mean 'backbone/sum'"),
         ("backbone/sun", "Did you mean 'backbone/sum'"),
     ],

@@ -229,9 +229,9 @@ GRAPHS = {  # Read once; no backend changes them.
     "infinite exit weight": field(DEEP, exit_weight=INF),
     "reduction 0": field(ksd.heads.Bottleneck, reduction=0),
     "reduction 2.5": field(ksd.heads.Bottleneck, reduction=2.5),
-    "no loss": compile_("needs one loss", TypeError),
-    "two losses": compile_("needs one loss", TypeError, loss=[LOSS, LOSS]),
-    "a loss by name": compile_("needs one loss", TypeError, loss={"final": LOSS}),
+    "no loss": compile_("takes one loss", TypeError),
+    "two losses": compile_("takes one loss", TypeError, loss=[LOSS, LOSS]),
+    "a loss by name": compile_("takes one loss", TypeError, loss={"final": LOSS}),
     "unknown loss": compile_("mean 'crossentropy'", loss="crossentropie"),
     "loss without reduction": compile_(
         "scalar", loss=keras.losses.CategoricalCrossentropy(reduction=None)

@@ -14,7 +14,7 @@ from keras import layers
 from scipy import stats
 
 import keras_selfdistill as ksd
-from keras_selfdistill.evaluation.quality import BatchAnswers, Sums, as_answers
+from keras_selfdistill.evaluation.quality import BatchPredictions, Sums, flat_labels
 from keras_selfdistill.evaluation.significance import sign_flip_p
 from keras_selfdistill.graph.task import Task
 from keras_selfdistill.reporting.report_result import Report, Row
@@ -313,8 +313,8 @@ def test_padding_is_no_part_of_an_answer():
 def test_logits_far_from_zero_stay_finite():
     task = Task("binary", 1, "sigmoid")
     sums = Sums()
-    labels = as_answers(np.array([0, 1]), task)
-    sums.add(BatchAnswers(np.array([[2000.0], [2000.0]]), task), labels)
+    labels = flat_labels(np.array([0, 1]), task)
+    sums.add(BatchPredictions(np.array([[2000.0], [2000.0]]), task), labels)
     assert sums.quality().loss == 1000
     assert sums.quality().calibration_error == 0.5
 
@@ -331,8 +331,8 @@ def test_what_is_no_number_is_never_right(kind, bad):
     labels = np.where(np.arange(40) < 20, answered, 0)  # What argmax makes of NaN.
     logits[20:] = bad
     sums = Sums()
-    answers = BatchAnswers(logits, task)
-    sums.add(answers, as_answers(labels, task), answers)
+    answers = BatchPredictions(logits, task)
+    sums.add(answers, flat_labels(labels, task), answers)
     found = sums.quality()
     if kind == "binary" and np.isinf(bad):  # An infinite logit is a certain answer.
         assert found.accuracy == (0.5 if bad > 0 else 1.0)
@@ -349,7 +349,7 @@ def test_what_is_no_number_is_never_right(kind, bad):
 def test_a_class_that_is_ruled_out_is_no_missing_answer():
     task, sums = Task("multiclass", 6, "softmax"), Sums()
     logits = np.array([[1.0, 2.0, 3.0, -np.inf, -np.inf, -np.inf]])
-    sums.add(BatchAnswers(logits, task), as_answers(np.array([2]), task))
+    sums.add(BatchPredictions(logits, task), flat_labels(np.array([2]), task))
     found = sums.quality()
     assert (found.accuracy, found.top_5) == (1.0, 1.0)
     assert found.loss == pytest.approx(-np.log(np.exp(3) / np.exp([1, 2, 3]).sum()))

@@ -409,7 +409,7 @@ def test_class_weights_are_refused_where_keras_would_misread_them():
 
 @pytest.mark.once
 @pytest.mark.parametrize("task", [None, "multiclass", "binary"])
-def test_a_softmax_over_one_unit_answers_nothing(task):
+def test_a_softmax_over_one_unit_is_constant(task):
     inputs = keras.Input((4,))
     x = layers.Dense(4, name="tap")(inputs)
     logits = layers.Dense(1)(layers.Dense(4)(x))

@@ -1,3 +1,3 @@
-"""Where a base ends: its logits, its last feature, its activation. Internal."""
+"""The end of a base: its logits, its last feature, its activation. Internal."""
 
 __all__ = ["base_end", "check", "logits", "pre_activation"]

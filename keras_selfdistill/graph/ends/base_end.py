@@ -1,4 +1,4 @@
-"""Find where a base ends: its logits, its last feature, its class count."""
+"""Find the end of a base: its logits, its last feature, its task."""
 
 import collections
 import dataclasses
@@ -8,7 +8,7 @@ from typing import Any
 from keras import layers
 
 from keras_selfdistill.graph.ends.logits import find_end
-from keras_selfdistill.graph.layout import data_format_of, format_said_by
+from keras_selfdistill.graph.layout import data_format_of, layer_data_format
 from keras_selfdistill.graph.nodes import check_functional, producer
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.graph.task import Task, decide_task
@@ -26,15 +26,15 @@ class BaseEnd:
     """The end of a base, as symbolic tensors.
 
     Args:
-        logits: Of the output's shape, before the activation.
-        feature: Shape `(batch, width)`: what the last layer with weights reads; with
-            the output's positions, where each has an answer.
-        task: What the base answers.
-        activation: Makes the output of the logits.
-        output: The base's own output, or, where its last layer would run a second
-            time, an equal one made of the logits.
-        last_spatial: The deepest tensor with spatial axes that leads to the feature,
-            `None` where there is none.
+        logits: Logits before the activation, of the output's shape.
+        feature: Input of the last layer with weights, shape `(batch, width)`, or
+            `(batch, *positions, width)` if the base predicts at each position.
+        task: Task of the base.
+        activation: Activation from logits to output.
+        output: The base's own output; if its last layer would run a second time, an
+            equal one computed from the logits.
+        last_spatial: The deepest tensor with spatial axes on the path to the feature,
+            `None` if there is none.
         data_format: `"channels_last"` or `"channels_first"`.
     """
 
@@ -50,21 +50,21 @@ class BaseEnd:
 def find_base_end(base, task=None):
     """Walk back from a base's output to its logits and its last feature.
 
-    That the output is the activation of the logits is not taken from a name: both are
-    computed on a random batch. Where they differ, but the output is probabilities all
-    the same, the logits are taken from these.
+    Names of layers do not decide what the activation is: output and logits are compared
+    on a random batch. If they do not match but the output holds probabilities, the
+    logits are computed from those.
 
     Args:
         base: A functional model with one output of shape `(batch, ..., units)`.
-        task: As in `decide_task`.
+        task: Requested task, as in `decide_task`.
 
     Returns:
-        A `BaseEnd`. The base is left as it is.
+        A `BaseEnd`. The base is not changed.
 
     Raises:
-        TypeError: The base is no functional or Sequential model.
-        ValueError: The base has several outputs, or its end does not say what it
-            answers, or not what the task asks for.
+        TypeError: The base is not a functional or Sequential model.
+        ValueError: The base has several outputs, or its task is ambiguous or not the
+            requested one.
 
     Example:
         >>> import keras
@@ -96,7 +96,7 @@ def find_logits(model, task=None):
 
     Args:
         model: A functional model with one output of shape `(batch, ..., units)`.
-        task: As in `decide_task`.
+        task: Requested task, as in `decide_task`.
 
     Raises:
         ValueError: As in `find_base_end`.
@@ -115,33 +115,33 @@ def _only_output(base):
     if len(base.outputs) != 1:
         raise ValueError(
             f"The base must have one output. Received: model {base.name!r} with "
-            f"{len(base.outputs)} outputs. Wrap the part that classifies, e.g. "
+            f"{len(base.outputs)} outputs. Wrap a model of one of them, e.g. "
             f"keras.Model(model.inputs, model.outputs[0])."
         )
     output = base.outputs[0]
     if len(output.shape) < 2 or output.shape[-1] is None:
         raise ValueError(
-            f"The base must answer with a known number of units. Received: model "
+            "The output of the base must have a known number of units. Received: model "
             f"{base.name!r} with an output of shape {tuple(output.shape)}. Expected: "
             "(batch, classes). Add pooling and a Dense layer, or pass classes=10."
         )
     return output
 
 
-def _feature(base, classifier_node, task):
+def _feature(base, last_node, task):
     """Return (feature vector, deepest spatial tensor, its data format)."""
-    classifier = classifier_node.operation
-    feature = classifier_node.input_tensors[0]
+    last_layer = last_node.operation
+    feature = last_node.input_tensors[0]
     while isinstance(original(producer(feature).operation), _DROPOUT):
         feature = producer(feature).input_tensors[0]
-    data_format = format_said_by(original(classifier), len(feature.shape))
+    data_format = layer_data_format(original(last_layer), len(feature.shape))
     data_format = data_format or data_format_of(feature)
     if task.positions:
         if data_format != "channels_last" or len(feature.shape) < 3:
             raise ValueError(
-                "Where each position has an answer, the last layer must read positions "
-                f"with channels last. Received: model {base.name!r}, whose last layer "
-                f"with weights, {classifier.name!r}, reads shape "
+                "To predict at each position, the last layer must read channels last. "
+                f"Received: model {base.name!r}, whose last layer "
+                f"with weights, {last_layer.name!r}, reads shape "
                 f"{tuple(feature.shape)} with data_format={data_format!r}."
             )
         return feature, feature, data_format
@@ -154,7 +154,7 @@ def _feature(base, classifier_node, task):
     if len(feature.shape) in pooling:
         # A name of its own: an automatic one may be taken in a loaded base.
         pool = pooling[len(feature.shape)](
-            data_format=data_format, name=f"{classifier.name}_feature"
+            data_format=data_format, name=f"{last_layer.name}_feature"
         )
         feature = pool(feature)
     return feature, spatial, data_format
@@ -164,11 +164,11 @@ def _deepest_spatial(tensor, data_format):
     """Search backwards for the nearest tensor with more than one position."""
     pending, seen = collections.deque([(tensor, data_format)]), set()
     while pending:
-        tensor, reader_says = pending.popleft()
+        tensor, reader_format = pending.popleft()
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        nearest_format = data_format_of(tensor, reader_says)
+        nearest_format = data_format_of(tensor, reader_format)
         last = nearest_format == "channels_last"
         sizes = tensor.shape[1:-1] if last else tensor.shape[2:]
         if any(size != 1 for size in sizes):
@@ -178,5 +178,5 @@ def _deepest_spatial(tensor, data_format):
         for source in node.input_tensors:
             rank = len(source.shape)
             same = nearest_format if rank == len(tensor.shape) else None
-            pending.append((source, format_said_by(operation, rank) or same))
+            pending.append((source, layer_data_format(operation, rank) or same))
     return None, data_format

@@ -1,4 +1,4 @@
-"""Check on a random batch that a base's output is the activation of its logits."""
+"""Check, on a random batch, that a base's output is the activation of its logits."""
 
 import contextlib
 import math
@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_selfdistill.graph.ends.pre_activation import ActivationNotCalledError
 
-_ROWS, _OPEN_SIZE = 2, 16  # Of a batch, and of any other axis that is left open.
+_BATCH_SIZE, _UNKNOWN_SIZE = 2, 16  # Of the batch, and of any other unknown axis.
 
 
 def agrees(
@@ -20,18 +20,17 @@ def agrees(
     output: Any,
     activation: Callable[[Any], Any],
 ) -> bool:
-    """Tell whether an output is the activation of logits, in inference and training.
+    """Return whether an output is the activation of logits, in inference and training.
 
-    Both are computed in each mode from random inputs and random weights: those of a
-    base may be zeros, which hide a difference. Each is computed for itself, from the
-    same state, so that layers of both draw the same random numbers. Nothing of the base
-    is changed.
+    Both are computed in each mode from random inputs and random weights, because the
+    base's own weights may be zeros, which hide a difference. Each runs from the same
+    state, so that layers of both draw the same random numbers. The base is not changed.
 
     Args:
-        inputs: Symbolic tensors that both are computed from.
-        logits: Symbolic tensor.
-        output: Likewise.
-        activation: From tensor to tensor.
+        inputs: Symbolic tensors from which both are computed.
+        logits: Symbolic logits.
+        output: Symbolic output.
+        activation: Activation to check, a function of one tensor.
 
     Raises:
         ValueError: The layers in between do not run on random inputs.
@@ -66,7 +65,7 @@ def agrees(
 
 
 class _Run(keras.layers.Layer):
-    """A function as a layer, whose call says whether the layers inside train."""
+    """A function as a layer, whose call passes `training` to the layers inside."""
 
     def __init__(self, function):
         super().__init__(autocast=False)
@@ -77,7 +76,7 @@ class _Run(keras.layers.Layer):
         return self._function(values)
 
     def layers_inside(self):
-        """Return all layers, those of layers included."""
+        """Return all layers, sublayers included."""
         return [
             each
             for operation in self._function.operations
@@ -86,10 +85,10 @@ class _Run(keras.layers.Layer):
         ]
 
     def weights_to_draw(self):
-        """Return the floats of all layers that may be any positive numbers.
+        """Return the float variables that may take any positive value.
 
-        What a quantized layer does not train is none of them: an int4 kernel keeps
-        the indices of its groups of rows as floats.
+        Those that a quantized layer does not train may not: an int4 kernel stores the
+        indices of its groups as floats.
         """
         layers = self.layers_inside()
         encoded = {
@@ -106,13 +105,13 @@ class _Run(keras.layers.Layer):
         ]
 
     def precision(self):
-        """Return how far results of the least precise layer may lie apart."""
+        """Return the tolerance of the least precise layer."""
         halves = {"float16", "bfloat16"}
         dtypes = {layer.compute_dtype for layer in self.layers_inside()}
         return 2e-2 if dtypes & halves else 1e-5
 
     def result(self, values, weights, training):
-        """Return what the function makes of values with other weights."""
+        """Return the function's result for values, with other weights."""
         inside = self.layers_inside()
         scope = keras.StatelessScope(state_mapping=weights, collect_losses=True)
         try:
@@ -120,11 +119,11 @@ class _Run(keras.layers.Layer):
                 return self(values, training=training)
         except ActivationNotCalledError:
             raise
-        # A user's layers may raise anything on values that they do not expect.
+        # A user's layers may raise anything on unexpected values.
         except Exception as error:
             raise ValueError(
-                "The end of the base does not run on a random batch. Received: layers "
-                f"{[each.name for each in inside]}, which raise "
+                "The last layers of the base do not run on a random batch. Received: "
+                f"layers {[each.name for each in inside]}, which raise "
                 f"{type(error).__name__}: {error}. Expected: layers that run on any "
                 "numbers. Wrap the model without them."
             ) from error
@@ -132,7 +131,7 @@ class _Run(keras.layers.Layer):
 
 @contextlib.contextmanager
 def _attributes_kept(layers: Sequence[Any]) -> Iterator[None]:
-    """Restore what calls set on layers beside their variables, such as a count."""
+    """Restore the plain attributes that calls set on layers, such as a counter."""
     before = [(vars(layer), dict(vars(layer))) for layer in layers]
     try:
         yield
@@ -148,10 +147,10 @@ def _as_array(tensor):
 
 
 def _random_input(tensor, random):
-    shape = [size or _OPEN_SIZE for size in tensor.shape]
-    shape[0] = tensor.shape[0] or _ROWS
+    shape = [size or _UNKNOWN_SIZE for size in tensor.shape]
+    shape[0] = tensor.shape[0] or _BATCH_SIZE
     if not keras.backend.is_float_dtype(tensor.dtype):
-        # Of a mask, `True`: nothing is padding.
+        # For a mask, `True`: nothing is padding.
         return ops.full(shape, tensor.dtype == "bool", tensor.dtype)
     # Scaled, so that sums of products stay where a softmax tells them apart.
     return _as_tensor(random.normal(size=shape) / math.sqrt(shape[-1]), tensor.dtype)
@@ -164,5 +163,5 @@ def _random_weight(variable, random):
 
 def _as_tensor(values, dtype):
     tensor = ops.convert_to_tensor(values.astype("float32"))
-    # JAX would compile even a cast to the dtype that there is.
+    # JAX would compile even a cast to the same dtype.
     return tensor if dtype == "float32" else ops.cast(tensor, dtype)

@@ -1,4 +1,4 @@
-"""Find the logits of a base: a check shows that its output is their activation."""
+"""Find the logits of a base, and check that its output is their activation."""
 
 import dataclasses
 import inspect
@@ -16,8 +16,8 @@ from keras_selfdistill.graph.ends.pre_activation import (
 from keras_selfdistill.graph.nodes import model_nodes, producer
 from keras_selfdistill.graph.shells import masked_as, original
 
-# Layers behind an activation that may as well be applied to logits. Whether what they
-# make of logits are logits is checked.
+# Layers after an activation that may be applied to the logits instead. Whether the
+# results are logits is checked.
 _PASSING = (
     layers.Reshape,
     layers.Flatten,
@@ -36,21 +36,21 @@ _PASSING = (
     layers.AveragePooling2D,
     layers.AveragePooling3D,
 )
-# Activations between whose input and output no regression needs to tell.
+# Activations before which a regression has no other numbers than after.
 _NOT_NUMBERS = (None, "linear", "softmax")
 
 
 @dataclasses.dataclass(frozen=True)
 class End:
-    """Where a base ends.
+    """The logits of a base and the activation after them.
 
     Args:
-        node: The call of the last layer with weights.
-        logits: Symbolic tensor of the output's shape.
-        output: The base's own output; where its last layer would run a second time,
-            an equal tensor made of the logits.
+        node: Node of the last layer with weights.
+        logits: Symbolic logits, of the output's shape.
+        output: The base's own output; if its last layer would run a second time, an
+            equal tensor computed from the logits.
         kind: Name of the activation from logits to output.
-        activation: That activation.
+        activation: The activation itself.
     """
 
     node: Any
@@ -62,17 +62,17 @@ class End:
 
 @dataclasses.dataclass(frozen=True)
 class _Path:
-    """What the way back from an output to the last layer with weights met.
+    """The path back from an output to the last layer with weights.
 
     Args:
         base: The model.
-        output: Its output.
-        node: The call of that layer.
-        squash: The call with the activation, `None` if there is none; maybe the same.
-        kind: Name of the activation, of the layer's where there is no other.
-        behind: Operations between the activation (or, without one, the layer) and the
-            output, from the output on.
-        explicit: Whether one of them is an activation that says that it is linear.
+        output: Output of the model.
+        node: Node of the last layer with weights.
+        squash: Node with the activation, maybe the same; `None` if there is none.
+        kind: Name of that activation; without one, of the last layer's own.
+        behind: Operations after the activation (without one, after the last layer),
+            from the output backwards.
+        explicit: Whether one of them is an explicit linear activation.
     """
 
     base: Any
@@ -84,30 +84,30 @@ class _Path:
     explicit: bool
 
     def unused(self, name: str) -> str:
-        """Return the name, or one like it that nothing in the base has."""
+        """Return the name, with a suffix if it is taken in the base."""
         taken = {node.operation.name for node in model_nodes(self.base)}
         while name in taken:
             name += "_"
         return name
 
     def activates(self, logits: Any, activation: Callable[[Any], Any]) -> bool:
-        """Tell whether the output is the activation of logits."""
+        """Return whether the output is the activation of logits."""
         return agrees(self.node.input_tensors, logits, self.output, activation)
 
 
 def find_end(base: Any, output: Any, task: str | None, *, alone: bool = False) -> End:
-    """Return where a base ends.
+    """Return the logits of a base and the activation after them.
 
-    That the output is the activation of the logits is not taken from a name: both are
-    computed on a random batch. Where they differ, but the output is probabilities all
-    the same, the logits are made of these.
+    Names of layers do not decide what the activation is: output and logits are compared
+    on a random batch. If they do not match but the output holds probabilities, the
+    logits are computed from those.
 
     Args:
         base: A functional model.
-        output: Its output, of shape `(batch, ..., units)`.
-        task: As in `decide_task`.
-        alone: Whether only the logits are asked for, so that no weights need to be
-            found in front of an activation.
+        output: Output of the base, shape `(batch, ..., units)`.
+        task: Requested task, as in `decide_task`.
+        alone: Whether only the logits are needed, so that the activation need not
+            follow a layer with weights.
 
     Raises:
         ValueError: No logits are found.
@@ -153,9 +153,9 @@ def _walk(base, output, task, alone):
 
 
 def _in_front(path, activation):
-    """Return the end with what its activation is called with, reshaped as its output.
+    """Return the end whose logits are the input of the activation, reshaped.
 
-    `None` if that cannot be told, or the output is not the activation of it.
+    `None` if they cannot be found, or the output is not their activation.
     """
     if not all(map(_passes, path.behind)):
         return None
@@ -179,7 +179,7 @@ def _in_front(path, activation):
 
 
 def _pre_activation(path):
-    """Return what a layer with weights calls its activation with, `None` if unknown."""
+    """Return the input of the activation of a layer with weights, `None` if unknown."""
     layer = original(path.node.operation)
     if inspect.isdatadescriptor(getattr(type(layer), "activation", None)):
         return None  # It is another layer's, as that of recurrent ones is their cell's.
@@ -192,7 +192,7 @@ def _pre_activation(path):
 
 
 def _behind(path):
-    """Return the end with logits made of its probabilities, `None` if it has none."""
+    """Return the end with logits of its probabilities, `None` if it has none."""
     if path.kind not in ("softmax", "sigmoid"):
         return None
     name = path.unused(f"{path.node.operation.name}_logits")
@@ -205,15 +205,15 @@ def _behind(path):
 
 
 def _as_it_is(path):
-    """Return the end whose output is logits, or numbers."""
+    """Return the end whose output is the logits themselves, or numbers."""
     output, linear = path.output, keras.activations.linear
     return End(path.node, output, output, "linear", linear)
 
 
 def _kind(operation):
-    """Return the name of the activation that an operation ends in, `None` without one.
+    """Return the name of an operation's activation, `None` if it has none.
 
-    It is a name alone, of a layer or of an operation such as `keras.ops.softmax`.
+    The operation is a layer, or an activation itself such as `keras.ops.softmax`.
     """
     name = type(operation).__name__.lower()
     if isinstance(operation, layers.Softmax):
@@ -229,7 +229,7 @@ def _kind(operation):
 
 
 def _function(path):
-    """Return what the activation computes: Keras' own of this name, or the layer's."""
+    """Return the activation function: Keras' own of this name, or the layer's."""
     if path.kind in ("softmax", "sigmoid"):
         return getattr(keras.activations, path.kind)
     operation = original(path.squash.operation)
@@ -239,23 +239,23 @@ def _function(path):
 
 
 def _squashes(kind, task):
-    """Whether an activation lies between logits and output, by its name."""
+    """Return whether an activation of this name separates logits and output."""
     if kind in ("softmax", "sigmoid"):
         return True
     return task == "regression" and kind not in _NOT_NUMBERS
 
 
 def _passes(operation):
-    """Whether an operation may as well be applied to logits."""
+    """Return whether an operation may be applied to logits instead."""
     like = original(operation)
     linear = isinstance(like, layers.Activation) and _kind(like) == "linear"
     return linear or isinstance(like, _PASSING)
 
 
 def _twin(layer):
-    """Return a layer without weights like one of the base, which is not called again.
+    """Return a copy of a layer without weights.
 
-    Keras keeps the calls of a layer as long as the layer.
+    The base's own layer is not called again: Keras keeps calls as long as the layer.
     """
     like = original(layer)
     config = {**like.get_config(), "name": f"{layer.name}_of_logits"}
@@ -275,11 +275,10 @@ def _unknown_end(path):
     ends_in = f"{operation.name!r} ({type(operation).__name__}"
     ends_in += f", activation {kind!r})" if kind else ")"
     return (
-        f"Cannot tell the logits of model {path.base.name!r}. Received: a base that "
-        f"ends in {ends_in}. Expected: a layer whose output is softmax, sigmoid or "
-        "linear in what it computes, such as Dense; on a random batch, no such "
-        "activation gave the output. If it is another layer, put "
-        "keras.layers.Activation('softmax') behind its logits, or Activation('linear') "
-        "if the base is to answer in logits. If it ends in features, as with "
-        "include_top=False, pass classes=10."
+        f"Cannot find the logits of model {path.base.name!r}. Received: a base that "
+        f"ends in {ends_in}. Expected: a layer such as Dense whose activation is "
+        "softmax, sigmoid or linear; on a random batch, none of these gave the output. "
+        "After any other layer, add keras.layers.Activation('softmax') on its logits, "
+        "or Activation('linear') if the base returns logits. If it ends in features, "
+        "as with include_top=False, pass classes=10."
     )

@@ -1,4 +1,4 @@
-"""Layers that recover logits: from in front of an activation, or from probabilities."""
+"""Layers that recover logits: the input of an activation, or from probabilities."""
 
 from typing import Any
 
@@ -9,24 +9,24 @@ from keras_selfdistill.utils.config import PACKAGE
 
 
 class ActivationNotCalledError(ValueError):
-    """A call of a layer did not call the activation that the layer shows."""
+    """A layer's `call` did not call its `activation`."""
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class PreActivation(layers.Layer):
-    """What a layer gives its activation, with the layer's own weights.
+    """The input of a layer's activation, computed with the layer's own weights.
 
-    Recovers true logits from, say, `Dense(10, activation="softmax")`. The log of the
-    probabilities would not do: they underflow to 0 for logits 100 apart.
+    It recovers exact logits from a layer such as `Dense(10, activation="softmax")`. The
+    logarithm of the probabilities would not: they underflow to 0 for logits 100 apart.
 
-    The layer runs as always, its activation and losses included, so where the model
-    goes on from here, nothing of the layer may run a second time.
+    The layer runs as usual, its activation and losses included. A model that uses the
+    pre-activation must therefore not run the layer a second time.
 
     Args:
         layer: A built layer with an `activation` attribute; shared, not copied.
 
     Raises:
-        ActivationNotCalledError: A call of the layer does not call its activation.
+        ActivationNotCalledError: The layer's `call` does not call its activation.
 
     Example:
         >>> import numpy as np
@@ -47,7 +47,7 @@ class PreActivation(layers.Layer):
         self.supports_masking = True
 
     def call(self, inputs, *args, **kwargs):
-        """Run the layer and return what its activation was called with."""
+        """Run the layer and return the input of its activation."""
         given: list[Any] = []
         activation = self.layer.activation or keras.activations.linear
 
@@ -55,8 +55,8 @@ class PreActivation(layers.Layer):
             given.append(values)
             return activation(values)
 
-        # A twin that shares everything but the activation: to switch the activation
-        # of the layer itself, even for a moment, would show in other threads.
+        # A copy that shares all attributes but the activation: replacing that of the
+        # layer itself, even for a moment, would affect other threads.
         twin = object.__new__(type(self.layer))
         before = dict(self.layer.__dict__)
         twin.__dict__.update(before, activation=recorded)
@@ -75,8 +75,8 @@ class PreActivation(layers.Layer):
         return given[-1]
 
     def compute_output_spec(self, *args, **kwargs):
-        """Return the form of the layer's own output, which no activation changes."""
-        # Else by tracing `call`, of which JAX keeps something for every wrapper.
+        """Return the spec of the layer's own output; activations keep it."""
+        # Tracing `call` instead would leave something in JAX for every wrapper.
         return self.layer.compute_output_spec(*args, **kwargs)
 
     def compute_mask(self, inputs, previous_mask=None):
@@ -107,13 +107,13 @@ class PreActivation(layers.Layer):
 class LogitsOfProbabilities(layers.Layer):
     """Logits whose softmax or sigmoid are the given probabilities.
 
-    For ends that show no logits of their own, such as a softmax that is resized.
-    Probabilities that are rounded to 0 (for the sigmoid also to 1) have the logits of
-    the nearest number that is not.
+    For bases whose logits cannot be found, such as those that resize a softmax.
+    Probabilities rounded to 0 (for the sigmoid also to 1) get the logits of the nearest
+    number that is not.
 
     Args:
-        activation: `"softmax"`: probabilities along the last axis sum to 1.
-            `"sigmoid"`: each is for itself.
+        activation: `"softmax"`: probabilities sum to 1 along the last axis.
+            `"sigmoid"`: each is independent.
 
     Example:
         >>> import numpy as np
@@ -126,7 +126,7 @@ class LogitsOfProbabilities(layers.Layer):
         super().__init__(**kwargs)
         if activation not in ("softmax", "sigmoid"):
             raise ValueError(
-                "No logits of such probabilities. Received: activation="
+                "There are no logits for this activation. Received: activation="
                 f"{activation!r}. Expected: 'softmax' or 'sigmoid'."
             )
         self.activation = activation

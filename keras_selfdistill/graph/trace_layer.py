@@ -1,4 +1,4 @@
-"""Read the graph inside a layer that is made of layers, such as a stack of blocks."""
+"""Trace the graph inside a layer that is made of layers, such as a stack of blocks."""
 
 import dataclasses
 import inspect
@@ -6,19 +6,19 @@ from typing import Any
 
 import keras
 
+from keras_selfdistill.graph.compare_traces import first_difference, reads_weights
 from keras_selfdistill.graph.nodes import needed_calls, trace_calls
-from keras_selfdistill.graph.same_work import difference, reads_weights
 from keras_selfdistill.utils.keras_internals import call_context, mask_of
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerGraph:
-    """What one call of a layer does with its own layers.
+    """The sublayer calls that one call of a layer makes.
 
     Args:
         inputs: Symbolic inputs, one for each symbolic tensor of the call.
         outputs: Symbolic outputs.
-        nodes: The calls between them, in an order that runs.
+        nodes: Nodes of the calls between them, in topological order.
     """
 
     inputs: list[Any]
@@ -26,21 +26,23 @@ class LayerGraph:
     nodes: list[Any]
 
 
-def opened(layer: keras.Layer, node: Any, path: str) -> LayerGraph:
-    """Return what a layer's `call` does with its own layers, as a graph of their calls.
+def trace_layer(layer: keras.Layer, node: Any, path: str) -> LayerGraph:
+    """Trace a layer's `call` into the graph of its sublayer calls.
 
-    The call is traced in inference and, with other weights, in training: one graph must
-    serve both, and nothing in it may have been computed from weights while tracing.
+    The call is traced in inference mode and, with other weights, in training mode. Both
+    traces must be equal, so that one graph serves both modes and holds no constant that
+    was computed from weights while tracing.
 
     Args:
-        layer: Built layer that calls other layers, and has no weights beside theirs.
-        node: The call that is opened.
-        path: How messages name the layer.
+        layer: Built layer that calls other layers and has no weights besides theirs.
+        node: Node of the call to trace.
+        path: Path of the layer, for error messages.
 
     Raises:
-        ValueError: The layer has or reads weights beside those of its layers, assigns
-            variables, adds losses, reads or makes a mask, does other work in training,
-            or its `call` needs more than the shapes of its inputs.
+        ValueError: The layer has or reads weights besides those of its sublayers,
+            assigns variables, adds losses, reads or computes a mask, behaves
+            differently in training, or its `call` needs more than the shapes of its
+            inputs.
 
     Example:
         >>> class Stack(keras.layers.Layer):
@@ -52,27 +54,28 @@ def opened(layer: keras.Layer, node: Any, path: str) -> LayerGraph:
         ...         return self.second(self.first(x))
         >>> stack = Stack(name="stack")
         >>> node = stack(keras.Input((4,)))._keras_history.operation._inbound_nodes[0]
-        >>> [call.operation.name for call in opened(stack, node, "stack").nodes]
+        >>> [call.operation.name for call in trace_layer(stack, node, "stack").nodes]
         ['first', 'second']
     """
     _check_masks(layer, node, path)
     if getattr(layer, "quantization_mode", None) is not None:
-        raise _closed(path, "it is quantized")
+        raise _not_traceable(path, "it is quantized")
     inference = _trace(layer, node, path, training=False)
     training = _trace(layer, node, path, training=True, change_weights=True)
-    if (what := difference(inference, training, training=(False, True))) is not None:
-        raise _closed(path, f"{what}, in training or with other weights")
+    what = first_difference(inference, training, training=(False, True))
+    if what is not None:
+        raise _not_traceable(path, f"{what}, in training or with other weights")
     found = _trace(layer, node, path)
-    if (what := difference(inference, found)) is not None:
-        raise _closed(path, f"{what}, if it is not told whether it trains")
+    if (what := first_difference(inference, found)) is not None:
+        raise _not_traceable(path, f"{what}, if called without `training`")
     _check_weights(layer, found, path)
     if [each.dtype for each in found.outputs] != [each.dtype for each in node.outputs]:
-        raise _closed(path, "its outputs have another dtype than it says")
+        raise _not_traceable(path, "its outputs have another dtype than declared")
     return found
 
 
 def holds_layers(operation: Any) -> bool:
-    """Tell a layer that is made of others from one that is not.
+    """Return whether an operation is a layer with sublayers.
 
     Example:
         >>> holds_layers(keras.layers.Dense(2))
@@ -83,15 +86,15 @@ def holds_layers(operation: Any) -> bool:
     return isinstance(operation, keras.Layer) and bool(operation._layers)
 
 
-class _Watched(keras.StatelessScope):
-    """A scope that knows what was assigned and which losses were added."""
+class _RecordingScope(keras.StatelessScope):
+    """A scope that records which variables were assigned and which losses added."""
 
     def __init__(self, state_mapping=()):
         super().__init__(list(state_mapping), collect_losses=True)
         self.assigned: list[str] = []
 
     def add_update(self, update):
-        """Note the variable; called by Keras."""
+        """Record the variable; called by Keras."""
         self.assigned.append(update[0].path)
         super().add_update(update)
 
@@ -109,26 +112,31 @@ def _trace(layer, node, path, training=None, change_weights=False):
     parameters = inspect.signature(layer.call).parameters
     if training is not None and "training" in parameters:
         kwargs["training"] = training
-    scope = _Watched(map(_other_value, layer.weights if change_weights else ()))
+    changed = layer.weights if change_weights else ()
+    scope = _RecordingScope(map(_other_value, changed))
     try:
         with call_context(layer, training):
             nodes, outputs = trace_calls(layer.call, args, kwargs, inputs, (), scope)
     except Exception as error:
-        raise _closed(path, f"its call fails on symbolic tensors: {error}") from error
+        raise _not_traceable(
+            path, f"its call fails on symbolic tensors: {error}"
+        ) from error
     if scope.assigned:
-        raise _closed(path, f"it assigns variables: {scope.assigned}")
+        raise _not_traceable(path, f"it assigns variables: {scope.assigned}")
     if scope.losses:
-        raise _closed(path, "it adds losses of its own")
+        raise _not_traceable(path, "it adds losses of its own")
     outputs = keras.tree.flatten(outputs)
     needed = needed_calls(nodes, outputs)
     for each in nodes:
         if each not in needed and isinstance(each.operation, keras.Layer):
-            raise _closed(path, f"its outputs do not need {each.operation.name!r}")
+            raise _not_traceable(
+                path, f"its outputs do not need {each.operation.name!r}"
+            )
     return LayerGraph(inputs, outputs, needed)
 
 
 def _other_value(variable):
-    """Return a variable and a value that it does not have."""
+    """Return a variable and a value other than its own."""
     value = keras.ops.convert_to_tensor(variable)
     if keras.backend.is_float_dtype(variable.dtype):
         return variable, keras.ops.cast(0.5 * value + 1, variable.dtype)
@@ -139,22 +147,22 @@ def _other_value(variable):
 
 def _check_masks(layer, node, path):
     if any(mask_of(tensor) is not None for tensor in node.arguments.keras_tensors):
-        raise _closed(path, "it reads a mask")
+        raise _not_traceable(path, "it reads a mask")
     if any(mask_of(tensor) is not None for tensor in node.outputs):
-        raise _closed(path, "it makes a mask")
+        raise _not_traceable(path, "it computes a mask")
 
 
 def _check_weights(layer, found, path):
     layers = [each.operation for each in found.nodes]
     layers = [each for each in layers if isinstance(each, keras.Layer)]
     if not layers:
-        raise _closed(path, "it calls none")
+        raise _not_traceable(path, "it calls no layers")
     reached = {id(weight) for each in layers for weight in each.weights}
     alone = [weight.path for weight in layer.weights if id(weight) not in reached]
     if alone:
-        raise _closed(path, f"it has weights of its own, {alone}")
+        raise _not_traceable(path, f"it has weights of its own, {alone}")
     if read := reads_weights(found.nodes):
-        raise _closed(path, f"it reads weights of its layers itself, {read}")
+        raise _not_traceable(path, f"it reads weights of its sublayers, {read}")
 
 
 def _dtype(layer, tensor):
@@ -162,11 +170,11 @@ def _dtype(layer, tensor):
     return layer.input_dtype if layer.autocast and floating else tensor.dtype
 
 
-def _closed(path, reason):
+def _not_traceable(path, reason):
     return ValueError(
-        f"The layers inside {path!r} cannot be tapped. Received: a layer that shows no "
-        f"graph of layers, because {reason}. Expected: a call that only calls layers, "
-        "the same ones in training and in inference; a branch on `training` belongs "
-        "into a layer of its own, as in Dropout, and so does what reads weights. Or "
-        f"tap {path!r} itself, or a layer beside it."
+        f"The sublayers of {path!r} cannot be tapped. Received: a layer that cannot be "
+        f"traced, because {reason}. Expected: a `call` that only calls layers, the "
+        "same ones in training and in inference; move a branch on `training`, or code "
+        "that reads weights, into a sublayer of its own, as in Dropout. Or tap "
+        f"{path!r} itself, or a neighbouring layer."
     )

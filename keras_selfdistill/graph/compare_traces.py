@@ -1,4 +1,4 @@
-"""Tell whether two traces of a layer's call are the same work, and what differs."""
+"""Compare two traces of a layer's call: equal, or where they first differ."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,14 +7,20 @@ import keras
 import numpy as np
 
 
-def difference(one: Any, other: Any, training: tuple = (None, None)) -> str | None:
-    """Return the first difference between two graphs of calls, `None` if none.
+def first_difference(
+    one: Any, other: Any, training: tuple[bool | None, bool | None] = (None, None)
+) -> str | None:
+    """Return a description of the first difference between two traces.
 
     Args:
-        one: `LayerGraph`.
+        one: `LayerGraph` of a layer.
         other: `LayerGraph` of the same layer.
-        training: Whether each was traced as in training, `None` where that is not
-            known: a call must then be told the same, else what its graph was told.
+        training: The `training` argument with which each was traced. `None` if unknown:
+            sublayers must then be called with equal `training` arguments, otherwise
+            each with that of its trace.
+
+    Returns:
+        The description; `None` if the traces are equal.
     """
     if len(one.nodes) != len(other.nodes):
         names = [
@@ -27,16 +33,16 @@ def difference(one: Any, other: Any, training: tuple = (None, None)) -> str | No
         if not _same_operation(first.operation, second.operation, places):
             return f"it calls {name!r} or {second.operation.name!r}"
         given = [_arguments(node) for node in (first, second)]
-        told = [kwargs.pop("training", None) for _, kwargs in given]
+        passed = [kwargs.pop("training", None) for _, kwargs in given]
         if None not in training and isinstance(first.operation, keras.Layer):
             modes = [
                 mode if each is None else each
-                for each, mode in zip(told, training, strict=True)
+                for each, mode in zip(passed, training, strict=True)
             ]
             if modes != list(training):
-                return f"it tells {name!r} training={modes[0]} or {modes[1]}"
+                return f"it calls {name!r} with training={modes[0]} or {modes[1]}"
         if not _same(given[0], given[1], places):
-            return f"it gives {name!r} other values"
+            return f"it calls {name!r} with other arguments"
     if not _same(one.outputs, other.outputs, places):
         return "it returns other tensors"
     return None
@@ -57,7 +63,7 @@ def _arguments(node):
 
 
 def _places(graph):
-    """Return where each tensor of a graph comes from, by its id."""
+    """Return the position of each tensor of a graph (node, output), by its id."""
     places = {id(tensor): (-1, i) for i, tensor in enumerate(graph.inputs)}
     for i, node in enumerate(graph.nodes):
         places |= {id(tensor): (i, j) for j, tensor in enumerate(node.outputs)}
@@ -81,7 +87,7 @@ def _same_operation(one, other, places):
 
 
 def _same(one, other, places):
-    """Whether two values are the same; symbolic tensors, by where they are made."""
+    """Return whether two values are equal; symbolic tensors, by their position."""
     if isinstance(one, keras.KerasTensor) and isinstance(other, keras.KerasTensor):
         place = places[0].get(id(one))
         return place is not None and place == places[1].get(id(other))
@@ -95,7 +101,7 @@ def _same(one, other, places):
         return len(one) == len(other) and all(_same(a, b, places) for a, b in pairs)
     if one is other:
         return True
-    if hasattr(one, "__code__"):  # A function, made anew by each call.
+    if hasattr(one, "__code__"):  # A function that each call defines anew.
         parts = [
             (each.__code__, each.__defaults__, _closed_over(each))
             for each in (one, other)

@@ -8,7 +8,7 @@ from keras import layers
 import keras_selfdistill as ksd
 from tests.conftest import to_numpy
 
-PACKAGE = "test_opened"
+PACKAGE = "test_trace_layer"
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -79,8 +79,8 @@ class Scaled(Stack):
         return super().call(x, training=training) * (0.5 if training else 1.0)
 
 
-class Untold(Stack):
-    """Does other work where it is not told whether it trains."""
+class WithoutTraining(Stack):
+    """Behaves differently without `training`."""
 
     def call(self, x, training=None):
         x = super().call(x, training=training)
@@ -224,17 +224,17 @@ def test_the_inside_computes_in_the_layers_own_dtype():
         (Biased, "weights of its own.*bias"),
         (Stubborn, "fails on symbolic tensors"),
         (Branching, "calls.*in training"),
-        (Scaled, "other values, in training"),
-        (Untold, "if it is not told"),
-        (Frozen, "tells 'norm' training=False"),
-        (Tied, "other values.*other weights"),
+        (Scaled, "other arguments, in training"),
+        (WithoutTraining, "if called without"),
+        (Frozen, "calls 'norm' with training=False"),
+        (Tied, "other arguments.*other weights"),
         (Reading, "reads weights.*kernel"),
         (Noisy, "assigns variables.*seed"),
         (Losing, "adds losses"),
         (Wasteful, "not need 'penalty'"),
     ],
 )
-def test_a_layer_that_cannot_be_opened(stack, reason):
+def test_a_layer_that_cannot_be_traced(stack, reason):
     model = base(stack)
     with pytest.raises(ValueError, match=reason) as caught:
         ksd.SelfDistiller(model, ["stack/block_1"], "byot")
