@@ -1,7 +1,8 @@
 """A headless Chromium that tests drive by its DevTools protocol, over two pipes.
 
-The pipes need neither a driver nor a port nor a package: messages are JSON, each ended by
-a zero byte (`--remote-debugging-pipe`; Chromium reads from descriptor 3, writes to 4).
+The pipes need neither a driver nor a port nor a package: messages are JSON, each with a
+zero byte behind it (`--remote-debugging-pipe`; Chromium reads from descriptor 3 and
+writes to 4).
 """
 
 import contextlib
@@ -81,7 +82,7 @@ class Tab:
         self.read(lambda message: message.get("method") == "Page.loadEventFired")
 
     def ask(self, expression):
-        """Return what an expression of JavaScript, or its promise, is, by way of JSON."""
+        """Return the value of an expression of JavaScript, or of its promise."""
         answer = self.send(
             "Runtime.evaluate",
             expression=expression,

@@ -1,9 +1,9 @@
 """The built site is whole, and a browser shows all of every page, also on a phone."""
 
-import html
 import importlib.util
 import inspect
 import json
+import pathlib
 import re
 import shutil
 import urllib.parse
@@ -42,7 +42,8 @@ LOOK = """(scrolling => {
   const signatures = document.querySelectorAll(".doc-signature code");
   return {
     faults: [
-      ...(page.scrollWidth > innerWidth ? [`the page is ${page.scrollWidth} wide`] : []),
+      ...[page].filter(page => page.scrollWidth > innerWidth)
+        .map(page => `the page is ${page.scrollWidth} wide`),
       ...[...document.images].filter(image => !image.naturalWidth)
         .map(image => `no image ${image.src}`),
       ...[...document.querySelectorAll("table")].filter(cut)
@@ -95,8 +96,10 @@ def faults_of(tab, site, width):
         name = str(path.relative_to(site))
         found += [f"{name}: {fault}" for fault in seen["faults"]]
         links += [(name, link) for link in seen["links"]]
-        anchors[path.as_uri()] = {"", *seen["anchors"]}
-    return found + [f"{name}: dead {link}" for name, link in links if dead(link, anchors)]
+        anchors[f"file://{path}"] = {"", *seen["anchors"]}
+    return found + [
+        f"{name}: dead {link}" for name, link in links if dead(link, anchors)
+    ]
 
 
 def dead(link, anchors):
@@ -104,10 +107,12 @@ def dead(link, anchors):
 
     What leads to another host is not looked at.
     """
-    page, anchor = urllib.parse.urldefrag(link)
+    page, anchor = map(urllib.parse.unquote, urllib.parse.urldefrag(link))
     if urllib.parse.urlsplit(page).scheme != "file":
         return False
-    return urllib.parse.unquote(anchor) not in anchors.get(page, ())
+    if page in anchors:
+        return anchor not in anchors[page]
+    return not pathlib.Path(page.removeprefix("file://")).is_file()
 
 
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
@@ -116,79 +121,86 @@ def test_a_browser_shows_all_of_every_page(site, tab, width):
     assert faults_of(tab, site, width) == []
 
 
-def columns(number):
-    return f"<table><tr>{'<td>wide&nbsp;cell</td>' * number}</tr></table>"
+def columns(number, attributes=""):
+    return f"<table {attributes}><tr>{'<td>wide&nbsp;cell</td>' * number}</tr></table>"
 
 
-PLANTED = {
-    '<div style="width: 1500px">wide</div>': ("page is 1[5-9]", "page is 1[5-9]"),
-    '<div style="width: 500px">wide</div>': (None, "page is 5"),
-    '<img src="nowhere.png">': ("no image .*/nowhere", "no image .*/nowhere"),
-    '<a href="nowhere.html">link</a>': ("dead .*/nowhere", "dead .*/nowhere"),
-    '<a href="page.html#nowhere">link</a>': ("dead .*#nowhere", "dead .*#nowhere"),
-    '<a href="#nowhere">link</a>': ("dead .*#nowhere", "dead .*#nowhere"),
-    '<a href="https://example.com/nowhere">link</a>': (None, None),
-    columns(4): (None, None),
-    columns(20): ("table is cut: wide", None),
-    f'<div style="overflow: hidden">{columns(20).replace("<table", "<table class=x")}'
-    "</div>": ("table is cut: wide", "table is cut: wide"),
-    f'<div class="doc-signature"><pre><code>f({"long, " * 30})</code></pre></div>': (
+# What is added to a page, and what is found then at each width.
+PLANTED = [
+    ('<div style="width: 1500px">x</div>', "page is 1[5-9].. wide", "page is 1[5-9].."),
+    ('<div style="width: 500px">x</div>', None, "page is 5.. wide"),
+    ('<img src="nowhere.png">', "no image file:.*/nowhere", "no image file:.*/nowhere"),
+    ('<a href="nowhere.html">x</a>', "dead .*/nowhere.html", "dead .*/nowhere.html"),
+    ('<a href="index.html#nowhere">x</a>', "dead .*l#nowhere", "dead .*l#nowhere"),
+    ('<a href="#nowhere">x</a>', "dead .*#nowhere", "dead .*#nowhere"),
+    ('<a href="accuracy.svg">x</a>', None, None),
+    ('<a href="https://example.com/nowhere">x</a>', None, None),
+    (columns(4), None, None),
+    (columns(20), "table is cut: wide", None),
+    (
+        f'<div style="overflow: hidden">{columns(20, "class=x")}</div>',
+        "table is cut: wide",
+        "table is cut: wide",
+    ),
+    (
+        f'<div class="doc-signature"><pre><code>f({"x, " * 99})</code></pre></div>',
         "signature is cut: f",
         None,
     ),
-}
+]
 
 
-@pytest.mark.parametrize("planted", PLANTED)
-def test_faults_are_found(site, tab, tmp_path, planted):
-    shutil.copytree(site / "assets", tmp_path / "assets")
-    shutil.copy(site / "site.css", tmp_path)
-    # A page in the site's style, of a heading alone.
-    text = (site / "concepts.html").read_text(encoding="utf-8")
-    before, article = re.split(r"(?<=<article)(?=[^>]*>)", text, maxsplit=1)
-    assert article
-    head = re.match(r"[^>]*>", article)[0]
-    after = article.split("</article>", 1)[1]
-    links = re.compile(r'(<(?:a|label)\b[^>]*) href="[^"]*"')
-    bare = [links.sub(r"\1", part) for part in (before, after)]
-    page = tmp_path / "page.html"
-    for width, expected in zip((DESKTOP, PHONE), PLANTED[planted], strict=True):
-        page.write_text(f"{bare[0]}{head}{planted}</article>{bare[1]}")
-        found = faults_of(tab, tmp_path, width)
-        assert len(found) == (expected is not None), found
-        if expected:
-            assert re.search(f"^page.html: .*{expected}", found[0]), found
+def test_faults_are_found(site, tab, tmp_path):
+    copy = shutil.copytree(site, tmp_path / "site")
+    top = [page for page in pages_of(copy) if page.parent == copy]
+    pages = [*top, *sorted(copy.glob("how_to/*.html"))][: len(PLANTED)]
+    for page, (planted, *_) in zip(pages, PLANTED, strict=True):
+        text = page.read_text(encoding="utf-8")
+        assert text.count("</article>") == 1
+        page.write_text(text.replace("</article>", planted + "</article>"))
+    for column, width in ((1, DESKTOP), (2, PHONE)):
+        expected = [
+            f"{page.relative_to(copy)}: .*{row[column]}"
+            for page, row in zip(pages, PLANTED, strict=True)
+            if row[column]
+        ]
+        found = faults_of(tab, copy, width)
+        missed = [
+            each for each in expected if not any(map(re.compile(each).match, found))
+        ]
+        assert not missed, found
+        assert len(found) == len(expected), found
 
 
-def public_names():
-    """Return the full name of all that users may import."""
-    names = []
+def public_things():
+    """Return all that users may import, by full name."""
+    found = {}
     for name in ksd.__all__:
         thing = getattr(ksd, name)
         full = f"keras_selfdistill.{name}"
-        names.append(full)
+        found[full] = thing
         if inspect.ismodule(thing):
             own = [
                 key
                 for key, value in vars(thing).items()
                 if getattr(value, "__module__", None) == full and key[0] != "_"
             ]
-            names += [f"{full}.{key}" for key in getattr(thing, "__all__", own)]
-    return names
+            for key in getattr(thing, "__all__", own):
+                found[f"{full}.{key}"] = getattr(thing, key)
+    return found
 
 
 def test_every_public_name_is_described(documented):
-    assert set(public_names()) <= documented
+    assert set(public_things()) <= documented
 
 
 def test_what_keras_calls_by_itself_is_not_described(documented):
-    kinds = (keras.Model, keras.losses.Loss, keras.callbacks.Callback)
     shown = set()
-    for name in public_names():
-        thing = vars(ksd).get(name.split(".")[1])
-        for part in name.split(".")[2:]:
-            thing = getattr(thing, part)
-        own = [kind for kind in kinds if isinstance(thing, type) and thing in (kind,)]
+    for name, thing in public_things().items():
+        for kind in (keras.Model, keras.losses.Loss, keras.callbacks.Callback):
+            if inspect.isclass(thing) and issubclass(thing, kind):
+                members = {f"{name}.{member}": member for member in dir(kind)}
+                shown |= {members[full] for full in members.keys() & documented}
     assert shown == CALLED
 
 

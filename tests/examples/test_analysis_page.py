@@ -4,18 +4,17 @@ import html.parser
 import itertools
 import json
 import re
-import shutil
 import subprocess
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, miss, run_python
+from tests.browser import command as browser_command
+from tests.conftest import ROOT, run_python
 
 pytestmark = [pytest.mark.process, pytest.mark.real_data, pytest.mark.long]
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # What the browser makes of the page, written where it prints the document.
 ASK = """<script>
 addEventListener("load", () => {
@@ -32,24 +31,8 @@ addEventListener("load", () => {
 
 def browse(url, *options, folder):
     """Run a headless browser and return what it printed."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        miss(f"none of {BROWSERS} is installed")
-    quiet = "disable-gpu no-first-run disable-background-networking hide-scrollbars"
-    return subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",  # As root, which the page's own author may be.
-            *(f"--{option}" for option in quiet.split()),
-            f"--user-data-dir={folder}",
-            *options,
-            url,
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    command = [*browser_command(folder, *options), url]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.fixture(scope="module")
