@@ -1,4 +1,14 @@
-"""Criteria: confidence scores of an exit's predictions, in NumPy."""
+"""Criteria: confidence scores of an exit's predictions.
+
+A criterion is written once and runs twice: `EarlyExit.predict` calls it with NumPy
+arrays, and `EarlyExit.export` with tensors, so that an exported file scores by itself.
+`array_namespace` gives the functions for either, as in the array API standard:
+
+    def odds(probabilities):
+        xp = ksd.criteria.array_namespace(probabilities)
+        ordered = xp.sort(probabilities, axis=-1)
+        return ordered[:, -1] / (ordered[:, -1] + ordered[:, -2])
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,19 +20,61 @@ import numpy as np
 from keras_selfdistill.utils.config import PACKAGE, Config, resolve
 
 # A criterion's arrays, one row per sample, passed from one exit to the next.
-Memory = dict[str, np.ndarray]
+Memory = dict[str, Any]
+
+
+def array_namespace(array: Any) -> Any:
+    """Return the functions that an array takes: those of `numpy`, or of `keras.ops`.
+
+    A criterion is exportable if it uses what both have under one name: `max`, `sum`,
+    `sort`, `argmax`, `where`, `log`, `equal`, `ones_like` and many more.
+
+    Args:
+        array: NumPy array or tensor of the backend.
+
+    Example:
+        >>> rows = np.array([[0.7, 0.2, 0.1]])
+        >>> array_namespace(rows) is np
+        True
+        >>> tensor = keras.ops.convert_to_tensor(rows)
+        >>> array_namespace(tensor).argmax is np.argmax
+        False
+    """
+    return np if isinstance(array, np.ndarray) else _TENSOR_FUNCTIONS
+
+
+class _TensorFunctions:
+    """`keras.ops`, but for what exporters of TensorFlow cannot convert."""
+
+    def __getattr__(self, name):
+        return getattr(keras.ops, name)
+
+    def argmax(self, x, axis=None, keepdims=False):
+        # Keras tells -0.0 from 0.0 by the bits of floats, which neither ONNX nor LiteRT
+        # nor OpenVINO has an operation for. Of integers it does not.
+        largest = keras.ops.max(x, axis=axis, keepdims=True)
+        is_largest = keras.ops.cast(keras.ops.equal(x, largest), "int32")
+        return keras.ops.argmax(is_largest, axis=axis, keepdims=keepdims)
+
+    def argmin(self, x, axis=None, keepdims=False):
+        return self.argmax(-x, axis=axis, keepdims=keepdims)
+
+
+_TENSOR_FUNCTIONS = _TensorFunctions()
 
 
 class Criterion(Config):
     """Base class of criteria; subclass it as a frozen dataclass."""
 
-    def __call__(self, probabilities: np.ndarray, memory: Memory) -> np.ndarray:
+    def __call__(self, probabilities: Any, memory: Memory) -> Any:
         """Return the confidence scores of samples at one exit.
 
         Args:
-            probabilities: Probabilities, shape `(samples, classes)`.
+            probabilities: Probabilities, shape `(samples, classes)`: a NumPy array in
+                float64, or in an exported file a tensor in float32.
             memory: Arrays with one row per sample, empty at the first exit. Arrays
                 stored in it are passed to the next exit, for the remaining samples.
+                Their names must not depend on the probabilities.
 
         Returns:
             Scores, shape `(samples,)`; higher means more confident. A sample exits if
@@ -43,7 +95,7 @@ class Confidence(Criterion):
 
     def __call__(self, probabilities, memory):
         """Return the scores, from 1 / classes to 1."""
-        return probabilities.max(axis=-1)
+        return array_namespace(probabilities).max(probabilities, axis=-1)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -58,8 +110,8 @@ class Margin(Criterion):
 
     def __call__(self, probabilities, memory):
         """Return the scores, from 0 to 1."""
-        second, first = np.partition(probabilities, (-2, -1), axis=-1)[:, -2:].T
-        return first - second
+        ordered = array_namespace(probabilities).sort(probabilities, axis=-1)
+        return ordered[:, -1] - ordered[:, -2]
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -74,9 +126,10 @@ class Entropy(Criterion):
 
     def __call__(self, probabilities, memory):
         """Return the scores, from 0 (uniform) to 1 (certain)."""
-        safe = np.where(probabilities > 0, probabilities, 1.0)  # 0 · log 0 is 0.
-        entropy = -(probabilities * np.log(safe)).sum(axis=-1)
-        return 1.0 - entropy / np.log(probabilities.shape[-1])
+        xp = array_namespace(probabilities)
+        safe = xp.where(probabilities > 0, probabilities, 1.0)  # 0 · log 0 is 0.
+        entropy = -xp.sum(probabilities * xp.log(safe), axis=-1)
+        return 1.0 - entropy / float(np.log(probabilities.shape[-1]))
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -96,11 +149,14 @@ class Patience(Criterion):
 
     def __call__(self, probabilities, memory):
         """Return the scores, from 1 to the number of exits so far."""
-        classes = probabilities.argmax(axis=-1)
-        agreed = memory.get("agreed", np.zeros(len(classes)))
-        same = classes == memory.get("class", classes)
-        memory["class"], memory["agreed"] = classes, np.where(same, agreed, 0) + 1.0
-        return memory["agreed"].copy()
+        xp = array_namespace(probabilities)
+        classes = xp.argmax(probabilities, axis=-1)
+        agreed = xp.ones_like(probabilities[:, 0])
+        if memory:
+            same = xp.equal(classes, memory["class"])
+            agreed = xp.where(same, memory["agreed"] + 1.0, agreed)
+        memory["class"], memory["agreed"] = classes, agreed
+        return agreed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,28 +164,22 @@ class FromFunction(Criterion):
     """A criterion from a user's function.
 
     Args:
-        function: NumPy function from probabilities, shape `(samples, classes)`, to
-            scores, shape `(samples,)`; higher means more confident. To be saved, it
-            must be registered with `keras.saving.register_keras_serializable`.
+        function: Function from probabilities, shape `(samples, classes)`, to scores,
+            shape `(samples,)`; higher means more confident. A function of NumPy arrays
+            alone works in `predict`; to be exported, it must take tensors, too: see
+            `array_namespace`. To be saved, it must be registered with
+            `keras.saving.register_keras_serializable`.
 
     Example:
         >>> FromFunction(lambda rows: rows[:, 0])(np.array([[0.3, 0.7]]), {}).tolist()
         [0.3]
     """
 
-    function: Callable[[np.ndarray], Any]
+    function: Callable[[Any], Any]
 
     def __call__(self, probabilities, memory):
-        """Return the function's scores, once their shape is checked."""
-        scores = np.asarray(self.function(probabilities), "float64")
-        if scores.shape != probabilities.shape[:1]:
-            raise ValueError(
-                "A criterion must return one score for each sample. Received: scores "
-                f"of shape {scores.shape} from {self.function!r} for probabilities of "
-                f"shape {probabilities.shape}. Expected: {probabilities.shape[:1]}, "
-                "e.g. probabilities.max(axis=-1)."
-            )
-        return scores
+        """Return the function's scores."""
+        return self.function(probabilities)
 
 
 _SHORTHANDS = {

@@ -198,9 +198,10 @@ class EarlyExit(Calibration):
                 in `.tflite`, and else `"tf_saved_model"`.
 
         Raises:
-            ValueError: There are no thresholds yet, the criterion is a function of
-                your own, the format contradicts the path's suffix, the backend in use
-                cannot write it, or the base has a fixed batch size.
+            ValueError: There are no thresholds yet, the criterion is your own and runs
+                on NumPy arrays alone (see `criteria.array_namespace`), the format
+                contradicts the path's suffix, the backend in use cannot write it, or
+                the base has a fixed batch size.
             FileExistsError: At the path is something else.
         """
         if self._thresholds is None:

@@ -1,19 +1,27 @@
-"""From what sections answer to predictions and scores, in NumPy."""
+"""From what sections answer to predictions and scores, on arrays or in a graph."""
 
 import dataclasses
+from typing import Any
 
+import keras
 import numpy as np
 
-from keras_selfdistill.criteria import Criterion, Memory
+from keras_selfdistill.backend.tensors import to_numpy
+from keras_selfdistill.criteria import Criterion, Memory, array_namespace
 
 SCORES_FROM = ("exit", "running_mean")
 LAST_RESORTS = ("final", "ensemble")
-_LARGEST_SCORE = 1e300  # Infinite thresholds lie beyond every score.
+# Infinite thresholds lie beyond every score, also in float32, where exported files have
+# 3e38 for infinity.
+LARGEST_SCORE = 1e38
 
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
     """What a sample is answered at each exit, and how sure the answer is.
+
+    One definition for `predict`, where arrays come from NumPy and scores are computed
+    in float64, and for exported files, where tensors are symbolic and float32.
 
     Args:
         criterion: Scores probabilities.
@@ -53,9 +61,7 @@ class Scorer:
         """Which answer of a section is read: `"logits"` or `"output"`."""
         return "logits" if self.averages else "output"
 
-    def __call__(
-        self, number: int, answers: np.ndarray, memory: Memory
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, number: int, answers: Any, memory: Memory) -> tuple[Any, Any]:
         """Return the predictions and scores of samples at one exit.
 
         Args:
@@ -68,7 +74,8 @@ class Scorer:
             Predictions in the base's own form, `(samples, classes)`, and scores,
             `(samples,)`.
         """
-        answers = answers.astype("float32", copy=False)
+        precise = "float64" if isinstance(answers, np.ndarray) else "float32"
+        answers = _cast(answers, "float32")
         averaged = self.scores_from == "running_mean"
         if number == self.exits - 1:
             averaged = self.last_resort == "ensemble"
@@ -76,28 +83,68 @@ class Scorer:
             memory["sum"] = memory["sum"] + answers if number else answers
         chosen = memory["sum"] / (number + 1) if averaged else answers
         if self.softmax and not self.averages:
-            return chosen, self._scores(chosen.astype("float64"), memory)
-        probabilities = softmax(chosen)
-        predictions = probabilities.astype("float32") if self.softmax else chosen
+            return chosen, self._scores(_cast(chosen, precise), memory)
+        probabilities = softmax(_cast(chosen, precise))
+        predictions = _cast(probabilities, "float32") if self.softmax else chosen
         return predictions, self._scores(probabilities, memory)
 
+    def remembered(self, number: int, classes: int) -> Memory:
+        """Return an example of what is known of samples when they come to an exit.
+
+        Args:
+            number: Of the exit, from 0.
+            classes: How many the base tells apart.
+
+        Returns:
+            Arrays with two rows.
+        """
+        memory: Memory = {}
+        for before in range(number):
+            self(before, np.full((2, classes), 1 / classes, "float32"), memory)
+        return memory
+
     def _scores(self, probabilities, memory):
+        xp = array_namespace(probabilities)
         mine = {name[2:]: memory[name] for name in memory if name.startswith("c.")}
         scores = self.criterion(probabilities, mine)
-        memory.update({f"c.{name}": array for name, array in mine.items()})
+        if xp is np:  # Also where a criterion of tensors scored an array.
+            mine = {name: to_numpy(each) for name, each in mine.items()}
+            scores = to_numpy(scores)
+        memory.update({f"c.{name}": each for name, each in mine.items()})
+        scores = _cast(scores, probabilities.dtype)
+        _check_shape(scores, probabilities, self.criterion)
         # What is no number is not sure, whatever a criterion makes of it.
-        missing = np.isnan(probabilities).any(axis=-1) | np.isnan(scores)
-        scores = np.where(missing, -_LARGEST_SCORE, scores)
-        return np.clip(scores, -_LARGEST_SCORE, _LARGEST_SCORE)
+        missing = xp.logical_or(
+            xp.isnan(xp.sum(probabilities, axis=-1)), xp.isnan(scores)
+        )
+        scores = xp.where(missing, -LARGEST_SCORE, scores)
+        return xp.clip(scores, -LARGEST_SCORE, LARGEST_SCORE)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities in float64.
+def softmax(logits: Any) -> Any:
+    """Return probabilities in the precision of the logits.
 
     Example:
         >>> softmax(np.array([[1000.0, 1000.0]])).tolist()
         [[0.5, 0.5]]
     """
-    logits = logits.astype("float64")
-    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return raised / raised.sum(axis=-1, keepdims=True)
+    xp = array_namespace(logits)
+    raised = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+    return raised / xp.sum(raised, axis=-1, keepdims=True)
+
+
+def _cast(array, dtype):
+    if isinstance(array, np.ndarray):
+        return array.astype(dtype, copy=False)
+    return keras.ops.cast(array, dtype)
+
+
+def _check_shape(scores, probabilities, criterion):
+    found, expected = tuple(scores.shape), tuple(probabilities.shape)[:1]
+    if len(found) != 1 or (found != expected and None not in found + expected):
+        raise ValueError(
+            "A criterion must return one score for each sample. Received: scores of "
+            f"shape {found} from {criterion!r} for probabilities of shape "
+            f"{tuple(probabilities.shape)}. Expected: {expected}, e.g. "
+            "probabilities.max(axis=-1)."
+        )

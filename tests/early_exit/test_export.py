@@ -1,5 +1,6 @@
 """Artifacts, run by their real runtimes, against Keras and `EarlyExit.predict`."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -136,7 +137,46 @@ def test_deployed_models_run_elsewhere(trained, images, tmp_path, part, format):
 
 # ----------------------------------------------------------- what stops early itself
 
+
+@keras.saving.register_keras_serializable(package="tests")
+def odds(probabilities):
+    """A criterion of one's own, for arrays and tensors."""
+    xp = ksd.criteria.array_namespace(probabilities)
+    ordered = xp.sort(probabilities, axis=-1)
+    return ordered[:, -1] / (ordered[:, -1] + ordered[:, -2])
+
+
+@keras.saving.register_keras_serializable(package="tests")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moving(ksd.criteria.Criterion):
+    """A criterion of one's own that remembers floats, integers and truth values."""
+
+    share: float = 0.5
+
+    def __call__(self, probabilities, memory):
+        xp = ksd.criteria.array_namespace(probabilities)
+        mean, best = probabilities, xp.argmax(probabilities, axis=-1)
+        wavered = xp.not_equal(best, best)
+        if memory:
+            mean = self.share * probabilities + (1 - self.share) * memory["mean"]
+            wavered = xp.logical_or(
+                memory["wavered"], xp.not_equal(best, memory["best"])
+            )
+        memory["mean"], memory["best"], memory["wavered"] = mean, best, wavered
+        return xp.max(mean, axis=-1) - xp.where(wavered, 0.125, 0.0)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def by_operations(probabilities):
+    """A criterion of one's own in Keras' operations alone."""
+    return keras.ops.sum(probabilities**2, axis=-1)
+
+
 OPTIONS = {
+    "own function": {"criterion": odds},
+    "own class": {"criterion": Moving(share=0.75)},
+    "own class of means": {"criterion": Moving(), "scores_from": "running_mean"},
+    "own operations": {"criterion": by_operations},
     "confidence": {},
     "margin": {"criterion": "margin"},
     "entropy of means": {"criterion": "entropy", "scores_from": "running_mean"},
@@ -157,6 +197,25 @@ def in_batches(call, x, sizes):
     return [np.concatenate([each[key] for each in parts]) for key in keys]
 
 
+def answer_of(path, format, x, names):
+    """Return (predictions, exit names, scores) of an artifact of any format."""
+    if format == "tf_saved_model":
+        import tensorflow as tf
+
+        found = in_batches(tf.saved_model.load(str(path)).serve, x, [len(x)])
+    elif format == "litert":
+        need("ai_edge_litert")
+        from ai_edge_litert.interpreter import Interpreter
+
+        runner = Interpreter(str(path)).get_signature_runner()
+        found = in_batches(lambda row: runner(input=row), x, [1] * len(x))
+    else:
+        need("onnxruntime" if format == "onnx" else "openvino")
+        return SectionRunner(path)(x)
+    prediction, exits, score = found
+    return prediction, np.array(names)[exits], score
+
+
 @on_tensorflow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_saved_model_routes_each_sample_of_a_batch(trained, images, tmp_path, name):
@@ -175,7 +234,7 @@ def test_a_saved_model_routes_each_sample_of_a_batch(trained, images, tmp_path, 
 
 
 @on_tensorflow
-@pytest.mark.parametrize("name", ["confidence", "ensemble"])
+@pytest.mark.parametrize("name", ["confidence", "ensemble", "own class"])
 def test_litert_takes_one_sample_and_refuses_more(trained, images, tmp_path, name):
     need("ai_edge_litert")
     from ai_edge_litert.interpreter import Interpreter
@@ -193,26 +252,36 @@ def test_litert_takes_one_sample_and_refuses_more(trained, images, tmp_path, nam
         runner(**{input_name: images[0][:2]})
 
 
-@on_tensorflow
-def test_patience_in_the_graph(images, tmp_path):
-    import tensorflow as tf
-
+@pytest.fixture(scope="module")
+def patient(images):
+    """An `EarlyExit` by patience whose exits agree on some samples."""
     model = ksd.SelfDistiller(small_base(), ["stem_relu", "out_1"], "byot")
     fast = ksd.EarlyExit(model, "patience", thresholds=2.0)
-    for seed in range(50):  # Until the exits agree on some samples.
+    for seed in range(50):
         random = np.random.default_rng(seed)
         for name in ("exit_1_logits", "exit_2_logits"):
             kernel, bias = model.get_layer(name).get_weights()
             kernel = 3 * random.normal(size=kernel.shape)
             model.get_layer(name).set_weights([kernel, bias])
-        expected = fast.predict(images[0])
-        if len(set(expected.exits)) > 1:
-            break
-    fast.export(tmp_path / "saved")
-    loaded = tf.saved_model.load(str(tmp_path / "saved"))
-    exits = loaded.serve(images[0])["exit"].numpy()
-    assert len(set(expected.exits)) > 1
-    assert np.array(fast.exit_names)[exits].tolist() == expected.exits.tolist()
+        if len(set(fast.predict(images[0]).exits)) > 1:
+            return fast
+    pytest.fail("No exits agree.")
+
+
+@on_tensorflow
+@pytest.mark.parametrize(
+    "format",
+    [
+        "tf_saved_model",
+        "litert",
+        "onnx",
+        pytest.param("openvino", marks=pytest.mark.long),
+    ],
+)
+def test_patience_in_the_graph(patient, images, tmp_path, format):
+    path = tmp_path / "artifact"
+    patient.export(path, format=format)
+    check(patient, images[0], answer_of(path, format, images[0], patient.exit_names))
 
 
 class GivenSection:
@@ -225,21 +294,41 @@ class GivenSection:
         return {"output": alive[0], "alive": []}
 
 
-@pytest.mark.parametrize("criterion", ["confidence", "margin", "entropy", "patience"])
+def not_of_classes(probabilities):
+    """A criterion that is NaN where the first class is unlikely, and else infinite."""
+    xp = ksd.criteria.array_namespace(probabilities)
+    return xp.where(probabilities[:, 0] > 0.5, np.inf, np.nan)
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    ["confidence", "margin", "entropy", "patience", odds, Moving(), not_of_classes],
+)
 def test_what_is_no_number_is_not_sure(trained, criterion):
-    rows = np.array([[0.7, 0.1, 0.1, 0.1], [np.nan] * 4, [0.1, np.nan, 0.4, 0.5]])
-    rows = rows.astype("float32")
+    rows = [[0.7, 0.1, 0.1, 0.1], [np.nan] * 4, [0.1, np.nan, 0.4, 0.5]]
+    rows = np.array([*rows, [0.1, 0.2, 0.3, 0.4]], "float32")
     scorer = ksd.EarlyExit(trained, criterion, thresholds=0.0)._scorer
     _, expected = scorer(0, rows, {})
     section = ScoredSection(GivenSection(), scorer, 0, 4)
     score = keras.ops.convert_to_numpy(section.call([rows])[1])
-    assert (score >= 0.0).tolist() == (expected >= 0.0).tolist() == [True, False, False]
+    np.testing.assert_allclose(score, expected, rtol=1e-5)
+    assert np.isfinite(score).all()
+    sure = [True, False, False, criterion is not not_of_classes]
+    assert (score >= 0.0).tolist() == sure
+    # What is written for thresholds that are infinite.
+    assert (score >= -3e38).all()
+    assert not (score >= 3e38).any()
 
 
 @on_tensorflow
 @pytest.mark.parametrize(
     ("name", "format"),
-    [*((name, "onnx") for name in OPTIONS), ("entropy of means", "openvino")],
+    [
+        *((name, "onnx") for name in OPTIONS if "own" not in name),
+        ("own class of means", "onnx"),
+        ("entropy of means", "openvino"),
+        pytest.param("own class of means", "openvino", marks=pytest.mark.long),
+    ],
 )
 def test_a_folder_of_sections(trained, images, tmp_path, format, name):
     need("onnxruntime" if format == "onnx" else "openvino")
@@ -464,10 +553,33 @@ def test_wrong_exports_are_refused(trained, tmp_path):
         fast.export(tmp_path / "a", format="litert2")
     with pytest.raises(ValueError, match="no thresholds yet"):
         ksd.EarlyExit(trained).export(tmp_path / "a")
-    own = ksd.EarlyExit(trained, lambda rows: rows[:, 0], thresholds=0.9)
-    with pytest.raises(ValueError, match="cannot be exported"):
-        own.export(tmp_path / "a", format="onnx")
+    own = ksd.EarlyExit(trained, lambda rows: np.sort(rows)[:, -1], thresholds=0.9)
+    if BACKEND == "tensorflow":
+        for format in FORMATS:
+            with pytest.raises(ValueError, match=r"cannot be exported(.|\n)*xp\.sort"):
+                own.export(tmp_path / "a", format=format)
     if BACKEND != "tensorflow":
         with pytest.raises(ValueError, match="KERAS_BACKEND=tensorflow"):
             fast.export(tmp_path / "a", format="litert")
     assert not list(tmp_path.iterdir())
+
+
+@on_tensorflow
+def test_onnx_that_cannot_run_is_not_written(trained, tmp_path):
+    need("onnxruntime")
+    best = lambda rows: keras.ops.argmax(rows, axis=-1)  # noqa: E731
+    with pytest.raises(Exception, match="Bitcast"):
+        ksd.EarlyExit(trained, best, thresholds=1.0).export(tmp_path / "a", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@on_tensorflow
+def test_a_criterion_remembers_rows_of_numbers(trained, tmp_path):
+    def count(probabilities, memory):
+        memory["exits"] = np.array(memory.get("exits", 0) + 1)
+        return probabilities[:, 0]
+
+    fast = ksd.EarlyExit(trained, thresholds=0.9)
+    scorer = dataclasses.replace(fast._scorer, criterion=count)
+    with pytest.raises(ValueError, match=r"under 'exits' for 2 samples"):
+        ScoredSection(GivenSection(), scorer, 0, 4)

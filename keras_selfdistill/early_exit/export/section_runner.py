@@ -158,8 +158,12 @@ def load_openvino(path):
     # Some processors would otherwise compute in bfloat16.
     options = {"INFERENCE_PRECISION_HINT": "f32"}
     model = openvino.Core().compile_model(path, "CPU", options)
+    # A converted section gives its outputs first, and behind them whatever it computes
+    # for nothing, which no section takes: inputs are called input_0, input_1, ...
+    places = [int(each.any_name.rpartition("_")[2]) for each in model.inputs]
     return lambda tensors: [
-        found.copy() for found in model(list(tensors), share_outputs=False).values()
+        found.copy()
+        for found in model([tensors[i] for i in places], share_outputs=False).values()
     ]
 
 

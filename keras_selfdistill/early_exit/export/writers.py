@@ -5,6 +5,7 @@ or a folder of one file for each section and a small runner (`onnx`, `openvino`)
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -67,7 +68,8 @@ def export_sections(
 
     Raises:
         ValueError: The format is unknown or contradicts the suffix, the backend is not
-            TensorFlow, or the base has a fixed batch size.
+            TensorFlow, the base has a fixed batch size, or the criterion does not run
+            on tensors.
         FileExistsError: At the path is something else.
         ImportError: A package that writes the format is missing.
     """
@@ -87,6 +89,8 @@ def export_sections(
             "the first size. Build the base with keras.Input(shape=...), and copy the "
             "weights."
         )
+    for section in sections:
+        section.check_criterion()
     limits = np.clip(thresholds, -_LARGEST_THRESHOLD, _LARGEST_THRESHOLD).tolist()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_folders_of(pathlib.Path(path)))
@@ -190,6 +194,9 @@ def _folder_writer(runtime: str, suffix: str) -> Callable[..., None]:
         text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
         (path / "manifest.json").write_text(text, encoding="utf-8")
         section_runner.read_manifest(path)
+        # What tf2onnx has no operation for, it writes as it is, with a line in the log.
+        if runtime == "onnx" and importlib.util.find_spec("onnxruntime"):
+            section_runner.SectionRunner(path)
         shutil.copy(section_runner.__file__, path / "section_runner.py")
 
     return write
