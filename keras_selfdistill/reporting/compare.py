@@ -1,15 +1,20 @@
-"""`compare`: reports of several runs side by side, with differences between them."""
+"""`compare`: reports of several runs, with the differences between them."""
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import keras
 
 from keras_selfdistill.evaluation.significance import sign_flip_p
 from keras_selfdistill.reporting.comparison_result import Comparison, Line, Summary
 from keras_selfdistill.reporting.report import report
 from keras_selfdistill.reporting.report_result import PLAIN, Report
+from keras_selfdistill.utils.type_aliases import Data
 
+Run: TypeAlias = keras.Model | Report
+"""One seed of a run."""
 _NUMBERS = (
     "accuracy",
     "absolute_error",
@@ -22,8 +27,8 @@ _TESTED = ("accuracy", "absolute_error", "loss", "calibration_error")
 
 
 def compare(
-    runs: Mapping[str, Any],
-    data: Any = None,
+    runs: Mapping[str, Run | Sequence[Run]],
+    data: Data = None,
     *,
     task: str | None = None,
     batch_size: int = 32,
@@ -31,37 +36,41 @@ def compare(
     repeats: int = 20,
     verbose: int = 1,
 ) -> Comparison:
-    """Put runs side by side, with differences to the first.
+    """Compare runs exit by exit, with the differences to the first run.
 
-    Each exit is compared with the same exit of the first run, the first with the first
-    and so on, or with its final exit where it has none. Where runs have several seeds,
-    in the same order, the means' difference comes with an exact paired test,
-    `paired.sign_flip_p`: no fewer than six seeds can show a difference at 5 % by it.
+    Each exit is compared with the exit of the same number in the first run, or with
+    the final exit if the first run has no such exit. If the runs have several seeds, in
+    the same order, the difference of the means comes with an exact paired test
+    (`evaluation.significance.sign_flip_p`), which needs at least six seeds to show a
+    difference at the 5 % level.
 
     Args:
-        runs: By name, a model as `report` takes it, or a `Report`, or a list of those,
-            one for each seed.
-        data: As for `report`, but readable several times; not needed where all runs
-            are reports.
-        task: As for `report`, like what follows.
-        batch_size: Samples at once.
-        latency_batch_size: Samples in each timed call.
-        repeats: Timed calls.
-        verbose: 0 for silence, else progress bars.
+        runs: Mapping of names to models as `report` takes them, to `Report` objects, or
+            to lists of these with one item per seed.
+        data: Data as `report` takes it, but readable several times. Not needed if all
+            runs are reports.
+        task: Task of plain models, as in `report`.
+        batch_size: Number of samples per batch.
+        latency_batch_size: Number of samples in each timed call.
+        repeats: Number of timed calls.
+        verbose: 0 for no output, 1 for progress bars.
+
+    Returns:
+        A `Comparison`, which prints as a table.
 
     Raises:
-        TypeError: `runs` is no mapping.
-        ValueError: There is no run, a run has no seeds or seeds with different exits;
-            the reports are of different tasks or samples; or data is missing or can
-            be read only once.
+        TypeError: `runs` is not a mapping.
+        ValueError: There is no run, a run has no seeds, or its seeds have different
+            exits; the reports have different tasks or numbers of samples; or `data`
+            is missing or can be read only once.
 
     Example:
         `print(ksd.compare({"plain": plain, "byot": [seed_0, seed_1]}, test))`
     """
     if not isinstance(runs, Mapping):
         raise TypeError(
-            f"Runs need names. Received: runs of type {type(runs).__name__}. Expected: "
-            'a dict such as {"plain": model, "byot": [model, model]}.'
+            f"`runs` must be a mapping. Received: runs of type {type(runs).__name__}. "
+            'Expected: a dict such as {"plain": model, "byot": [model, model]}.'
         )
     seeds = {
         name: list(given) if isinstance(given, (list, tuple)) else [given]
@@ -89,7 +98,7 @@ def compare(
 
 
 def _reports(name, found, data, options):
-    """Yield the report of each seed, under its name where there is a progress bar."""
+    """Yield the report of each seed, and print the run's name above progress bars."""
     for number, each in enumerate(found, start=1):
         if isinstance(each, Report):
             yield each
@@ -102,13 +111,13 @@ def _reports(name, found, data, options):
 def _check_data(data, models):
     if models and data is None:
         raise ValueError(
-            "Models are compared on data. Received: data=None. Expected: as for "
-            "`report`, e.g. (x_test, y_test)."
+            "Comparing models needs data. Received: data=None. Expected: data as "
+            "`report` takes it, e.g. (x_test, y_test)."
         )
     if models > 1 and isinstance(data, Iterator):
         raise ValueError(
             f"Every model reads the data. Received: {type(data).__name__}, which can "
-            f"be read once, for {models} models. Expected: arrays or a data set."
+            f"be read only once, for {models} models. Expected: arrays or a dataset."
         )
 
 
@@ -117,8 +126,8 @@ def _check_reports(reports):
     kinds = {(each.task, each.samples) for each in every}
     if len(kinds) > 1:
         raise ValueError(
-            "Reports must be of one task and of the same samples. Received: "
-            f"{sorted(kinds)}."
+            "Reports must have the same task and number of samples. Received: "
+            f"{sorted(kinds)}. Expected: reports on the same data."
         )
     for name, found in reports.items():
         exits = {tuple(_exits(each)) for each in found}
@@ -152,14 +161,14 @@ def _lines(reports):
 
 
 def _exits(found):
-    # A plain base that a report was given is no part of the run.
+    # The plain base of a report is not an exit of the run.
     return [row.name for row in found.rows if row.name != PLAIN]
 
 
 def _depth(name):
-    """Return a key that sorts exits from shallow to deep, others behind them.
+    """Return a sort key: exits from shallow to deep, then the final exit and others.
 
-    `exit_01` of ten exits and `exit_1` of three have the same.
+    `exit_01` of ten exits and `exit_1` of three exits have the same key.
     """
     stem, _, number = name.rpartition("_")
     if stem == "exit" and number.isdigit():

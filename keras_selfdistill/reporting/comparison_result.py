@@ -1,4 +1,4 @@
-"""What a comparison holds, and its forms: text, Markdown, CSV, HTML."""
+"""`Comparison`, the result of `compare`, as text, Markdown, CSV and HTML."""
 
 import dataclasses
 import textwrap
@@ -12,15 +12,15 @@ from keras_selfdistill.utils.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """One number of one exit, over the seeds of a run.
+    """One quantity of one exit, over the seeds of a run.
 
     Args:
-        mean: Over seeds.
-        deviation: Sample standard deviation; `None` of one seed.
-        difference: Of the mean to that of the run compared with; `None` of that run
-            itself.
-        p: Of `paired.sign_flip_p` over pairs of seeds; `None` where there are no
-            pairs.
+        mean: Mean over seeds.
+        deviation: Sample standard deviation over seeds; `None` for one seed.
+        difference: Difference of the mean to that of the reference run; `None` for the
+            reference itself.
+        p: p-value of `evaluation.significance.sign_flip_p` over pairs of seeds; `None`
+            without pairs.
     """
 
     mean: float
@@ -36,9 +36,10 @@ class Line:
     Args:
         exit: Name of the exit.
         run: Name of the run.
-        seeds: How many there are.
-        against: The run and exit that it is compared with, `None` of that itself.
-        numbers: By name, such as `"accuracy"`; those that are known.
+        seeds: Number of seeds.
+        against: Run and exit of the reference; `None` for the reference itself.
+        numbers: Mapping of the names of known quantities, such as `"accuracy"`, to
+            their summaries.
     """
 
     exit: str
@@ -50,18 +51,18 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
-    """Runs side by side, exit by exit; printed, a table.
+    """Runs compared exit by exit; prints as a table.
 
     Args:
-        reports: By name of the run, one for each seed.
-        lines: By exit, then by run.
+        reports: Mapping of run names to reports, one for each seed.
+        lines: Results sorted by exit, then by run.
     """
 
     reports: dict[str, tuple[Report, ...]]
     lines: tuple[Line, ...]
 
     def __repr__(self) -> str:
-        """Return what is compared, in short."""
+        """Return the names of the runs and their numbers of seeds."""
         seeds = {name: len(each) for name, each in self.reports.items()}
         return f"Comparison(seeds of each run: {seeds})"
 
@@ -81,7 +82,7 @@ class Comparison:
         return self._table().html(self._title())
 
     def to_csv(self) -> str:
-        """Return one line for each number of each exit of each run, unrounded."""
+        """Return one line for each quantity of each exit of each run, unrounded."""
         return csv_of(
             [
                 {
@@ -98,7 +99,7 @@ class Comparison:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all that is known, of plain types, with the reports of every seed."""
+        """Return all results and reports as JSON-compatible types."""
         lines = [
             {**dataclasses.asdict(line), "against": line.against and list(line.against)}
             for line in self.lines
@@ -117,7 +118,7 @@ class Comparison:
     def _table(self):
         main = _main_number(self)
         cells = [_cells(line, main) for line in self.lines]
-        # Without pairs of seeds, nothing stands under "p".
+        # Columns without any value, such as "p" without pairs of seeds, are left out.
         headings = [name for name in cells[0] if any(line[name] for line in cells)]
         rows = [[line[name] for name in headings] for line in cells]
         return Table(headings, rows, _notes(self), names=2)
@@ -129,7 +130,7 @@ def _main_number(comparison):
 
 
 def _cells(line, main):
-    """Return what stands under each heading, in their order."""
+    """Return the texts of one row by column heading."""
     summary = line.numbers[main]
     scale, unit = (100, "%") if main == "accuracy" else (1, "")
     digits = 2 if main == "accuracy" else 4

@@ -1,4 +1,4 @@
-"""Pick the deepest exit that answers in time on this machine."""
+"""`pick_exit`: the deepest exit within a latency budget on this machine."""
 
 import dataclasses
 import statistics
@@ -7,22 +7,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_selfdistill.backend.compiled import CompiledModel
 from keras_selfdistill.backend.tensors import to_numpy
 from keras_selfdistill.evaluation.data_adapter import DataAdapter
+from keras_selfdistill.training.distiller import SelfDistiller
+from keras_selfdistill.utils.type_aliases import Data
 
-WARM_UP = 2  # Rounds before the clock runs: they compile.
+WARM_UP = 2  # Rounds that are not timed, because they compile.
 
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """How long one exit's model took.
+    """Latency of the model of one exit.
 
     Args:
-        name: The exit.
-        milliseconds: Median time of a call.
-        fits: Whether that is within the budget.
+        name: Name of the exit.
+        milliseconds: Median time of a call in milliseconds.
+        fits: Whether the latency is within the budget.
     """
 
     name: str
@@ -32,12 +35,12 @@ class Latency:
 
 @dataclasses.dataclass(frozen=True)
 class Picked:
-    """The deepest exit that fits, and what was measured.
+    """The deepest exit within the latency budget, and the latencies of all exits.
 
     Args:
-        name: The exit.
-        model: Its `exit_model`.
-        table: What was measured, shallow to deep.
+        name: Name of the exit.
+        model: The `exit_model` of the exit.
+        table: Latencies of all exits, shallow to deep.
     """
 
     name: str
@@ -45,28 +48,31 @@ class Picked:
     table: tuple[Latency, ...]
 
     def __str__(self):
-        """Return the choice and the table."""
+        """Return the name of the exit and the table of latencies."""
         return f"{self.name} of\n{_text(self.table)}"
 
 
 def pick_exit(
-    model: Any, max_latency_ms: float, sample: Any, *, repeats: int = 20
+    model: SelfDistiller, max_latency_ms: float, sample: Data, *, repeats: int = 20
 ) -> Picked:
-    """Measure every exit's model on this machine and return the deepest that fits.
+    """Measure the latency of every exit and return the deepest within a budget.
 
-    Measured is a compiled call (of PyTorch: a call) with the sample as an array, up to
-    the answer as an array, warm; the exits take turns.
+    The latency is the time of a compiled call (PyTorch: an eager call) after warm-up,
+    from an input array to an output array. Measurements of the exits are interleaved.
 
     Args:
         model: A `SelfDistiller`.
-        max_latency_ms: Largest median time of a call, in milliseconds.
-        sample: One batch, as it will be served, e.g. `x[:1]`; a tuple or dict of
-            arrays for several inputs.
-        repeats: How many times each exit is measured.
+        max_latency_ms: Latency budget: largest median time of a call in milliseconds.
+        sample: One batch of the size used in deployment, e.g. `x[:1]`; a tuple or dict
+            of arrays for several inputs.
+        repeats: Number of measurements per exit.
+
+    Returns:
+        The chosen exit, its model, and the latencies of all exits.
 
     Raises:
-        ValueError: No exit is fast enough; the error holds the table. Or an argument
-            does not fit.
+        ValueError: No exit is fast enough (the message has the latencies), or an
+            argument is out of range.
 
     Example:
         `ksd.pick_exit(model, max_latency_ms=5, sample=x[:1]).model.save("e.keras")`
@@ -84,14 +90,14 @@ def pick_exit(
     if not fitting:
         raise ValueError(
             f"No exit is fast enough on this machine. Received: max_latency_ms="
-            f"{max_latency_ms}. Measured:\n{_text(table)}\nAllow more time, tap "
-            "earlier, or take a lighter head, such as head='linear'."
+            f"{max_latency_ms}. Measured:\n{_text(table)}\nIncrease the budget, tap "
+            "shallower layers, or use a cheaper head, such as head='linear'."
         )
     return Picked(fitting[-1], model.exit_model(fitting[-1]), table)
 
 
 def _measured(model, sample, repeats):
-    """Return the median time of every exit in milliseconds."""
+    """Return the median latency of every exit in milliseconds."""
     base = model._graph.base
     ((arrays, _),) = DataAdapter(base).batches(sample)
     by_input = dict(zip(map(id, base.inputs), arrays, strict=True))
@@ -103,19 +109,24 @@ def _measured(model, sample, repeats):
 
 
 def median_milliseconds(
-    calls: Mapping[str, tuple[keras.Model, Sequence[Any]]],
+    calls: Mapping[str, tuple[keras.Model, Sequence[np.ndarray]]],
     repeats: int,
     after_round: Callable[[int], Any] = lambda number: None,
 ) -> dict[str, float]:
-    """Return the median time of a call of each of some models, which take turns.
+    """Return the median latency of several models, with interleaved measurements.
 
-    A call is compiled (of PyTorch: not), warm, and goes from arrays to an array.
+    The latency is the time of a compiled call (PyTorch: an eager call) after warm-up,
+    from input arrays to an output array.
 
     Args:
-        calls: By name, a functional model of one output and an array for each of its
-            inputs.
-        repeats: How many times each is measured.
-        after_round: Called with the number of rounds done, of `repeats + WARM_UP`.
+        calls: Mapping of names to pairs of a functional model with one output and the
+            arrays of its inputs.
+        repeats: Number of measurements per model.
+        after_round: Function called with the number of finished rounds, of
+            `repeats + WARM_UP`.
+
+    Returns:
+        Mapping of names to milliseconds.
     """
     compiled = {
         name: CompiledModel(keras.Model(list(model.inputs), model.outputs[0]))

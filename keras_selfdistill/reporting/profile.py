@@ -1,4 +1,4 @@
-"""What a model costs: multiply-adds and parameters by layer, section and exit."""
+"""`profile`: multiply-adds and parameters by layer, section and exit."""
 
 import dataclasses
 import math
@@ -30,13 +30,13 @@ from keras_selfdistill.utils.table import Table, compact
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a model, or a section of one, costs.
+    """Cost of a model, or of a section of a model.
 
     Args:
-        parameters: Number of weights, trainable or not.
-        macs: For one sample, of the layers whose cost is known.
-        macs_ratio: Multiply-adds as a share of the base's; NaN where not known.
-        unknown: Names of the layers whose cost is not known.
+        parameters: Number of weights, trainable or frozen.
+        macs: Multiply-adds for one sample of the layers whose cost is known.
+        macs_ratio: Multiply-adds as a fraction of the base's; NaN if unknown.
+        unknown: Names of the layers whose cost is unknown.
     """
 
     parameters: int
@@ -47,15 +47,16 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
-    """What one call of a layer or an operation costs.
+    """Cost of one call of a layer or operation.
 
     Args:
         name: Path of the layer; `"backbone/stage/layer"` in a nested model.
-        kind: Its class.
-        section: The first exit that needs it; `"ensemble"` where none does.
-        parameters: Number of weights that no other row has.
-        macs: For one sample; `None` if not known for all that it does.
-        unknown: Names of what is not known.
+        kind: Class name of the layer or operation.
+        section: Name of the first exit that needs the call; `"ensemble"` if no exit
+            does.
+        parameters: Number of weights that no earlier row has counted.
+        macs: Multiply-adds for one sample; `None` if unknown for a part of the layer.
+        unknown: Names of the parts whose cost is unknown.
     """
 
     name: str
@@ -67,12 +68,14 @@ class LayerCost:
 
 
 class Profile(Mapping[str, Cost]):
-    """Costs by exit, as a mapping; also by section and by layer. Printed, a table.
+    """Mapping of exit names to costs; also costs by section and layer.
+
+    Prints as a table.
 
     Args:
-        exits: Of the model of each exit and of the ensemble, shallow to deep.
-        sections: What each exit needs and no exit before it has computed.
-        layers: Every call, in an order that runs.
+        exits: Costs of the models of all exits, shallow to deep, and of the ensemble.
+        sections: Costs of what each exit needs beyond the exits before it.
+        layers: Costs of all calls of layers, in topological order.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class Profile(Mapping[str, Cost]):
         """Return the costs by exit and by section as text.
 
         Args:
-            layers: Whether to list every layer with weights or multiply-adds, too.
+            layers: Whether to also list every layer with weights or multiply-adds.
         """
         parts = [
             _costs_table(self._exits, "model of"),
@@ -110,36 +113,40 @@ class Profile(Mapping[str, Cost]):
         if layers:
             parts.append(_layers_table(self.layers))
         unknown = sorted({name for row in self.layers for name in row.unknown})
-        notes = [f"Not counted, as unknown: {', '.join(unknown)}."] if unknown else []
+        notes = [f"Not counted: {', '.join(unknown)} (unknown)."] if unknown else []
         return "\n\n".join([*(table.text() for table in parts), *notes])
 
     def __str__(self) -> str:
-        """Return what `render()` does."""
+        """Return `render()`."""
         return self.render()
 
     def __repr__(self) -> str:
-        """Return what it holds, in short."""
+        """Return the names of the exits and the number of layers."""
         return f"Profile({list(self)}, {len(self.layers)} layers)"
 
 
-def profile(model: Any, input_shape: Any = None) -> Profile:
-    """Return multiply-adds and parameters by exit, by section and by layer.
+def profile(model: keras.Model, input_shape: Any = None) -> Profile:
+    """Return multiply-adds and parameters by exit, section and layer.
 
-    Each exit is the model that `exit_model` or `ensemble_model` returns, so `final` is
-    the base alone. Exits that cannot be cut off are left out. What a layer costs that
-    is not known is named in `unknown` and left out of the sums;
-    `register_macs` makes it known.
+    The cost of an exit is that of its `exit_model` or `ensemble_model`, so `final` is
+    the base without heads. Exits that cannot be cut off are left out. Layers whose
+    cost is unknown are listed in `unknown` and left out of the sums; register their
+    cost with `register_macs`.
 
     Args:
-        model: A `SelfDistiller`, or a functional or Sequential model, which is one
-            exit, `final`.
-        input_shape: Of one sample, without the batch, where the model leaves sizes
-            open, such as the length of a text; of several inputs, in the structure in
-            which the model takes them.
+        model: A `SelfDistiller`, or a functional or Sequential model, which has the
+            single exit `final`.
+        input_shape: Shape of one sample, without the batch axis, for a model with
+            unknown sizes, such as the length of a text. For several inputs, shapes in
+            the structure of the model's inputs.
+
+    Returns:
+        A `Profile`: a mapping of exit names to `Cost`.
 
     Raises:
-        TypeError: `model` has no graph.
-        ValueError: Sizes are open and `input_shape` is missing, or it does not fit.
+        TypeError: `model` is not a functional model.
+        ValueError: The model has unknown sizes and `input_shape` is missing, or
+            `input_shape` does not fit the model.
 
     Example:
         >>> import keras_selfdistill as ksd
@@ -165,12 +172,12 @@ def profile(model: Any, input_shape: Any = None) -> Profile:
     return profile_at(model, given_shapes(base, input_shape))
 
 
-def profile_at(model: Any, shapes: Shapes) -> Profile:
-    """Return what `profile` does.
+def profile_at(model: keras.Model, shapes: Shapes) -> Profile:
+    """Return the profile of a model whose inputs have the given shapes.
 
     Args:
-        model: As there.
-        shapes: Of the inputs, where the model leaves sizes open.
+        model: Model as `profile` takes it.
+        shapes: Shapes of the inputs with unknown sizes.
     """
     if isinstance(model, SelfDistiller):
         return _profile_exits(model, shapes)
@@ -213,7 +220,7 @@ def _as_cost(parameters, count, of_base):
 
 
 def macs_ratio(cost: Cost | Count, of_base: Cost | Count) -> float:
-    """Return one cost as a share of another, NaN where it is not known.
+    """Return one cost as a fraction of another, NaN if it is unknown.
 
     Example:
         >>> macs_ratio(Count(1), Count(4)), macs_ratio(Count(1), Count(4, ("fourier",)))
@@ -221,16 +228,16 @@ def macs_ratio(cost: Cost | Count, of_base: Cost | Count) -> float:
     """
     alike = cost.unknown == of_base.unknown
     if alike and cost.macs == of_base.macs > 0:
-        return 1.0  # Also where both hold the same that is unknown.
+        return 1.0  # Also if both have the same unknown layers.
     if cost.unknown or of_base.unknown or not of_base.macs:
         return math.nan
     return cost.macs / of_base.macs
 
 
 def _layer_costs(counts, sections, calls):
-    """Return the row of every node that was counted."""
+    """Return the `LayerCost` of every counted node."""
     paths = {id(tensor): path for path, tensor in calls.items()}
-    # The base's last layer may run in front of its activation, by another call.
+    # A `PreActivation` calls the last layer of the base without its activation.
     by_layer = {
         id(original(producer(tensor).operation)): path for path, tensor in calls.items()
     }
@@ -254,9 +261,9 @@ def _layer_costs(counts, sections, calls):
 
 
 def _own_parameters(nodes, sections):
-    """Return how many weights each node has that no node before it has.
+    """Return the number of weights that each node is the first to use.
 
-    The ensemble comes last: it may read weights of the final exit.
+    Nodes of the ensemble come last, because they may use weights of the final exit.
     """
     seen: set[int] = set()
     found = {}

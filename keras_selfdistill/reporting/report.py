@@ -1,4 +1,4 @@
-"""`report`: how good every exit is and what it costs, from one pass over data."""
+"""`report`: quality and cost of every exit, from one pass over the data."""
 
 import dataclasses
 import math
@@ -13,47 +13,52 @@ from absl import logging
 from keras_selfdistill.costs.input_shapes import shapes_of
 from keras_selfdistill.evaluation.data_adapter import DataAdapter
 from keras_selfdistill.evaluation.quality import BatchPredictions, Sums, flat_labels
-from keras_selfdistill.reporting.latency import WARM_UP, median_milliseconds
-from keras_selfdistill.reporting.profile import macs_ratio, profile_at
-from keras_selfdistill.reporting.report_result import PLAIN, Report, Row
-from keras_selfdistill.reporting.subject import (
+from keras_selfdistill.reporting.evaluated_model import (
     CompiledLogits,
     EvaluatedModel,
     evaluated_model,
 )
+from keras_selfdistill.reporting.latency import WARM_UP, median_milliseconds
+from keras_selfdistill.reporting.profile import Cost, Profile, macs_ratio, profile_at
+from keras_selfdistill.reporting.report_result import PLAIN, Report, Row
+from keras_selfdistill.utils.type_aliases import Data
 
 
 def report(
-    model: Any,
-    data: Any,
+    model: keras.Model,
+    data: Data,
     *,
-    base: Any = None,
+    base: keras.Model | None = None,
     task: str | None = None,
     batch_size: int = 32,
     latency_batch_size: int = 1,
     repeats: int = 20,
     verbose: int = 1,
 ) -> Report:
-    """Measure every exit and the ensemble: how good they are and what they cost.
+    """Measure the quality and the cost of every exit and of the ensemble.
 
-    The data is read once; all exits answer together. Samples count alike: weights that
-    come with the data are not read.
+    The data is read once, and each batch is run once through all exits. All samples
+    have the same weight; sample weights in the data are ignored.
 
     Args:
-        model: A `SelfDistiller`, or a plain functional or Sequential model, which is
-            one exit, `final`.
+        model: A `SelfDistiller`, or a plain functional or Sequential model, which has
+            the single exit `final`.
         data: Arrays `(x, y)`; or a `tf.data.Dataset`, a PyTorch `DataLoader`, a
             `keras.utils.PyDataset` or a generator of batches `(x, y)`.
-        base: The same network trained plainly, for a row of its own.
-        task: Of a plain model whose end does not say what it answers.
-        batch_size: Samples that are computed at once, of arrays.
-        latency_batch_size: Samples in a call whose latency is measured.
-        repeats: How often each is measured; with 0, latency is not.
-        verbose: 0 for silence, else a progress bar.
+        base: The same network trained without self-distillation, for a row of its own.
+        task: Task of a plain model whose last layer does not imply one.
+        batch_size: Number of samples per batch, if `data` is arrays.
+        latency_batch_size: Number of samples in a call whose latency is measured.
+        repeats: Number of latency measurements per exit; 0 for none.
+        verbose: 0 for no output, 1 for a progress bar.
+
+    Returns:
+        A `Report`, which prints as a table.
 
     Raises:
-        TypeError: `data` is of no kind that is known, or a model has no graph.
-        ValueError: Labels are missing or do not fit the task; or the base does not fit.
+        TypeError: `data` is of an unknown type, or a model is not functional.
+        ValueError: Labels are missing or do not fit the task; or `base` does not have
+            the shapes of the wrapper's base.
 
     Example:
         >>> import keras_selfdistill as ksd
@@ -68,24 +73,24 @@ def report(
         Report('resnet18', 8 samples, rows: ['exit_1', 'final', 'ensemble'])
     """
     _check_numbers(batch_size, latency_batch_size, repeats)
-    subjects = {"": evaluated_model(model, task)}
+    evaluated = {"": evaluated_model(model, task)}
     if base is not None:
-        subjects[PLAIN] = _fitting(base, subjects[""])
-    sums, sample, samples = _read(subjects, data, batch_size, verbose)
+        evaluated[PLAIN] = _evaluated_base(base, evaluated[""])
+    sums, sample, samples = _read(evaluated, data, batch_size, verbose)
     costs = {
-        key: profile_at(subject.model, shapes_of(subject.base, sample))
-        for key, subject in subjects.items()
+        key: profile_at(each.model, shapes_of(each.base, sample))
+        for key, each in evaluated.items()
     }
     of_base = costs[""]["final"]
     sample = [array[:latency_batch_size] for array in sample]
-    times = _times(subjects, sample, repeats, verbose)
+    times = _times(evaluated, sample, repeats, verbose)
     rows = []
     for name in sums:
         key, exit_name = (PLAIN, "final") if name == PLAIN else ("", name)
         quality = dataclasses.asdict(sums[name].quality())
-        cost = _cost(subjects[key], costs[key], exit_name, of_base)
+        cost = _cost(evaluated[key], costs[key], exit_name, of_base)
         rows.append(Row(name=name, **quality, **cost, milliseconds=times.get(name)))
-    first = subjects[""]
+    first = evaluated[""]
     return Report(
         model=first.base.name,
         task=first.task.name,
@@ -106,64 +111,65 @@ def _check_numbers(batch_size, latency_batch_size, repeats):
         )
 
 
-def _fitting(base, subject):
-    """Return the plain base as a subject, if its shapes are those of the other."""
-    plain = evaluated_model(base, subject.task.name)
+def _evaluated_base(base, wrapper):
+    """Return the plain base as an `EvaluatedModel`, if it has the wrapper's shapes."""
+    plain = evaluated_model(base, wrapper.task.name)
     shapes = [
         [tuple(tensor.shape) for tensor in [*each.base.inputs, each.base.outputs[0]]]
-        for each in (plain, subject)
+        for each in (plain, wrapper)
     ]
     if list(plain.logits) != ["final"] or shapes[0] != shapes[1]:
         raise ValueError(
-            "`base` must be the same network as the wrapper's, trained plainly. "
-            f"Received: {base.name!r} with inputs and output of shapes {shapes[0]}. "
-            f"Expected: {shapes[1]}, and no wrapper."
+            "`base` must be the same network as the wrapper's base, trained without "
+            f"self-distillation. Received: {base.name!r} with inputs and output of "
+            f"shapes {shapes[0]}. Expected: shapes {shapes[1]}, and not a wrapper."
         )
     return plain
 
 
-def _read(subjects, data, batch_size, verbose):
-    """Return (sums by row, first batch, number of samples)."""
-    networks = {key: CompiledLogits(subject) for key, subject in subjects.items()}
-    task = subjects[""].task
+def _read(evaluated, data, batch_size, verbose):
+    """Return the sums by row, the first batch and the number of samples."""
+    logits_of = {key: CompiledLogits(each) for key, each in evaluated.items()}
+    task = evaluated[""].task
     sums: dict[str, Sums] = {}
     sample, samples = None, 0
-    batches, count = _batches(DataAdapter(subjects[""].base), data, batch_size)
+    batches, count = _batches(DataAdapter(evaluated[""].base), data, batch_size)
     bar = _bar(verbose, count, "batch")
     for number, (arrays, labels) in enumerate(batches, start=1):
         if labels is None:
             raise ValueError(
-                "A report needs labels. Received: samples without. Expected: arrays "
-                "(x, y), or batches (x, y)."
+                "A report needs labels. Received: samples without labels. Expected: "
+                "arrays (x, y), or batches (x, y)."
             )
         if not len(labels):
             continue
         sample = arrays if sample is None else sample
         samples += len(labels)
         expected = flat_labels(labels, task)
-        answers = {
+        predictions = {
             (key or name): BatchPredictions(logits, task)
-            # The plain base comes first.
-            for key in reversed(networks)
-            for name, logits in networks[key](arrays).items()
+            for key in reversed(logits_of)  # The plain base comes first.
+            for name, logits in logits_of[key](arrays).items()
         }
-        for name, each in answers.items():
-            final = None if len(answers) == 1 else answers["final"]
+        for name, each in predictions.items():
+            final = None if len(predictions) == 1 else predictions["final"]
             sums.setdefault(name, Sums()).add(each, expected, final)
         bar.update(number, finalize=False)
     if sample is None:
         raise ValueError(
-            "A report needs samples. Received: data without any. Expected: at least "
-            "one batch; a generator that was read before gives none."
+            "A report needs samples. Received: data without samples. Expected: at "
+            "least one batch; a generator can be read only once."
         )
     bar.update(number, finalize=True)
     return sums, sample, samples
 
 
-def _batches(feeder, data, batch_size) -> tuple[Iterator[Any], int | None]:
-    """Return batches of (arrays, labels), and how many there are, if that is known."""
+def _batches(
+    adapter: DataAdapter, data: Data, batch_size: int
+) -> tuple[Iterator[Any], int | None]:
+    """Return batches of (arrays, labels), and their number; `None` if unknown."""
     if isinstance(data, tuple) and len(data) in (2, 3):
-        ((arrays, labels),) = feeder.batches(*data[:2])
+        ((arrays, labels),) = adapter.batches(*data[:2])
         starts = range(0, len(arrays[0]), batch_size)
         parts = (slice(start, start + batch_size) for start in starts)
         batches = (
@@ -180,33 +186,34 @@ def _batches(feeder, data, batch_size) -> tuple[Iterator[Any], int | None]:
             f"{type(data).__name__}. Expected: a tuple (x, y) of arrays, or batches."
         )
     if isinstance(data, keras.utils.PyDataset):
-        return feeder.batches(data), data.num_batches
+        return adapter.batches(data), data.num_batches
     try:
         count = len(data)
-    except TypeError:  # A generator, or a set that does not know its length.
+    except TypeError:  # A generator, or a dataset of unknown length.
         count = None
-    return feeder.batches(data), count
+    return adapter.batches(data), count
 
 
-def _times(subjects, sample, repeats, verbose):
-    """Return the median time of every row whose model can be deployed."""
+def _times(evaluated, sample, repeats, verbose):
+    """Return the median latency of every row whose model can be deployed."""
     if not repeats:
         return {}
     calls = {}
-    for key, subject in subjects.items():
-        by_input = dict(zip(map(id, subject.base.inputs), sample, strict=True))
-        for name, model in subject.models.items():
+    for key, each in evaluated.items():
+        by_input = dict(zip(map(id, each.base.inputs), sample, strict=True))
+        for name, model in each.models.items():
             arrays = [by_input[id(tensor)] for tensor in model.inputs]
             calls[key or name] = (model, arrays)
     bar = _bar(verbose, repeats + WARM_UP, "latency round")
     return median_milliseconds(calls, repeats, bar.update)
 
 
-def _cost(subject: EvaluatedModel, costs, name, of_base):
-    if name not in subject.models:
-        unknown: dict[str, Any] = {"unknown": ()}
+def _cost(
+    model: EvaluatedModel, costs: Profile, name: str, of_base: Cost
+) -> dict[str, Any]:
+    if name not in model.models:
         keys = ("parameters", "macs", "macs_ratio", "bytes")
-        return {**dict.fromkeys(keys), **unknown}
+        return {**dict.fromkeys(keys), "unknown": ()}
     cost = costs[name]
     ratio = macs_ratio(cost, of_base)
     return {
@@ -214,7 +221,7 @@ def _cost(subject: EvaluatedModel, costs, name, of_base):
         "macs": cost.macs,
         "macs_ratio": None if math.isnan(ratio) else ratio,
         "unknown": cost.unknown,
-        "bytes": _size_on_disk(subject.models[name]),
+        "bytes": _size_on_disk(model.models[name]),
     }
 
 
@@ -224,8 +231,8 @@ def _size_on_disk(model):
         path = os.path.join(folder, "model.keras")
         try:
             model.save(path)
-        except (NotImplementedError, TypeError) as error:  # Of a layer's own making.
-            logging.warning("%s has no size on disk: %s", model.name, error)
+        except (NotImplementedError, TypeError) as error:  # A layer of the user's.
+            logging.warning("Keras cannot save %s, no file size: %s", model.name, error)
             return None
         return os.path.getsize(path)
 
@@ -244,7 +251,7 @@ def _bar(verbose, target, unit):
 
 
 def _device():
-    """Return where the backend computes, such as `"tensorflow on CPU:0"`."""
+    """Return the backend and its default device, such as `"tensorflow on CPU:0"`."""
     tensor = keras.ops.ones((1,))
     backend = keras.backend.backend()
     if backend == "jax":

@@ -1,9 +1,10 @@
-"""What a report holds, and its forms: text, Markdown, CSV, HTML, a picture."""
+"""`Report`, the result of `report`, as text, Markdown, CSV, HTML and a plot."""
 
 import dataclasses
 from typing import Any
 
 from keras_selfdistill.reporting.report_view import csv_of, table_of
+from keras_selfdistill.utils.type_aliases import Axes, Figure
 from keras_selfdistill.visualization import plot_accuracy_vs_compute
 
 PLAIN = "plain base"
@@ -11,24 +12,26 @@ PLAIN = "plain base"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What was found of one exit; `None` where that cannot be told.
+    """Measurements of one exit; `None` where a quantity does not apply or is unknown.
 
     Args:
-        name: The exit, `"ensemble"` or `"plain base"`.
-        accuracy: Share of right answers: classes, or labels at a threshold of a half.
-        top_5: Share of answers with the right class among the five likeliest; for more
-            than five classes.
-        loss: Mean crossentropy; of a regression, mean squared error.
-        calibration_error: Expected calibration error; see `confidence.Reliability`.
-        agreement: Share of answers that are the final exit's.
-        absolute_error: Of a regression, its mean.
-        parameters: Weights of the model that is deployed.
-        macs: For one sample, of the layers whose cost is known; where the
-            model leaves sizes open, for one of the first batch.
-        macs_ratio: Of the base's multiply-adds; `None` where not known.
-        unknown: Layers whose cost is not known.
-        milliseconds: Median time of a call.
-        bytes: Size of the `.keras` file.
+        name: Name of the exit, `"ensemble"` or `"plain base"`.
+        accuracy: Fraction of correct predictions; of labels at a threshold of 0.5 for
+            multilabel and binary tasks.
+        top_5: Fraction of samples whose class is among the five most probable, for
+            more than five classes.
+        loss: Mean crossentropy; mean squared error for regression.
+        calibration_error: Expected calibration error; see
+            `evaluation.reliability.Reliability`.
+        agreement: Fraction of predictions equal to the final exit's.
+        absolute_error: Mean absolute error, for regression.
+        parameters: Number of weights of the deployed model.
+        macs: Multiply-adds for one sample of the layers whose cost is known; for a
+            sample of the first batch if the model has unknown sizes.
+        macs_ratio: Multiply-adds as a fraction of the base's.
+        unknown: Names of the layers whose cost is unknown.
+        milliseconds: Median latency of a call in milliseconds.
+        bytes: Size of the `.keras` file in bytes.
     """
 
     name: str
@@ -48,16 +51,17 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Report:
-    """How good every exit is and what it costs; printed, a table.
+    """Quality and cost of every exit; prints as a table.
 
     Args:
         model: Name of the base.
-        task: What it answers.
-        samples: How many there were.
-        rows: The plain base if given, the exits, shallow to deep, and the ensemble.
-        repeats: How often latency was measured.
-        batch_size: Samples in a call whose latency was measured.
-        device: Where.
+        task: Name of the task, such as `"multiclass"`.
+        samples: Number of samples.
+        rows: Rows of the plain base, if there is one, of the exits, shallow to deep,
+            and of the ensemble.
+        repeats: Number of latency measurements per exit.
+        batch_size: Number of samples in a call whose latency was measured.
+        device: Backend and device, such as `"tensorflow on CPU:0"`.
     """
 
     model: str
@@ -72,7 +76,7 @@ class Report:
         """Return the row of one exit.
 
         Raises:
-            KeyError: There is no such row.
+            KeyError: No row has this name.
         """
         for row in self.rows:
             if row.name == name:
@@ -80,12 +84,12 @@ class Report:
         raise KeyError(f"{name!r}. Expected one of {[row.name for row in self.rows]}.")
 
     def __repr__(self) -> str:
-        """Return what it is of, in short."""
+        """Return the model, the number of samples and the names of the rows."""
         names = [row.name for row in self.rows]
         return f"Report({self.model!r}, {self.samples:,} samples, rows: {names})"
 
     def __str__(self) -> str:
-        """Return what `render` does."""
+        """Return `render()`."""
         return self.render()
 
     def render(self) -> str:
@@ -100,17 +104,17 @@ class Report:
         return table_of(self).html(self._title())
 
     def to_csv(self) -> str:
-        """Return one line for each row, numbers unrounded."""
+        """Return one line for each row, with unrounded numbers."""
         return csv_of([dataclasses.asdict(row) for row in self.rows])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all that is known, of plain types, such as `json.dumps` takes."""
+        """Return all results as JSON-compatible types."""
         found = dataclasses.asdict(self)
         rows = [{**row, "unknown": list(row["unknown"])} for row in found["rows"]]
         return {**found, "rows": rows}
 
-    def plot(self, *, ax: Any = None) -> Any:
-        """Draw accuracy (of a regression, the mean error) against multiply-adds.
+    def plot(self, *, ax: Axes = None) -> Figure:
+        """Draw accuracy, or the mean absolute error, against multiply-adds.
 
         Args:
             ax: Matplotlib axes to draw on.

@@ -1,4 +1,4 @@
-"""The columns of a report, what they mean, and their numbers as text."""
+"""The table of a report: columns, number formats and notes."""
 
 import textwrap
 from typing import Any
@@ -22,17 +22,21 @@ _COLUMNS = {
     "bytes": ("size", None),
 }
 _MEANINGS = {
-    "top_5": "top-5: the right class is among the five likeliest.",
+    "top_5": "top-5: the class is among the five most probable.",
     "calibration_error": "ECE: expected calibration error: how far confidence is from "
     "accuracy, in 15 bins.",
-    "agreement": "agrees: answers that are those of final.",
+    "agreement": "agrees: predictions equal to those of final.",
     "macs": "mult-adds: multiply-adds for one sample; share: of the base's.",
     "bytes": "size: of the .keras file.",
 }
 
 
 def table_of(report: Any) -> Table:
-    """Return the table of a `Report`: the columns that any row has a value for."""
+    """Return the table of a `Report`, with the columns that have a value in any row.
+
+    Args:
+        report: A `Report`.
+    """
     shown = {
         key: look
         for key, look in _COLUMNS.items()
@@ -45,7 +49,7 @@ def table_of(report: Any) -> Table:
 
 
 def csv_of(rows: list[dict]) -> str:
-    """Return rows as CSV, tuples as names behind each other."""
+    """Return rows as CSV, with tuples as names separated by spaces."""
     return csv_text(
         [
             {
@@ -83,5 +87,5 @@ def _notes(report):
         )
     unknown = sorted({name for row in report.rows for name in row.unknown})
     if unknown:
-        found.append(f"≥: without layers of unknown cost: {', '.join(unknown)}.")
+        found.append(f"≥: not counted, as unknown: {', '.join(unknown)}.")
     return [line for note in found for line in textwrap.wrap(note, WIDTH)]

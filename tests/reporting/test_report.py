@@ -393,7 +393,7 @@ def test_a_head_that_reads_the_whole_base_has_no_model_of_its_exits():
             "same network",
         ),
         ((IMAGES, LABELS), {"repeats": -1}, "repeats=-1"),
-        ((IMAGES, LABELS), {"task": "binary"}, "knows its task"),
+        ((IMAGES, LABELS), {"task": "binary"}, "that of the wrapper"),
     ],
 )
 def test_what_is_refused(model, data, options, message):
@@ -410,7 +410,7 @@ def test_masked_positions_are_refused():
     x = layers.LSTM(4, return_sequences=True)(x)
     tagger = keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
     data = np.zeros((4, 6, 3)), np.zeros((4, 6), int)
-    with pytest.raises(ValueError, match="padding"):
+    with pytest.raises(ValueError, match="masked outputs"):
         ksd.report(tagger, data, verbose=0)
 
 
@@ -578,15 +578,15 @@ def test_models_are_compared(model, plain, found, capsys):
 @pytest.mark.parametrize(
     ("runs", "data", "message"),
     [
-        ([1], None, "names"),
+        ([1], None, "must be a mapping"),
         ({}, None, "Every run"),
         ({"a": []}, None, "Every run"),
         ({"a": small_base()}, None, "data=None"),
-        ({"a": small_base(), "b": small_base()}, iter([]), "can be read once"),
+        ({"a": small_base(), "b": small_base()}, iter([]), "can be read only once"),
         (
             {"a": report_of(row("final")), "b": report_of(row("final"), samples=1)},
             None,
-            "same samples",
+            "same task and number of samples",
         ),
         (
             {"a": [report_of(row("final")), report_of(row("exit_1"), row("final"))]},
