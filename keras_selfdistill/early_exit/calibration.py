@@ -1,5 +1,6 @@
 """The thresholds of an `EarlyExit`: set by hand, or chosen on validation data."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from keras_selfdistill.early_exit.thresholds.frontier import (
 )
 from keras_selfdistill.early_exit.thresholds.search import Outcomes
 from keras_selfdistill.training.distiller import SelfDistiller
+from keras_selfdistill.utils.table import Table
 
 
 class Calibration:
@@ -158,6 +160,25 @@ class Calibration:
         """
         outcomes = self._calibrated("Call calibrate(x, y, ...) first.")
         return exit_shares(outcomes, self.exit_names, self._thresholds, points)
+
+    def __repr__(self) -> str:
+        """Return the base, the criterion and the threshold of each exit."""
+        criterion, *rest = self._rows()
+        exits = ", ".join(f"{name} {threshold}".rstrip() for name, threshold, _ in rest)
+        return f"<EarlyExit of {self._model.base.name}: {criterion}: {exits}>"
+
+    def _repr_html_(self):
+        criterion, *rows = self._rows()
+        table = Table(["exit", "threshold", "multiply-adds of the base's"], rows)
+        return table.html(f"EarlyExit of {self._model.base.name}: {criterion}")
+
+    def _rows(self):
+        """Return the criterion, then name, threshold and cost of each exit, as text."""
+        limits = [f"≥ {limit:.4g}" for limit in self._thresholds or ()]
+        limits = limits or ["not calibrated"] * (len(self.exit_names) - 1)
+        costs = ["?" if math.isnan(c) else f"{c:.1%}" for c in self._cascade.costs]
+        rows = zip(self.exit_names, [*limits, ""], costs, strict=True)
+        return [str(self._scorer.criterion), *map(list, rows)]
 
     def _unknown_costs(self):
         return (

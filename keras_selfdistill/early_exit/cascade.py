@@ -74,13 +74,19 @@ class Cascade:
             for section in self._sections:
                 tensors = section(tensors)["alive"]
 
-    def leave(self, x: Any, thresholds: Sequence[float], batch_size: int) -> Exited:
-        """Let each sample leave at the first exit whose score reaches its threshold.
+    def leave(
+        self, x: Any, y: Any, thresholds: Sequence[float], batch_size: int
+    ) -> tuple[Exited, list[Any]]:
+        """Let each sample exit at the first exit whose score reaches its threshold.
 
         Args:
             x: What `DataAdapter.batches` takes.
+            y: Likewise.
             thresholds: One for each exit but the last.
             batch_size: Samples a section takes at once.
+
+        Returns:
+            The exited samples, and the labels of the data, batch by batch.
         """
         limits = [*thresholds, -np.inf]  # All that come so far leave at the end.
         nothing = np.zeros(0, "int64"), np.zeros((0, self._classes), "float32")
@@ -94,8 +100,8 @@ class Cascade:
             left.append(Exited(ids, numbers, predictions[leaves], scores[leaves]))
             return ~leaves
 
-        self._run(x, None, decide, batch_size)
-        return Exited(*_in_order(left))
+        labels = self._run(x, y, decide, batch_size)
+        return Exited(*_in_order(left)), labels
 
     def observe(self, x: Any, y: Any, batch_size: int) -> Outcomes:
         """Send all samples to the end and return what every exit answered.

@@ -19,6 +19,7 @@ from keras_selfdistill.early_exit.result import EarlyExitResult
 from keras_selfdistill.early_exit.scoring import Scorer
 from keras_selfdistill.early_exit.section_models import cut_sections
 from keras_selfdistill.early_exit.thresholds.choice import Choice
+from keras_selfdistill.evaluation.data_adapter import best_classes, class_indices
 from keras_selfdistill.files.archive import RefusedFileError
 from keras_selfdistill.graph.nodes import producer
 from keras_selfdistill.training.distiller import SelfDistiller
@@ -128,20 +129,68 @@ class EarlyExit(Calibration):
             ValueError: There are no thresholds yet, or the data does not fit.
             TypeError: `x` is of no kind that is known.
         """
+        result, _ = self._predict(x, None, batch_size)
+        return result
+
+    def evaluate(
+        self,
+        x: Any,
+        y: Any = None,
+        batch_size: int = 32,
+        verbose: str | int = "auto",
+        *,
+        return_dict: bool = False,
+    ) -> list[float] | dict[str, float]:
+        """Return how accurate `predict` is, what it costs, and where samples exit.
+
+        Args:
+            x: As `predict` takes it; data sets yield (inputs, labels).
+            y: Labels, with arrays alone: class indices, or one-hot.
+            batch_size: Samples a section takes at once.
+            verbose: 0 prints nothing.
+            return_dict: Whether the values come by their names.
+
+        Returns:
+            `accuracy`, `macs_ratio` (multiply-adds as a share of the base's), and for
+            each of `exit_names` the number of samples that exit there, such as
+            `exit_1_samples`: in this order as a list, or as a dict.
+
+        Raises:
+            ValueError: There are no thresholds, no samples or no labels, or the data
+                does not fit.
+            TypeError: `x` is of no kind that is known.
+        """
+        result, batches = self._predict(x, y, batch_size)
+        if not len(result.exits):
+            raise ValueError("There are no samples to evaluate. Received: none.")
+        labels = class_indices(batches, result.predictions.shape[-1])
+        logs = {
+            "accuracy": float(np.mean(best_classes(result.predictions) == labels)),
+            "macs_ratio": result.macs_ratio,
+        }
+        for name in self.exit_names:
+            logs[f"{name}_samples"] = float(np.sum(result.exits == name))
+        if verbose:
+            print(" - ".join(f"{name}: {value:.4g}" for name, value in logs.items()))
+        return logs if return_dict else list(logs.values())
+
+    def _predict(self, x, y, batch_size):
+        """Return the result, and the labels of the data, batch by batch."""
         if self._thresholds is None:
             raise ValueError(
-                "There are no thresholds yet. Received: a call of predict. Call "
-                "calibrate(x, y, max_accuracy_drop=0.01) first, or pass thresholds="
-                "0.9 to EarlyExit."
+                "There are no thresholds yet. Received: a call of predict or evaluate. "
+                "Call calibrate(x, y, max_accuracy_drop=0.01) first, or pass "
+                "thresholds=0.9 to EarlyExit."
             )
-        left = self._cascade.leave(x, self._thresholds, batch_size)
-        return EarlyExitResult(
-            predictions=left.predictions,
-            exits=np.array(self.exit_names)[left.numbers],
-            scores=left.scores,
-            macs_ratio=float(self._cascade.costs[left.numbers].sum())
-            / max(1, len(left.numbers)),
+        exited, labels = self._cascade.leave(x, y, self._thresholds, batch_size)
+        result = EarlyExitResult(
+            predictions=exited.predictions,
+            exits=np.array(self.exit_names)[exited.numbers],
+            scores=exited.scores,
+            macs_ratio=float(self._cascade.costs[exited.numbers].sum())
+            / max(1, len(exited.numbers)),
         )
+        return result, labels
 
     def warm_up(self, batch_size: int = 32) -> "EarlyExit":
         """Compile all that `predict` with this batch size can need.

@@ -1,11 +1,14 @@
 """`EarlyExitResult`: predictions, and at which exit each sample got its own."""
 
 import dataclasses
+import math
 
 import numpy as np
 
+from keras_selfdistill.utils.table import Table
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class EarlyExitResult:
     """What `EarlyExit.predict` returns, samples in the order given.
 
@@ -22,3 +25,28 @@ class EarlyExitResult:
     exits: np.ndarray
     scores: np.ndarray
     macs_ratio: float
+
+    def __repr__(self) -> str:
+        """Return how many samples exited where, and what that cost."""
+        exits = "".join(f", {name} {share}" for name, share in self._rows())
+        return f"<EarlyExitResult of {len(self.exits)} samples{exits}; {self._cost()}>"
+
+    def _repr_html_(self):
+        table = Table(["exit", "share of the samples"], self._rows(), [self._cost()])
+        return table.html(f"EarlyExitResult of {len(self.exits)} samples")
+
+    def _rows(self):
+        names, counts = np.unique(self.exits, return_counts=True)
+        found = sorted(zip(names.tolist(), counts, strict=True), key=_depth)
+        return [[name, f"{count / len(self.exits):.1%}"] for name, count in found]
+
+    def _cost(self):
+        known = not math.isnan(self.macs_ratio)
+        ratio = f"{self.macs_ratio:.1%}" if known else "an unknown share"
+        return f"{ratio} of the base's multiply-adds"
+
+
+def _depth(row):
+    """Order exits: numbered ones first, then the last resort."""
+    name, _ = row
+    return not name.startswith("exit_"), name

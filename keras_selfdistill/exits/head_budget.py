@@ -54,7 +54,7 @@ def narrow_to_budget(
         found = found.narrower()
     if found is None or found is head:
         return head
-    logging.warning(
+    logging.info(
         "The exits of %s use %r, which adds %.0f %% to its multiply-adds. The "
         "recipe's own %r would add %.0f %%; pass it as `head=` to use it.",
         base.name,

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 from absl import logging
 
+from keras_selfdistill import heads
 from keras_selfdistill.costs.input_shapes import shapes_of
 from keras_selfdistill.evaluation.data_adapter import DataAdapter
 from keras_selfdistill.evaluation.quality import BatchPredictions, Sums, flat_labels
@@ -21,6 +22,7 @@ from keras_selfdistill.reporting.evaluated_model import (
 from keras_selfdistill.reporting.latency import WARM_UP, median_milliseconds
 from keras_selfdistill.reporting.profile import Cost, Profile, macs_ratio, profile_at
 from keras_selfdistill.reporting.report_result import PLAIN, Report, Row
+from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.utils.type_aliases import Data
 
 
@@ -99,7 +101,16 @@ def report(
         repeats=repeats,
         batch_size=len(sample[0]),
         device=_device(),
+        heads=_other_heads(first.model),
     )
+
+
+def _other_heads(model):
+    """Return the heads of a wrapper as text, if they are not those of its recipe."""
+    if not isinstance(model, SelfDistiller):
+        return ""
+    own = heads.get(model.recipe.head)
+    return "" if model.head == own else f"{model.head}; the recipe's own: {own}"
 
 
 def _check_numbers(batch_size, latency_batch_size, repeats):

@@ -62,6 +62,8 @@ class Report:
         repeats: Number of latency measurements per exit.
         batch_size: Number of samples in a call whose latency was measured.
         device: Backend and device, such as `"tensorflow on CPU:0"`.
+        heads: The exits' heads, where they are not the recipe's own: narrowed so that
+            they add little to the base's multiply-adds, or chosen by the user.
     """
 
     model: str
@@ -71,6 +73,7 @@ class Report:
     repeats: int
     batch_size: int
     device: str
+    heads: str = ""
 
     def __getitem__(self, name: str) -> Row:
         """Return the row of one exit.

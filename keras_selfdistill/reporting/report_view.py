@@ -85,6 +85,8 @@ def _notes(report):
             f"ms: median time of {report.repeats} calls of batch "
             f"{report.batch_size}, {report.device}."
         )
+    if report.heads:
+        found.append(f"heads: {report.heads}.")
     unknown = sorted({name for row in report.rows for name in row.unknown})
     if unknown:
         found.append(f"≥: not counted, as unknown: {', '.join(unknown)}.")

@@ -17,6 +17,7 @@ from keras_selfdistill.training.saved_wrapper import SavedWrapper
 from keras_selfdistill.training.trainer import Trainer
 from keras_selfdistill.utils.config import PACKAGE, did_you_mean
 from keras_selfdistill.utils.schedules import Scalar
+from keras_selfdistill.utils.table import Table
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -93,7 +94,7 @@ class SelfDistiller(SavedWrapper, Trainer):
         self,
         model: Any,
         taps: int | str | Sequence[str | Tap],
-        recipe: str | recipes.Recipe,
+        recipe: str | recipes.Recipe = "byot",
         *,
         head: str | heads.Head | None = None,
         teacher: keras.Model | None = None,
@@ -193,15 +194,36 @@ class SelfDistiller(SavedWrapper, Trainer):
         base = self._graph.base
         return keras.Model(self._graph.inputs, base.outputs[0], name=base.name)
 
-    def exit_model(self, name: str) -> keras.Model:
+    def __repr__(self) -> str:
+        """Return the base, the exits at their taps, and the recipe."""
+        graph = self.__dict__.get("_graph")
+        if graph is None:  # Of a wrapper that could not be made.
+            return super().__repr__()
+        pairs = zip(graph.exits, graph.taps, strict=False)
+        exits = [f"{name} at {tap}" for name, tap in pairs]
+        return (
+            f"<SelfDistiller of {graph.base.name}: {', '.join(exits)}, final; "
+            f"{type(self._recipe).__name__}>"
+        )
+
+    def _repr_html_(self):
+        graph = self._graph
+        rows = list(map(list, zip(graph.exits, [*graph.taps, ""], strict=True)))
+        notes = [str(self._recipe), str(self._head)]
+        table = Table(["exit", "tap"], rows, notes, names=2)
+        return table.html(f"SelfDistiller of {graph.base.name}")
+
+    def exit_model(self, name: str | int) -> keras.Model:
         """Return a functional model that holds what one exit needs, and no other layer.
 
         Args:
-            name: One of `exit_names`.
+            name: One of `exit_names`, or its number from 1: `1` is the first exit.
 
         Raises:
-            ValueError: No exit has this name, or the exits cannot be cut off.
+            ValueError: No exit has this name or number, or the exits cannot be cut off.
         """
+        if type(name) is int and 0 < name <= len(self.exit_names):
+            name = self.exit_names[name - 1]
         if name == "final":
             return self.final_model()
         if name not in self._graph.exits:

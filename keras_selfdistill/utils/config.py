@@ -101,11 +101,16 @@ def did_you_mean(name, known):
     Example:
         >>> did_you_mean("bjot", ["byot", "deep_supervision"])
         " Did you mean 'byot'?"
+        >>> did_you_mean("BYOT", ["byot", "deep_supervision"])
+        " Did you mean 'byot'?"
     """
-    near = difflib.get_close_matches(name, list(known), n=3)
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3)
+    near = near or [each for each in known if each.lower() == name.lower()]
     if not near:
         return ""
-    return f" Did you mean {' or '.join(repr(match) for match in near)}?"
+    offers = [repr(each) for each in near]
+    return f" Did you mean {' or '.join(offers)}?"
 
 
 def unknown_name(kind: str, identifier: Any, module: Any) -> ValueError:

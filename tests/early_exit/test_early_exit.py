@@ -819,3 +819,75 @@ def test_a_base_of_a_fixed_batch_size():
     if keras.backend.backend() == "tensorflow":
         with pytest.raises(ValueError, match="fixed batch size"):
             fast.export("nothing")
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_evaluate_is_predict_counted(probable, fast, one_hot):
+    x = np.random.default_rng(5).normal(size=(37, 8, 8, 3)).astype("float32")
+    y = np.arange(37) % 4
+    fast.thresholds = 0.7
+    result = fast.predict(x)
+    expected = {
+        "accuracy": np.mean(result.predictions.argmax(-1) == y),
+        "macs_ratio": result.macs_ratio,
+        **{f"{name}_samples": np.sum(result.exits == name) for name in NAMES},
+    }
+    labels = np.eye(4)[y] if one_hot else y
+    found = fast.evaluate(x, labels, verbose=0, return_dict=True)
+    assert found == pytest.approx(expected)
+    assert list(found) == list(expected)
+    assert sum(list(found.values())[2:]) == 37
+    batches = [(x[:20], labels[:20]), (x[20:], labels[20:])]
+    found = fast.evaluate(iter(batches), batch_size=8, verbose=0)
+    assert found == pytest.approx(list(expected.values()))
+
+
+def test_evaluate_prints_one_line(fast, capsys):
+    fast.thresholds = 0.0
+    fast.evaluate(np.ones((4, 8, 8, 3)), [0, 1, 2, 0], verbose=0)
+    assert capsys.readouterr().out == ""
+    fast.evaluate(np.ones((4, 8, 8, 3)), [0, 1, 2, 0])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith("exit_1_samples: 4 - exit_2_samples: 0 - final_samples: 0")
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (np.ones((4, 8, 8, 3)), None, "labels"),
+        (np.ones((4, 8, 8, 3)), [0, 1, 2, 9], "Received"),
+        (iter([]), None, "no samples"),
+    ],
+)
+def test_evaluate_needs_samples_and_labels(fast, x, y, message):
+    fast.thresholds = 0.5
+    with pytest.raises(ValueError, match=message):
+        fast.evaluate(x, y)
+
+
+def test_what_is_printed_is_short(probable):
+    fast = ksd.EarlyExit(probable)
+    assert repr(probable) == (
+        f"<SelfDistiller of {probable.base.name}: exit_1 at stem_relu, "
+        "exit_2 at out_1, final; BYOT>"
+    )
+    assert '<td style="text-align:left">stem_relu</td>' in probable._repr_html_()
+    assert "exit_2 not calibrated, final>" in repr(fast)
+    fast.thresholds = [0.25, np.inf]
+    assert repr(fast) == (
+        f"<EarlyExit of {probable.base.name}: Confidence(): exit_1 ≥ 0.25, "
+        "exit_2 ≥ inf, final>"
+    )
+    assert "≥ 0.25" in fast._repr_html_()
+    result = fast.predict(np.random.default_rng(0).normal(size=(5, 8, 8, 3)))
+    assert repr(result).startswith("<EarlyExitResult of 5 samples, exit_1 ")
+    assert "multiply-adds" in result._repr_html_()
+    assert max(len(repr(each)) for each in (probable, fast, result)) < 120
+
+
+def test_an_exit_is_found_by_its_number(probable):
+    for number, name in enumerate(NAMES, start=1):
+        assert probable.exit_model(number).name == probable.exit_model(name).name
+    for wrong in (0, 4, -1, True, 1.0):
+        with pytest.raises(ValueError, match="No exit has this name"):
+            probable.exit_model(wrong)
