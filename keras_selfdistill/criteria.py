@@ -18,13 +18,14 @@ import keras
 import numpy as np
 
 from keras_selfdistill.utils.config import PACKAGE, Config, resolve
+from keras_selfdistill.utils.type_aliases import ConfigDict, Tensor
 
 # A criterion's arrays, one row per sample, passed from one exit to the next.
-Memory = dict[str, Any]
+Memory = dict[str, Tensor]
 
 
-def array_namespace(array: Any) -> Any:
-    """Return the functions that an array takes: those of `numpy`, or of `keras.ops`.
+def array_namespace(array: Tensor) -> Any:
+    """Return the module of functions for an array: `numpy`, or `keras.ops`.
 
     A criterion is exportable if it uses what both have under one name: `max`, `sum`,
     `sort`, `argmax`, `where`, `log`, `equal`, `ones_like` and many more.
@@ -46,17 +47,21 @@ def array_namespace(array: Any) -> Any:
 class _TensorFunctions:
     """`keras.ops`, but for what exporters of TensorFlow cannot convert."""
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Callable[..., Tensor]:
         return getattr(keras.ops, name)
 
-    def argmax(self, x, axis=None, keepdims=False):
+    def argmax(
+        self, x: Tensor, axis: int | None = None, keepdims: bool = False
+    ) -> Tensor:
         # Keras tells -0.0 from 0.0 by the bits of floats, which neither ONNX nor LiteRT
         # nor OpenVINO has an operation for. Of integers it does not.
         largest = keras.ops.max(x, axis=axis, keepdims=True)
         is_largest = keras.ops.cast(keras.ops.equal(x, largest), "int32")
         return keras.ops.argmax(is_largest, axis=axis, keepdims=keepdims)
 
-    def argmin(self, x, axis=None, keepdims=False):
+    def argmin(
+        self, x: Tensor, axis: int | None = None, keepdims: bool = False
+    ) -> Tensor:
         return self.argmax(-x, axis=axis, keepdims=keepdims)
 
 
@@ -66,7 +71,7 @@ _TENSOR_FUNCTIONS = _TensorFunctions()
 class Criterion(Config):
     """Base class of criteria; subclass it as a frozen dataclass."""
 
-    def __call__(self, probabilities: Any, memory: Memory) -> Any:
+    def __call__(self, probabilities: Tensor, memory: Memory) -> Tensor:
         """Return the confidence scores of samples at one exit.
 
         Args:
@@ -93,7 +98,7 @@ class Confidence(Criterion):
         [0.7]
     """
 
-    def __call__(self, probabilities, memory):
+    def __call__(self, probabilities: Tensor, memory: Memory) -> Tensor:
         """Return the scores, from 1 / classes to 1."""
         return array_namespace(probabilities).max(probabilities, axis=-1)
 
@@ -108,7 +113,7 @@ class Margin(Criterion):
         [0.5]
     """
 
-    def __call__(self, probabilities, memory):
+    def __call__(self, probabilities: Tensor, memory: Memory) -> Tensor:
         """Return the scores, from 0 to 1."""
         ordered = array_namespace(probabilities).sort(probabilities, axis=-1)
         return ordered[:, -1] - ordered[:, -2]
@@ -124,7 +129,7 @@ class Entropy(Criterion):
         [0.0, 1.0]
     """
 
-    def __call__(self, probabilities, memory):
+    def __call__(self, probabilities: Tensor, memory: Memory) -> Tensor:
         """Return the scores, from 0 (uniform) to 1 (certain)."""
         xp = array_namespace(probabilities)
         safe = xp.where(probabilities > 0, probabilities, 1.0)  # 0 · log 0 is 0.
@@ -147,7 +152,7 @@ class Patience(Criterion):
         [[1.0], [2.0]]
     """
 
-    def __call__(self, probabilities, memory):
+    def __call__(self, probabilities: Tensor, memory: Memory) -> Tensor:
         """Return the scores, from 1 to the number of exits so far."""
         xp = array_namespace(probabilities)
         classes = xp.argmax(probabilities, axis=-1)
@@ -175,9 +180,9 @@ class FromFunction(Criterion):
         [0.3]
     """
 
-    function: Callable[[Any], Any]
+    function: Callable[[Tensor], Tensor]
 
-    def __call__(self, probabilities, memory):
+    def __call__(self, probabilities: Tensor, memory: Memory) -> Tensor:
         """Return the function's scores."""
         return self.function(probabilities)
 
@@ -211,7 +216,7 @@ def get(identifier: "str | Criterion | Callable") -> Criterion:
     return resolve(identifier, "criterion", Criterion, _SHORTHANDS)
 
 
-def to_config(criterion: Criterion) -> dict[str, Any]:
+def to_config(criterion: Criterion) -> ConfigDict:
     """Return a config from which `from_config` makes an equal criterion.
 
     Raises:
@@ -236,7 +241,7 @@ def to_config(criterion: Criterion) -> dict[str, Any]:
     }
 
 
-def from_config(config: dict[str, Any]) -> Criterion:
+def from_config(config: ConfigDict) -> Criterion:
     """Make a criterion from what `to_config` returned.
 
     Raises:

@@ -7,8 +7,12 @@ the whole chain; benchmarks/train_step.py measures the difference.
 
 import keras
 
+from keras_selfdistill.utils.type_aliases import Tensor
 
-def use_fused_kernel(layer):
+
+def use_fused_kernel(
+    layer: keras.layers.BatchNormalization,
+) -> keras.layers.BatchNormalization:
     """Make a batch normalisation layer train with PyTorch's kernel, on that backend.
 
     The layer stays a plain `keras.layers.BatchNormalization`: it is saved and loaded as
@@ -32,7 +36,9 @@ def use_fused_kernel(layer):
 
     keras_call = layer.call
 
-    def call(inputs, training=None, mask=None):
+    def call(
+        inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         symbolic = isinstance(inputs, keras.KerasTensor) or inputs.is_meta
         if not (training and layer.trainable) or mask is not None or symbolic:
             return keras_call(inputs, training=training, mask=mask)

@@ -3,11 +3,13 @@
 import operator
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import keras
 
-_Compiled = tuple[list[Any], dict[int, Callable[..., Any]]]
+from keras_selfdistill.utils.type_aliases import Tensor, TensorStructure
+
+_Call = Callable[[Sequence[Tensor]], TensorStructure]
+_Compiled = tuple[list[keras.Variable], dict[int, _Call]]
 
 
 class CompiledModel:
@@ -31,14 +33,14 @@ class CompiledModel:
         True
     """
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model) -> None:
         self._model = model
         # The variables for which it was compiled, and compiled functions by batch size.
         self._compiled: _Compiled = [], {}
         self._lock = threading.Lock()
         self.compile_count = 0  # Number of times the backend traced the model.
 
-    def __call__(self, tensors: Sequence[Any]) -> Any:
+    def __call__(self, tensors: Sequence[Tensor]) -> TensorStructure:
         """Return the model's outputs.
 
         Args:
@@ -48,7 +50,7 @@ class CompiledModel:
         call = self._calls().get(rows)
         return call(tensors) if call else self._first_call(rows, tensors)
 
-    def _calls(self):
+    def _calls(self) -> dict[int, _Call]:
         """Return the functions compiled for the current variables, by batch size."""
         variables, calls = self._compiled
         now = self._model.variables
@@ -56,7 +58,7 @@ class CompiledModel:
             self._compiled = now, calls = now, {}
         return calls
 
-    def _first_call(self, rows, tensors):
+    def _first_call(self, rows: int, tensors: Sequence[Tensor]) -> TensorStructure:
         with self._lock:  # One thread compiles; the others wait and use it.
             calls = self._calls()
             call = calls.get(rows)
@@ -68,14 +70,16 @@ class CompiledModel:
             calls[rows] = call
             return outputs
 
-    def _count(self):
+    def _count(self) -> None:
         self.compile_count += 1
 
 
-def _compile_tensorflow(model, rows, traced):
+def _compile_tensorflow(
+    model: keras.Model, rows: int, traced: Callable[[], None]
+) -> _Call:
     import tensorflow as tf
 
-    def run(*tensors):
+    def run(*tensors: Tensor) -> TensorStructure:
         traced()
         return model(list(tensors), training=False)
 
@@ -89,21 +93,21 @@ def _compile_tensorflow(model, rows, traced):
     return lambda tensors: function(*map(tf.convert_to_tensor, tensors))
 
 
-def _compile_jax(model, rows, traced):
+def _compile_jax(model: keras.Model, rows: int, traced: Callable[[], None]) -> _Call:
     import jax
 
     trainable, others = model.trainable_variables, model.non_trainable_variables
     assigned: list[int] = []  # Indices of the others that calls assign, mostly seeds.
 
     @jax.jit
-    def run(weights, tensors):
+    def run(weights: list[list[Tensor]], tensors: Sequence[Tensor]) -> TensorStructure:
         traced()
         outputs, after = model.stateless_call(*weights, tensors, training=False)
         new = enumerate(zip(weights[1], after, strict=True))
         assigned[:] = [i for i, (old, value) in new if value is not old]
         return outputs, [after[i] for i in assigned]
 
-    def call(tensors):
+    def call(tensors: Sequence[Tensor]) -> TensorStructure:
         weights = [
             [variable.value for variable in group] for group in (trainable, others)
         ]
@@ -115,10 +119,10 @@ def _compile_jax(model, rows, traced):
     return call
 
 
-def _compile_torch(model, rows, traced):
+def _compile_torch(model: keras.Model, rows: int, traced: Callable[[], None]) -> _Call:
     import torch
 
-    def call(tensors):
+    def call(tensors: Sequence[Tensor]) -> TensorStructure:
         with torch.inference_mode():
             tensors = [keras.ops.convert_to_tensor(tensor) for tensor in tensors]
             return model(tensors, training=False)

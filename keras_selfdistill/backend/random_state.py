@@ -76,12 +76,12 @@ def is_random_state(value: Any) -> bool:
     )
 
 
-def _is_number(value, kind=(int, float)):
+def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
     is_number = isinstance(value, kind) and not isinstance(value, bool)
     return is_number and abs(value) < 1e308  # Larger ones overflow a float.
 
 
-def _is_list_below(limit, value, length=None):
+def _is_list_below(limit: int, value: Any, length: int | None = None) -> bool:
     return (
         isinstance(value, list)
         and length in (None, len(value))
@@ -89,7 +89,7 @@ def _is_list_below(limit, value, length=None):
     )
 
 
-def _is_python(value):
+def _is_python(value: Any) -> bool:
     """Return whether a value is a Mersenne Twister state: its words, then an index."""
     if not isinstance(value, list) or len(value) != 3:
         return False
@@ -102,7 +102,7 @@ def _is_python(value):
     )
 
 
-def _is_numpy(value):
+def _is_numpy(value: Any) -> bool:
     """Return whether a value is NumPy's state of the same generator."""
     if not isinstance(value, list) or len(value) != 5:
         return False
@@ -116,7 +116,7 @@ def _is_numpy(value):
     )
 
 
-def _is_torch(value, device="cpu"):
+def _is_torch(value: Any, device: str = "cpu") -> bool:
     """Return whether PyTorch accepts a state; any bytes if it is not loaded."""
     if not _is_list_below(256, value):
         return False
@@ -130,7 +130,7 @@ def _is_torch(value, device="cpu"):
     return True
 
 
-def _is_devices(value):
+def _is_devices(value: Any) -> bool:
     """Return whether a value holds the states of at most as many GPUs as there are."""
     if not isinstance(value, list):
         return False

@@ -1,13 +1,14 @@
 """Rows of arrays and tensors of any backend, on their own device."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
 
+from keras_selfdistill.utils.type_aliases import Tensor
 
-def to_numpy(tensor: Any) -> np.ndarray:
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
     """Return a tensor of any of the backends as an array, without a copy if possible.
 
     Example:
@@ -21,7 +22,7 @@ def to_numpy(tensor: Any) -> np.ndarray:
     return tensor.numpy() if hasattr(tensor, "numpy") else np.asarray(tensor)
 
 
-def take_rows(tensor: Any, rows: np.ndarray) -> Any:
+def take_rows(tensor: Tensor, rows: np.ndarray) -> Tensor:
     """Return some rows of an array or tensor, on its own device.
 
     On JAX the rows are gathered on the host, where a new number of rows compiles
@@ -44,7 +45,7 @@ def take_rows(tensor: Any, rows: np.ndarray) -> Any:
         return tensor.index_select(0, torch.from_numpy(rows).to(tensor.device))
 
 
-def join_rows(tensors: Sequence[Any]) -> Any:
+def join_rows(tensors: Sequence[Tensor]) -> Tensor:
     """Return the rows of several arrays or tensors as one.
 
     Example:

@@ -7,7 +7,7 @@ runs on symbolic tensors, and the calls inside are counted, down to Keras' opera
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -20,6 +20,7 @@ from keras_selfdistill.graph.ends.pre_activation import PreActivation
 from keras_selfdistill.graph.flatten import takes_training
 from keras_selfdistill.graph.nodes import calls_inside, model_nodes
 from keras_selfdistill.graph.shells import original
+from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor
 
 # Shape of one sample of each input, without the batch, by the id of its tensor.
 Shapes = Mapping[int, tuple[int, ...]]
@@ -49,7 +50,7 @@ class Count(NamedTuple):
         return cls(sum(count.macs for count in counts), tuple(names))
 
 
-def model_macs(model: Any, shapes: Shapes | None = None) -> Count:
+def model_macs(model: keras.Model, shapes: Shapes | None = None) -> Count:
     """Return a functional model's multiply-adds and its unknown layers.
 
     Args:
@@ -68,8 +69,8 @@ def model_macs(model: Any, shapes: Shapes | None = None) -> Count:
 
 
 def macs_by_node(
-    nodes: Sequence[Any], shapes: Shapes | None = None
-) -> dict[Any, Count]:
+    nodes: Sequence[Node], shapes: Shapes | None = None
+) -> dict[Node, Count]:
     """Return the multiply-adds of each call in a functional graph, for one sample.
 
     Args:
@@ -87,7 +88,7 @@ def macs_by_node(
         [0, 27648]
     """
     counts = {}
-    sized: dict[int, Any] = {}  # One sample of each tensor, by its id.
+    sized: dict[int, SymbolicTensor] = {}  # One sample of each tensor, by its id.
     for node in nodes:
         given = {
             id(tensor): sized.get(id(tensor), tensor) for tensor in node.input_tensors
@@ -100,7 +101,9 @@ def macs_by_node(
     return counts
 
 
-def _outputs(node, given, shapes):
+def _outputs(
+    node: Node, given: Mapping[int, SymbolicTensor], shapes: Shapes
+) -> list[SymbolicTensor]:
     """Return a node's outputs for one sample, as far as their sizes are known."""
     rows = max((each.shape[0] for each in given.values() if each.shape), default=1)
     if _reshapes_the_batch(node):
@@ -118,7 +121,9 @@ def _outputs(node, given, shapes):
     return outputs
 
 
-def _with_batch(tensor, rows, sample_shape=None):
+def _with_batch(
+    tensor: SymbolicTensor, rows: int, sample_shape: tuple[int, ...] | None = None
+) -> SymbolicTensor:
     """Return a symbolic tensor with a batch size, if its own is unknown."""
     shape = tuple(tensor.shape)
     if sample_shape is not None:
@@ -128,7 +133,7 @@ def _with_batch(tensor, rows, sample_shape=None):
     return keras.KerasTensor(shape, tensor.dtype)
 
 
-def _reshapes_the_batch(node):
+def _reshapes_the_batch(node: Node) -> bool:
     # `keras.ops.reshape`; the layer of this name keeps the batch axis.
     kind = type(node.operation)
     if kind.__name__ != "Reshape" or issubclass(kind, keras.Layer):
@@ -137,7 +142,9 @@ def _reshapes_the_batch(node):
     return before[:1] == after[:1] == (None,) and None not in before[1:] + after[1:]
 
 
-def _count(node, tensors, outputs):
+def _count(
+    node: Node, tensors: Mapping[int, SymbolicTensor], outputs: Sequence[SymbolicTensor]
+) -> tuple[Count, Sequence[SymbolicTensor]]:
     """Return the count of a node, and its outputs with all sizes.
 
     Args:
@@ -165,23 +172,29 @@ def _count(node, tensors, outputs):
     return _count_inside(operation, operation.call, args, kwargs, outputs)
 
 
-def _behind_shells(operation):
+def _behind_shells(operation: keras.Operation) -> keras.Operation:
     operation = original(operation)
     return operation.layer if isinstance(operation, PreActivation) else operation
 
 
-def _layers(operation):
+def _layers(operation: keras.Operation) -> list[keras.Layer]:
     """Return a layer and all its sublayers."""
     if not isinstance(operation, keras.Layer):
         return []
     return list(operation._flatten_layers())
 
 
-def _is_leaf(operation):
+def _is_leaf(operation: keras.Operation) -> bool:
     return is_free(operation) or has_rule(operation)
 
 
-def _count_inside(operation, function, args, kwargs, outputs=()):
+def _count_inside(
+    operation: keras.Operation,
+    function: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    outputs: Sequence[SymbolicTensor] = (),
+) -> tuple[Count, Sequence[SymbolicTensor]]:
     """Trace a function of symbolic tensors and count the calls inside."""
     fresh = {
         id(tensor): keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
@@ -222,7 +235,11 @@ def _count_inside(operation, function, args, kwargs, outputs=()):
 
 
 @rule.register(layers.RNN)
-def _count_recurrent(layer, inputs, outputs):
+def _count_recurrent(
+    layer: keras.Layer,
+    inputs: Sequence[SymbolicTensor],
+    outputs: Sequence[SymbolicTensor],
+) -> Count:
     sequence = inputs[0]
     rows, steps, *rest = sequence.shape
     size(sequence, layer.name)
@@ -236,7 +253,11 @@ def _count_recurrent(layer, inputs, outputs):
 
 
 @rule.register(layers.TimeDistributed)
-def _count_each_step(layer, inputs, outputs):
+def _count_each_step(
+    layer: keras.Layer,
+    inputs: Sequence[SymbolicTensor],
+    outputs: Sequence[SymbolicTensor],
+) -> Count:
     size(inputs[0], layer.name)
     rows, steps, *rest = inputs[0].shape
     each = keras.KerasTensor((rows * steps, *rest), inputs[0].dtype)

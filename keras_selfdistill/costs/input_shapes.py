@@ -8,13 +8,14 @@ import keras
 
 from keras_selfdistill.costs.counting import Shapes, model_macs
 from keras_selfdistill.graph.nodes import input_structure
+from keras_selfdistill.utils.type_aliases import SymbolicTensor, Tensor, TensorStructure
 
 # Values for unknown sizes if only shares of the total matter, in the order of trial:
 # some models have a maximum length, others a minimum.
 _NOMINAL = (256, 64, 16, 4, 4096, 65536)
 
 
-def given_shapes(model: Any, input_shape: Any) -> Shapes:
+def given_shapes(model: keras.Model, input_shape: Any) -> Shapes:
     """Return the input shapes for which to count a model, as given by the user.
 
     Args:
@@ -45,7 +46,7 @@ def given_shapes(model: Any, input_shape: Any) -> Shapes:
         return {}
     shapes: dict[int, tuple[int, ...]] = {}
 
-    def take(tensor, shape):
+    def take(tensor: SymbolicTensor, shape: Any) -> None:
         if not _fits(tensor, shape):
             raise ValueError
         shapes[id(tensor)] = tuple(map(int, shape))
@@ -61,7 +62,7 @@ def given_shapes(model: Any, input_shape: Any) -> Shapes:
     return shapes
 
 
-def shapes_of(model: Any, arrays: Sequence[Any]) -> Shapes:
+def shapes_of(model: keras.Model, arrays: Sequence[Tensor]) -> Shapes:
     """Return the input shapes of a batch, for which to count a model.
 
     Args:
@@ -74,7 +75,7 @@ def shapes_of(model: Any, arrays: Sequence[Any]) -> Shapes:
     }
 
 
-def nominal_shapes(model: Any) -> Shapes:
+def nominal_shapes(model: keras.Model) -> Shapes:
     """Return input shapes for shares of a model's multiply-adds.
 
     Example:
@@ -106,14 +107,14 @@ def nominal_shapes(model: Any) -> Shapes:
     ) from error
 
 
-def _filled(tensors, size=_NOMINAL[0]):
+def _filled(tensors: TensorStructure, size: int = _NOMINAL[0]) -> Any:
     return keras.tree.map_structure(
         lambda each: tuple(size if axis is None else axis for axis in each.shape[1:]),
         tensors,
     )
 
 
-def _fits(tensor, shape):
+def _fits(tensor: SymbolicTensor, shape: Any) -> bool:
     expected = tensor.shape[1:]
     return len(shape) == len(expected) and all(
         isinstance(given, numbers.Integral)

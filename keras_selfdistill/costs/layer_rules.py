@@ -10,8 +10,9 @@ from keras import layers
 
 from keras_selfdistill.costs.free_operations import FREE_LAYERS
 from keras_selfdistill.costs.operation_rules import size
+from keras_selfdistill.utils.type_aliases import SymbolicTensor
 
-Rule = Callable[[Any, Sequence[Any], Sequence[Any]], int]
+Rule = Callable[[Any, Sequence[SymbolicTensor], Sequence[SymbolicTensor]], int]
 
 
 def register_macs(
@@ -48,7 +49,7 @@ def register_macs(
     return rule.register(layer_class)
 
 
-def has_rule(operation: Any) -> bool:
+def has_rule(operation: keras.Operation) -> bool:
     """Return whether `rule` applies to a layer.
 
     Example:
@@ -65,7 +66,7 @@ def has_rule(operation: Any) -> bool:
     return own in rule.registry or own.call is of_keras[0].call
 
 
-def is_free(operation: Any) -> bool:
+def is_free(operation: keras.Operation) -> bool:
     """Return whether a layer of Keras has no multiply-adds.
 
     Example:
@@ -79,18 +80,30 @@ def is_free(operation: Any) -> bool:
 
 
 @functools.singledispatch
-def rule(operation: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
+def rule(
+    operation: keras.Operation,
+    inputs: Sequence[SymbolicTensor],
+    outputs: Sequence[SymbolicTensor],
+) -> Any:
     """Return the cost of one call: an integer, or a `counting.Count`."""
     raise TypeError(operation)  # Never called: the default marks a missing rule.
 
 
 @rule.register(layers.Dense)
-def _count_dense(layer, inputs, outputs):
+def _count_dense(
+    layer: keras.Layer,
+    inputs: Sequence[SymbolicTensor],
+    outputs: Sequence[SymbolicTensor],
+) -> int:
     return size(outputs[0], layer.name) * inputs[0].shape[-1]
 
 
 @rule.register(layers.AdditiveAttention)
-def _count_additive_attention(layer, inputs, outputs):
+def _count_additive_attention(
+    layer: keras.Layer,
+    inputs: Sequence[SymbolicTensor],
+    outputs: Sequence[SymbolicTensor],
+) -> int:
     query, value = inputs[:2]
     key = inputs[2] if len(inputs) > 2 else value
     keys = size(key, layer.name) * query.shape[1]  # Weighted and summed to scores.
@@ -98,20 +111,36 @@ def _count_additive_attention(layer, inputs, outputs):
 
 
 # Keras has no public base class for convolutions: each is registered below.
-def _count_convolution(layer, inputs, outputs):
+def _count_convolution(
+    layer: keras.Layer,
+    inputs: Sequence[SymbolicTensor],
+    outputs: Sequence[SymbolicTensor],
+) -> int:
     channels = _channels(inputs[0], layer) // layer.groups
     return size(outputs[0], layer.name) * math.prod(layer.kernel_size) * channels
 
 
-def _count_transposed(layer, inputs, outputs):
+def _count_transposed(
+    layer: keras.Layer,
+    inputs: Sequence[SymbolicTensor],
+    outputs: Sequence[SymbolicTensor],
+) -> int:
     return size(inputs[0], layer.name) * math.prod(layer.kernel_size) * layer.filters
 
 
-def _count_depthwise(layer, inputs, outputs):
+def _count_depthwise(
+    layer: keras.Layer,
+    inputs: Sequence[SymbolicTensor],
+    outputs: Sequence[SymbolicTensor],
+) -> int:
     return size(outputs[0], layer.name) * math.prod(layer.kernel_size)
 
 
-def _count_separable(layer, inputs, outputs):
+def _count_separable(
+    layer: keras.Layer,
+    inputs: Sequence[SymbolicTensor],
+    outputs: Sequence[SymbolicTensor],
+) -> int:
     positions = size(outputs[0], layer.name) // layer.filters
     channels = _channels(inputs[0], layer) * layer.depth_multiplier
     return positions * channels * (math.prod(layer.kernel_size) + layer.filters)
@@ -127,5 +156,5 @@ for _layer in (layers.SeparableConv1D, layers.SeparableConv2D):
     rule.register(_layer, _count_separable)
 
 
-def _channels(tensor, layer):
+def _channels(tensor: SymbolicTensor, layer: keras.Layer) -> int:
     return tensor.shape[-1 if layer.data_format == "channels_last" else 1]

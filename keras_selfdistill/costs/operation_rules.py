@@ -3,16 +3,18 @@
 import inspect
 import math
 import string
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from keras_selfdistill.costs.free_operations import FREE_OPERATIONS
+from keras_selfdistill.utils.type_aliases import SymbolicTensor
 
 _PRIMITIVE = ("keras.src.ops.", "keras.src.activations.")
 
 
-def is_primitive(operation: Any) -> bool:
+def is_primitive(operation: keras.Operation) -> bool:
     """Return whether an operation is one of Keras' own, not a layer or a user's.
 
     Example:
@@ -23,7 +25,12 @@ def is_primitive(operation: Any) -> bool:
     return own and not isinstance(operation, keras.Function)
 
 
-def count_operation(operation: Any, args: Any, kwargs: Any, output: Any) -> int | None:
+def count_operation(
+    operation: keras.Operation,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    output: SymbolicTensor,
+) -> int | None:
     """Return the multiply-adds of one call of one of Keras' own operations.
 
     Args:
@@ -69,11 +76,15 @@ def size(tensor: Any, name: str) -> int:
     return math.prod(tensor.shape)
 
 
-def _matmul(operation, given, output):
+def _matmul(
+    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+) -> int:
     return size(output, operation.name) * _shape(given["x1"])[-1]
 
 
-def _contraction(operation, given, output):
+def _contraction(
+    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+) -> int:
     """Every axis belongs to one factor and the output, or to both and is summed."""
     factors = list(given.values())[:2]
     # (a·k) · (k·b) · (a·b) = (a·k·b)², with a, b and k the axes' sizes multiplied.
@@ -82,7 +93,9 @@ def _contraction(operation, given, output):
     return product if product > size(output, operation.name) else 0
 
 
-def _einsum(operation, given, output):
+def _einsum(
+    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+) -> int | None:
     factors = given["operands"]
     if len(factors) < 2:
         return 0
@@ -116,15 +129,21 @@ def einsum_macs(subscripts: str, *shapes: tuple[int, ...]) -> int:
     return math.prod(sizes.values()) if summed else 0
 
 
-def _conv(operation, given, output):
+def _conv(
+    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+) -> int:
     return size(output, operation.name) * math.prod(_shape(given["kernel"])[:-1])
 
 
-def _depthwise_conv(operation, given, output):
+def _depthwise_conv(
+    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+) -> int:
     return size(output, operation.name) * math.prod(_shape(given["kernel"])[:-2])
 
 
-def _separable_conv(operation, given, output):
+def _separable_conv(
+    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+) -> int:
     depthwise, pointwise = map(
         _shape, (given["depthwise_kernel"], given["pointwise_kernel"])
     )
@@ -132,28 +151,38 @@ def _separable_conv(operation, given, output):
     return positions * (math.prod(depthwise) + math.prod(pointwise))
 
 
-def _conv_transpose(operation, given, output):
+def _conv_transpose(
+    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+) -> int:
     kernel = _shape(given["kernel"])
     return size(given["inputs"], operation.name) * math.prod(kernel[:-1])
 
 
-def _attention(operation, given, output):
+def _attention(
+    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+) -> int:
     batch, length, heads, width = given["query"].shape
     *_, of_value = given["value"].shape
     pairs = keras.KerasTensor((batch, length, given["key"].shape[1], heads))
     return size(pairs, operation.name) * (width + of_value)
 
 
-def _average(operation, given, output):
+def _average(
+    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+) -> int:
     weighted = given.get("weights") is not None
     return size(given["x"], operation.name) if weighted else 0
 
 
-def _cross(operation, given, output):
+def _cross(
+    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+) -> int:
     return 2 * size(output, operation.name)
 
 
-def _grayscale(operation, given, output):
+def _grayscale(
+    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+) -> int:
     before, after = (size(x, operation.name) for x in (given["images"], output))
     return before if before > after else 0
 
@@ -176,5 +205,5 @@ _RULES = {
 }
 
 
-def _shape(tensor):
+def _shape(tensor: Any) -> tuple[int, ...]:
     return tuple(getattr(tensor, "shape", ()))

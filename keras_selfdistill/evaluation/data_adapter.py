@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_selfdistill.backend.tensors import to_numpy
 from keras_selfdistill.utils.config import did_you_mean
+from keras_selfdistill.utils.type_aliases import Data, Labels, SymbolicTensor, Tensor
 
 
 class DataAdapter:
@@ -17,7 +18,7 @@ class DataAdapter:
         base: Functional or Sequential model.
     """
 
-    def __init__(self, base: Any):
+    def __init__(self, base: keras.Model) -> None:
         self._inputs = list(base.inputs)
         structure = None if isinstance(base, keras.Sequential) else base.input
         self._keys = [tensor.name for tensor in self._inputs]
@@ -26,7 +27,7 @@ class DataAdapter:
             self._keys = [names[id(tensor)] for tensor in self._inputs]
 
     def batches(
-        self, x: Any, y: Any = None
+        self, x: Data, y: Labels | None = None
     ) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
         """Yield batches: arrays, one for each input of the base, and labels or `None`.
 
@@ -56,13 +57,15 @@ class DataAdapter:
             else:
                 yield self._checked(batch)
 
-    def _is_arrays(self, x):
+    def _is_arrays(self, x: Data) -> bool:
         if isinstance(x, Mapping) or _is_array(x):
             return True
         # A list may also be a list of batches; only arrays can be the inputs.
         return isinstance(x, (tuple, list)) and all(map(_is_array, x)) and bool(x)
 
-    def _checked(self, x, y=None):
+    def _checked(
+        self, x: Data, y: Labels | None = None
+    ) -> tuple[list[np.ndarray], np.ndarray | None]:
         arrays = [
             _as_input(value, tensor, key)
             for value, tensor, key in zip(
@@ -80,7 +83,7 @@ class DataAdapter:
             )
         return arrays, y
 
-    def _in_order(self, x):
+    def _in_order(self, x: Data) -> list[Any]:
         if isinstance(x, Mapping):
             missing = [key for key in self._keys if key not in x]
             if missing:
@@ -99,12 +102,12 @@ class DataAdapter:
         return values
 
 
-def _is_array(x):
+def _is_array(x: Data) -> bool:
     shaped = hasattr(x, "shape") and hasattr(x, "dtype")
     return shaped and not isinstance(x, keras.utils.PyDataset)
 
 
-def _iterate(x):
+def _iterate(x: Data) -> Iterator[Any]:
     if isinstance(x, keras.utils.PyDataset):
         return (x[i] for i in range(x.num_batches))
     if isinstance(x, (str, bytes, list, tuple)) or not hasattr(x, "__iter__"):
@@ -117,7 +120,7 @@ def _iterate(x):
     return iter(x)
 
 
-def _as_input(value, tensor, key):
+def _as_input(value: Tensor, tensor: SymbolicTensor, key: str) -> np.ndarray:
     array = to_numpy(value)
     wanted = tuple(tensor.shape[1:])
     fits = array.ndim == len(wanted) + 1 and all(
@@ -175,7 +178,7 @@ def class_indices(batches: Sequence[np.ndarray | None], classes: int) -> np.ndar
     return labels
 
 
-def correct_predictions(outputs: Any, labels: Any) -> np.ndarray:
+def correct_predictions(outputs: Tensor, labels: Labels) -> np.ndarray:
     """Return which samples a classifier predicts correctly, shape `(samples,)`.
 
     A prediction with a NaN is never correct.
@@ -208,7 +211,7 @@ def correct_predictions(outputs: Any, labels: Any) -> np.ndarray:
     return best_classes(outputs) == class_indices([labels], outputs.shape[1])
 
 
-def best_classes(outputs: Any) -> np.ndarray:
+def best_classes(outputs: Tensor) -> np.ndarray:
     """Return the index of the largest output, -1 where one is NaN.
 
     Args:

@@ -51,7 +51,7 @@ class BatchPredictions:
             never correct, where logits are not finite; `None` for a regression.
     """
 
-    def __init__(self, logits: np.ndarray, task: Task):
+    def __init__(self, logits: np.ndarray, task: Task) -> None:
         self._logits = np.asarray(logits, "float64")
         self.task = task
         self.predicted: Any = None
@@ -107,7 +107,7 @@ class Sums:
         0.5
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._totals: dict[str, Any] = {}
         self._count = 0
 
@@ -180,6 +180,6 @@ def flat_labels(labels: np.ndarray, task: Task) -> np.ndarray:
     return flat.astype("int64")
 
 
-def _log_softmax(logits):
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -1,9 +1,9 @@
 """Reliability of confidence scores: predictions binned by them; NumPy only."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 BINS = 15
 
@@ -56,7 +56,9 @@ class Reliability:
         return float(np.abs(self.correct - self.confidence).sum() / self.count.sum())
 
 
-def binned(confidence: Any, correct: Any, bins: int = BINS) -> Reliability:
+def binned(
+    confidence: ArrayLike, correct: np.typing.ArrayLike, bins: int = BINS
+) -> Reliability:
     """Bin predictions by their confidence; a bin includes its upper edge only.
 
     Args:
@@ -70,7 +72,7 @@ def binned(confidence: Any, correct: Any, bins: int = BINS) -> Reliability:
         ([0.0, 0.5], 0.267)
     """
     edges = np.linspace(0, 1, bins + 1)
-    number = np.digitize(confidence, edges[1:-1], right=True)
+    number = np.digitize(np.asarray(confidence), edges[1:-1], right=True)
     return Reliability(
         np.bincount(number, minlength=bins),
         np.bincount(number, confidence, minlength=bins),

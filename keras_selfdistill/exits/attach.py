@@ -2,7 +2,7 @@
 
 import dataclasses
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,10 +14,10 @@ from keras_selfdistill.exits.named_taps import named_taps
 from keras_selfdistill.exits.placement import Tap, flatten_to_place, placed_taps
 from keras_selfdistill.graph.ends.base_end import BaseEnd, find_base_end
 from keras_selfdistill.graph.flatten import FlatModel, flatten
+from keras_selfdistill.graph.layout import dtype_policy
 from keras_selfdistill.graph.nodes import (
     ancestors,
     check_functional,
-    dtype_policy,
     input_structure,
     producer,
     unrecorded,
@@ -28,6 +28,7 @@ from keras_selfdistill.heads.base import Head, Target
 from keras_selfdistill.heads.pieces import resize_positions
 from keras_selfdistill.heads.registry import head_for_taps
 from keras_selfdistill.recipes.base import Recipe
+from keras_selfdistill.utils.type_aliases import SymbolicTensor, Tensor, TensorStructure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Exit:
             feature, or the output of its adapter.
     """
 
-    output: Any
-    logits: Any
-    feature: Any
-    hint: Any
+    output: SymbolicTensor
+    logits: SymbolicTensor
+    feature: SymbolicTensor
+    hint: SymbolicTensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,24 +70,24 @@ class ExitGraph:
         dtype_policy: Dtype policy of the deepest tap.
     """
 
-    base: Any
+    base: keras.Model
     flat: FlatModel
     taps: tuple[str, ...]
     head: Head
     task: Task
     exits: dict[str, Exit]
-    ensemble: Any
-    training_network: Any
-    dtype_policy: Any
+    ensemble: SymbolicTensor
+    training_network: keras.Model
+    dtype_policy: keras.DTypePolicy
 
     @property
-    def outputs(self) -> dict[str, Any]:
+    def outputs(self) -> dict[str, SymbolicTensor]:
         """Every exit's output; that of the final exit is the base's own."""
         found = {name: each.output for name, each in self.exits.items()}
         return {**found, "final": self.flat.model.outputs[0]}
 
     @property
-    def inputs(self) -> Any:
+    def inputs(self) -> TensorStructure:
         """The base's inputs, in the structure that the base expects."""
         return input_structure(self.base)
 
@@ -98,7 +99,7 @@ class ExitGraph:
             if each.hint is not each.feature
         ]
 
-    def model(self, output: Any, name: str) -> keras.Model:
+    def model(self, output: SymbolicTensor, name: str) -> keras.Model:
         """Return a functional model of only the layers that a symbolic output needs."""
         needed = ancestors(output)
         inputs = [tensor for tensor in self.base.inputs if id(tensor) in needed]
@@ -108,7 +109,7 @@ class ExitGraph:
 
 
 def attach_exits(
-    base: Any,
+    base: keras.Model,
     taps: int | str | Sequence[str | Tap],
     head: Head | None,
     recipe: Recipe,
@@ -141,7 +142,14 @@ def attach_exits(
         return _attach(base, flat, taps, head, recipe, task)
 
 
-def _attach(base, flat, taps, head, recipe, task):
+def _attach(
+    base: keras.Model,
+    flat: FlatModel,
+    taps: Any,
+    head: Head | None,
+    recipe: Recipe,
+    task: str | None,
+) -> ExitGraph:
     end = find_base_end(flat.model, task)
     chosen = _choose_taps(flat, end, taps)
     names = exit_names(len(chosen))
@@ -180,12 +188,12 @@ def exit_names(taps: int) -> list[str]:
     return [f"exit_{i:0{digits}d}" for i in range(1, taps + 1)] + ["final"]
 
 
-def _are_placed(taps):
+def _are_placed(taps: Any) -> bool:
     number = isinstance(taps, numbers.Integral) and not isinstance(taps, bool)
     return number or (isinstance(taps, str) and taps == "auto")
 
 
-def _choose_taps(flat: FlatModel, end: BaseEnd, taps):
+def _choose_taps(flat: FlatModel, end: BaseEnd, taps: Any) -> dict[str, SymbolicTensor]:
     if _are_placed(taps):
         placed = placed_taps(flat, end, taps)
         logging.info("Exits of %s: %s", flat.model.name, [each.name for each in placed])
@@ -204,13 +212,15 @@ def _choose_taps(flat: FlatModel, end: BaseEnd, taps):
     return named_taps(flat, end.feature, _tap_names(taps))
 
 
-def _tap_names(taps):
+def _tap_names(taps: Any) -> list[str]:
     """Return the names of the taps; `_choose_taps` checks their types."""
     given = taps if isinstance(taps, (list, tuple)) else ()
     return [tap.name if isinstance(tap, Tap) else tap for tap in given]
 
 
-def _make_exit(name, feature, end: BaseEnd, head: Head, adapt: bool):
+def _make_exit(
+    name: str, feature: SymbolicTensor, end: BaseEnd, head: Head, adapt: bool
+) -> Exit:
     width = end.feature.shape[-1]
     if tuple(feature.shape) != tuple(end.feature.shape):
         raise ValueError(
@@ -229,7 +239,9 @@ def _make_exit(name, feature, end: BaseEnd, head: Head, adapt: bool):
     return Exit(output, logits, feature, hint)
 
 
-def _ensemble(exits, activation):
+def _ensemble(
+    exits: Mapping[str, Exit], activation: Callable[[Tensor], Tensor]
+) -> SymbolicTensor:
     dtype = _full_precision(exits["final"].output)
     logits = layers.Average(name="ensemble_logits", dtype=dtype)(
         [each.logits for each in exits.values()]
@@ -237,12 +249,12 @@ def _ensemble(exits, activation):
     return layers.Activation(activation, name="ensemble", dtype=dtype)(logits)
 
 
-def _full_precision(output):
+def _full_precision(output: SymbolicTensor) -> str:
     """Return the dtype of logits and outputs: at least float32."""
     return "float64" if output.dtype == "float64" else "float32"
 
 
-def _target(end: BaseEnd, calls):
+def _target(end: BaseEnd, calls: Mapping[str, SymbolicTensor]) -> Target:
     mask = calls.get("padding_mask")
     channels_last = end.data_format == "channels_last"
     shape = tuple(end.last_spatial.shape) if end.last_spatial is not None else ()
@@ -257,7 +269,7 @@ def _target(end: BaseEnd, calls):
     )
 
 
-def _check_names(base, names):
+def _check_names(base: keras.Model, names: Sequence[str]) -> None:
     taken = {
         layer.name
         for layer in base.layers

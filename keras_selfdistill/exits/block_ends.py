@@ -3,13 +3,14 @@
 import collections
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keras import layers
 
 from keras_selfdistill.graph.flatten import FlatModel
 from keras_selfdistill.graph.nodes import ancestors, model_nodes, producer
 from keras_selfdistill.graph.shells import original
+from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor
 
 # The most tensors that may cross a cut, and the share of the multiply-adds that a
 # stretch without a narrower cut must exceed before a wider cut counts as a block end.
@@ -48,19 +49,22 @@ class BlockEnd(NamedTuple):
     """
 
     name: str
-    tensor: Any
+    tensor: SymbolicTensor
     macs_ratio: float
 
 
 class _Cut(NamedTuple):
-    node: Any
+    node: Node
     needed: int  # The nodes that it depends on and its own, as bits.
     width: int  # Number of their tensors that the rest of the base reads.
 
 
+_Priced = tuple[_Cut, int]  # With the multiply-adds up to there.
+
+
 def block_ends(
     flat: FlatModel,
-    feature: Any,
+    feature: SymbolicTensor,
     costs: dict[int, int],
     data_format: str = "channels_last",
 ) -> list[BlockEnd]:
@@ -122,7 +126,7 @@ def block_ends(
     ]
 
 
-def _cuts(nodes: Sequence[Any], costs: dict[int, int]) -> list[_Cut]:
+def _cuts(nodes: Sequence[Node], costs: dict[int, int]) -> list[_Cut]:
     """Return the nodes that each node depends on, and the width of the cut after it."""
     readers: collections.defaultdict[int, int] = collections.defaultdict(int)
     for position, node in enumerate(nodes):
@@ -149,7 +153,9 @@ def _cuts(nodes: Sequence[Any], costs: dict[int, int]) -> list[_Cut]:
     return cuts
 
 
-def _priced(cuts, nodes, costs):
+def _priced(
+    cuts: Sequence[_Cut], nodes: Sequence[Node], costs: dict[int, int]
+) -> list[_Priced]:
     """Return narrow cuts with the multiply-adds up to each, in ascending cost."""
     kernels = [
         (1 << position, costs[id(node.outputs[0])])
@@ -164,11 +170,11 @@ def _priced(cuts, nodes, costs):
     return sorted(priced, key=_spent)
 
 
-def _spent(pair):
+def _spent(pair: _Priced) -> int:
     return pair[1]
 
 
-def _finished(cuts, costs):
+def _finished(cuts: Sequence[_Priced], costs: dict[int, int]) -> list[_Priced]:
     """Keep one cut of those at the same cost: where the block is complete."""
     ends: list[tuple[_Cut, int]] = []
     unfinished = True
@@ -186,14 +192,14 @@ def _finished(cuts, costs):
     return ends
 
 
-def _finishes(node, cost_before):
+def _finishes(node: Node, cost_before: int | None) -> bool:
     if isinstance(original(node.operation), _NORMALIZATION):
         # After a convolution it ends the block, after a sum it begins the next one.
         return bool(cost_before)
     return isinstance(original(node.operation), _FINISHING)
 
 
-def _one_path(ends):
+def _one_path(ends: list[_Priced]) -> list[_Priced]:
     """Drop the ends on side branches: those that no deeper end depends on."""
     kept: list[tuple[_Cut, int]] = []
     for cut, cost in reversed(ends):
@@ -202,7 +208,9 @@ def _one_path(ends):
     return kept[::-1]
 
 
-def _whole_blocks(ends, costs, data_format):
+def _whole_blocks(
+    ends: list[_Priced], costs: dict[int, int], data_format: str
+) -> list[_Priced]:
     """Drop the ends inside blocks that expand and project or are separable."""
     axis = -1 if data_format == "channels_last" else 1
     kept: list[tuple[_Cut, int]] = []
@@ -216,7 +224,7 @@ def _whole_blocks(ends, costs, data_format):
     return kept[::-1]
 
 
-def _behind_depthwise(node, costs):
+def _behind_depthwise(node: Node, costs: dict[int, int]) -> bool:
     while not costs.get(id(node.outputs[0])) and len(node.input_tensors) == 1:
         node = producer(node.input_tensors[0])
     depthwise = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)

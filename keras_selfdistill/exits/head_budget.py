@@ -2,19 +2,24 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
+import keras
 from absl import logging
 
 from keras_selfdistill.costs.counting import model_macs
 from keras_selfdistill.heads.base import Head, Target
+from keras_selfdistill.utils.type_aliases import SymbolicTensor
 
 # Heads of a recipe's own kind add at most this share of the base's multiply-adds.
 SHARE = 0.15
 
 
 def narrow_to_budget(
-    base: Any, head: Head, taps: Mapping[str, Any], target: Target, classes: int
+    base: keras.Model,
+    head: Head,
+    taps: Mapping[str, SymbolicTensor],
+    target: Target,
+    classes: int,
 ) -> Head:
     """Return a head, or the widest narrower one whose exits cost at most `SHARE`.
 

@@ -2,15 +2,20 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import keras
 
 from keras_selfdistill.graph.flatten import FlatModel
 from keras_selfdistill.graph.nodes import ancestors
 from keras_selfdistill.utils.config import did_you_mean
+from keras_selfdistill.utils.type_aliases import SymbolicTensor
 
 
-def named_taps(flat: FlatModel, feature: Any, names: Sequence[str]) -> dict[str, Any]:
+def named_taps(
+    flat: FlatModel, feature: SymbolicTensor, names: Sequence[str]
+) -> dict[str, SymbolicTensor]:
     """Return the symbolic outputs of named layers, shallow to deep.
 
     Args:
@@ -46,7 +51,7 @@ def named_taps(flat: FlatModel, feature: Any, names: Sequence[str]) -> dict[str,
     return taps
 
 
-def _check_name(flat, name):
+def _check_name(flat: FlatModel, name: Any) -> None:
     if not isinstance(name, str):
         raise TypeError(
             f"`taps` must be layer names or a number. Received: {name!r} of type "
@@ -77,7 +82,9 @@ def _check_name(flat, name):
     )
 
 
-def _check_path(base, feature, taps):
+def _check_path(
+    base: keras.Model, feature: SymbolicTensor, taps: Mapping[str, SymbolicTensor]
+) -> None:
     leads = ancestors(feature) - {id(feature)}
     for name, tensor in taps.items():
         if id(tensor) not in leads:

@@ -3,9 +3,9 @@
 import dataclasses
 import itertools
 import numbers
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+import keras
 from absl import logging
 
 from keras_selfdistill.costs.counting import Count, macs_by_node
@@ -22,6 +22,7 @@ from keras_selfdistill.graph.nodes import (
 )
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.graph.trace_layer import holds_layers
+from keras_selfdistill.utils.type_aliases import Node, Shape, SymbolicTensor
 
 # The penalty of two neighbouring taps of equal resolution, in steps between targets.
 _SAME_RESOLUTION = 0.5
@@ -42,7 +43,7 @@ class Tap:
     """
 
     name: str
-    shape: tuple[int | None, ...]
+    shape: Shape
     macs_ratio: float
 
 
@@ -75,7 +76,9 @@ class SuggestedTaps(tuple[Tap, ...]):
         )
 
 
-def suggest_taps(model: Any, exits: int | str = _DEFAULT_EXITS) -> SuggestedTaps:
+def suggest_taps(
+    model: keras.Model, exits: int | str = _DEFAULT_EXITS
+) -> SuggestedTaps:
     """Return the taps that `SelfDistiller(model, taps=exits, …)` places.
 
     Taps lie at block ends: where the rest of the base reads only one tensor, or a few
@@ -120,7 +123,7 @@ def suggest_taps(model: Any, exits: int | str = _DEFAULT_EXITS) -> SuggestedTaps
     )
 
 
-def flatten_to_place(model: Any) -> FlatModel:
+def flatten_to_place(model: keras.Model) -> FlatModel:
     """Return a flattened model none of whose layers holds most of the multiply-adds.
 
     Layers of Keras itself, such as recurrent ones, stay whole, and so do those that
@@ -141,7 +144,7 @@ def flatten_to_place(model: Any) -> FlatModel:
     return flat
 
 
-def _dominating_stack(flat):
+def _dominating_stack(flat: FlatModel) -> str | None:
     """Return the path of a layer with sublayers and most multiply-adds, if any."""
     stacks = {
         path: id(tensor)
@@ -155,7 +158,7 @@ def _dominating_stack(flat):
     return path if costs[stacks[path]] > _DOMINATING * sum(costs.values()) else None
 
 
-def _is_stack(operation):
+def _is_stack(operation: keras.Operation) -> bool:
     own = type(operation).__module__.split(".")[0] == "keras"
     return holds_layers(operation) and not own
 
@@ -186,12 +189,12 @@ def placed_taps(flat: FlatModel, end: BaseEnd, exits: int | str) -> list[BlockEn
     return [ends[position] for position in _nearest(ends, sizes, count)]
 
 
-def _positions(tensor, default):
+def _positions(tensor: SymbolicTensor, default: str) -> Shape:
     last = data_format_of(tensor, default) == "channels_last"
     return tuple(tensor.shape[1:-1] if last else tensor.shape[2:])
 
 
-def node_costs(base: Any) -> dict[int, int]:
+def node_costs(base: keras.Model) -> dict[int, int]:
     """Return the multiply-adds of every node of a base, by the id of its output.
 
     Unknown ones count as zero, with a warning in the log.
@@ -207,20 +210,20 @@ def node_costs(base: Any) -> dict[int, int]:
     return _by_output(counts)
 
 
-def _counts(base):
+def _counts(base: keras.Model) -> dict[Node, Count]:
     return macs_by_node(model_nodes(base), nominal_shapes(base))
 
 
-def _by_output(counts):
+def _by_output(counts: Mapping[Node, Count]) -> dict[int, int]:
     return {id(node.outputs[0]): count.macs for node, count in counts.items()}
 
 
-def _automatic_count(sizes):
+def _automatic_count(sizes: Sequence[Shape]) -> int:
     changes = sum(before != after for before, after in itertools.pairwise(sizes))
     return changes or min(_DEFAULT_EXITS, max(1, len(sizes)))
 
 
-def _check_count(base, ends, exits):
+def _check_count(base: keras.Model, ends: Sequence[BlockEnd], exits: int) -> None:
     if exits < 1:
         raise ValueError(
             f"`taps` must hold at least one tap. Received: taps={exits}. Expected: a "
@@ -234,7 +237,9 @@ def _check_count(base, ends, exits):
         )
 
 
-def _nearest(ends: Sequence[BlockEnd], sizes: Sequence[Any], exits: int):
+def _nearest(
+    ends: Sequence[BlockEnd], sizes: Sequence[Shape], exits: int
+) -> tuple[int, ...]:
     """Return the indices of the best block ends, by dynamic programming.
 
     The cost of a choice is the sum of the distances of tap i from the share i / (k +

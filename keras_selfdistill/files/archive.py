@@ -16,7 +16,7 @@ import stat
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import keras
 import numpy as np
@@ -26,6 +26,7 @@ from keras_selfdistill.files.config_budget import check_budget
 from keras_selfdistill.files.config_check import check_config
 from keras_selfdistill.files.regular_files import copy_regular
 from keras_selfdistill.files.weights_file import stored_bytes
+from keras_selfdistill.utils.type_aliases import ConfigDict
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _ASSETS = "assets"
@@ -48,7 +49,7 @@ _SLACK = 1 << 26  # Bytes of variables that files do not store: seeds, metrics.
 class RefusedFileError(ValueError):
     """A file was not loaded: it is damaged, of another format, or dangerous."""
 
-    def __init__(self, path: str | os.PathLike, reason: str):
+    def __init__(self, path: str | os.PathLike, reason: str) -> None:
         super().__init__(
             "The file was refused: it is damaged, or contains something that this "
             f"library does not write. Received: {str(path)!r}; {reason}"
@@ -198,13 +199,13 @@ def check_fields(document: Any, schema: Mapping[str, Callable[[Any], bool]]) -> 
             raise ValueError(f"{field!r} is {reprlib.repr(document[field])}")
 
 
-def _is_inside(name, folder):
+def _is_inside(name: str, folder: str) -> bool:
     first, *rest = name.split("/")
     plain = all(part not in ("", ".", "..") for part in rest)
     return first == folder and bool(rest) and plain and "\\" not in name
 
 
-def _check_file(file):
+def _check_file(file: BinaryIO) -> None:
     with zipfile.ZipFile(file) as archive:
         size = os.fstat(file.fileno()).st_size
         check_members(archive, size, {_CONFIG, _METADATA, _WEIGHTS}, _ASSETS)
@@ -224,7 +225,7 @@ def _check_file(file):
         )
 
 
-def _quantises(value):
+def _quantises(value: Any) -> bool:
     """Return whether a config quantises exits, which are built in float first."""
     if isinstance(value, list):
         return any(map(_quantises, value))
@@ -233,13 +234,13 @@ def _quantises(value):
     return _quantises_itself(value) or any(map(_quantises, value.values()))
 
 
-def _quantises_itself(fields):
+def _quantises_itself(fields: ConfigDict) -> bool:
     return "frozen" in fields and bool(fields.get("quantized"))
 
 
-def _needed_bytes(config):
+def _needed_bytes(config: ConfigDict) -> int:
     """Return the size of all variables that a config creates, without creating them."""
-    compiled: list[Any] = []
+    compiled: list[ConfigDict] = []
     model = _uncompiled(config, compiled)
     with keras.StatelessScope(initialize_variables=False):
         for each in (model, *compiled):
@@ -249,7 +250,7 @@ def _needed_bytes(config):
     return sum(math.prod(each.shape) * np.dtype(each.dtype).itemsize for each in made)
 
 
-def _uncompiled(value, compiled):
+def _uncompiled(value: Any, compiled: list[ConfigDict]) -> Any:
     """Return a config without the compile configs of its models; collect those apart.
 
     Optimizers are left out: their variables are a small multiple of the weights.

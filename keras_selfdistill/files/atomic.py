@@ -105,7 +105,7 @@ def replacing(
         _sync(target.parent)
 
 
-def _named(path):
+def _named(path: pathlib.Path) -> pathlib.Path:
     """Return the path with a real name as its last part, not `..`."""
     if path.name in ("", ".."):
         return path.resolve()
@@ -113,7 +113,7 @@ def _named(path):
 
 
 @contextlib.contextmanager
-def _workspace(parent):
+def _workspace(parent: pathlib.Path) -> Iterator[pathlib.Path]:
     folder = pathlib.Path(tempfile.mkdtemp(dir=parent, prefix=_PREFIX))
     lock = _locked(folder)
     try:
@@ -124,7 +124,7 @@ def _workspace(parent):
             os.close(lock)
 
 
-def _locked(folder):
+def _locked(folder: pathlib.Path) -> int | None:
     """Lock a folder and return its descriptor; `None` if it cannot be locked.
 
     The system releases the lock when the process ends, in any way.
@@ -143,7 +143,7 @@ def _locked(folder):
     return lock
 
 
-def _remove_stale(parent):
+def _remove_stale(parent: pathlib.Path) -> None:
     """Remove what killed processes left in a folder; restore what they moved away."""
     for entry in list(os.scandir(parent)):
         if not _NAME.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
@@ -161,30 +161,30 @@ def _remove_stale(parent):
             os.close(lock)
 
 
-def _put_back(old, parent):
+def _put_back(old: pathlib.Path, parent: pathlib.Path) -> None:
     for moved in old.iterdir() if old.is_dir() else ():
         if not os.path.lexists(parent / moved.name):
             os.rename(moved, parent / moved.name)
 
 
-def _remove(folder):
+def _remove(folder: pathlib.Path) -> None:
     try:
         shutil.rmtree(folder)
     except OSError as error:  # Whether the content was written does not depend on it.
         logging.warning("A temporary folder could not be removed: %s", error)
 
 
-def _to_disk(path):
+def _to_disk(path: pathlib.Path) -> None:
     if not path.is_dir():
         _sync(path)
         return
     for folder, _, names in os.walk(path):
         for name in names:
-            _sync(os.path.join(folder, name))
-        _sync(folder)
+            _sync(pathlib.Path(folder, name))
+        _sync(pathlib.Path(folder))
 
 
-def _sync(path):
+def _sync(path: pathlib.Path) -> None:
     if os.path.isdir(path):
         if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders.
             return
@@ -197,7 +197,7 @@ def _sync(path):
         os.close(file)
 
 
-def _move(new, path, old):
+def _move(new: pathlib.Path, path: pathlib.Path, old: pathlib.Path) -> None:
     """Move the new content to a path; the old one goes to `new` or `old`."""
     if not path.is_dir():
         os.replace(new, path)
@@ -211,7 +211,7 @@ def _move(new, path, old):
             raise
 
 
-def _exchanged(first, second):
+def _exchanged(first: pathlib.Path, second: pathlib.Path) -> bool:
     """Exchange two paths in one step; return whether the system can."""
     if not sys.platform.startswith("linux"):
         return False

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_selfdistill.files.config_check import resolve, where
+from keras_selfdistill.utils.type_aliases import ConfigDict
 
 _MOST = {
     "layers and operations": 10_000,  # NASNetLarge has 1,041.
@@ -75,23 +76,23 @@ def check_budget(config: Any) -> None:
 class _Place(NamedTuple):
     """The position of a value in a config."""
 
-    path: tuple
+    path: tuple[str | int, ...]
     kind: Any  # Class of the object around it.
     name_length: int  # Letters of the names of all objects around it, together.
 
-    def inside(self, key):
+    def inside(self, key: str | int) -> "_Place":
         return self._replace(path=(*self.path, key))
 
 
 class _Budget:
     """Counts the objects of a config, and the steps of its patterns."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._spent = dict.fromkeys(_MOST, 0)
         self._longest_name = 0
         self._wildcards: list[int] = []  # Their number in each pattern.
 
-    def spend(self, value, place):
+    def spend(self, value: Any, place: _Place) -> None:
         if isinstance(value, dict):
             if "class_name" in value:
                 place = self._spend_object(value, place)
@@ -110,7 +111,7 @@ class _Budget:
             if is_metrics or field in _REPEATED:
                 self._add("items of lists", abs(value), place)
 
-    def check_patterns(self):
+    def check_patterns(self) -> None:
         length = self._longest_name + _LONGEST_WEIGHT_NAME
         steps = sum(length ** max(1, number) for number in self._wildcards)
         if steps * (1 + self._spent["layers and operations"]) > _MOST_STEPS:
@@ -120,7 +121,7 @@ class _Budget:
                 "Expected: fewer patterns, with one '.*' each, or shorter names."
             )
 
-    def _spend_object(self, config, place):
+    def _spend_object(self, config: ConfigDict, place: _Place) -> _Place:
         kind = resolve(config)
         fields = config.get("config")
         place = place._replace(kind=kind)
@@ -141,7 +142,9 @@ class _Budget:
         self._longest_name = max(self._longest_name, length)
         return place._replace(name_length=length)
 
-    def _add_patterns(self, patterns, allowed, place):
+    def _add_patterns(
+        self, patterns: Any, allowed: re.Pattern[str], place: _Place
+    ) -> None:
         for pattern in _texts(patterns):
             parts = pattern.split("|") if allowed is _WILDCARDS else [pattern]
             if len(pattern) > _LONGEST_PATTERN or not all(
@@ -157,7 +160,7 @@ class _Budget:
                 )
             self._wildcards += [part.count(".*") for part in parts]
 
-    def _check_text(self, text, place):
+    def _check_text(self, text: str, place: _Place) -> None:
         is_own = _is_a(place.kind, keras.Operation) and _is_keras(place.kind)
         if is_own and len(text) > _LONGEST_TEXT:
             raise ValueError(
@@ -166,7 +169,7 @@ class _Budget:
                 f"{_LONGEST_TEXT}."
             )
 
-    def _add(self, what, number, place):
+    def _add(self, what: str, number: int, place: _Place) -> None:
         self._spent[what] += number
         if self._spent[what] > _MOST[what]:
             raise ValueError(
@@ -177,7 +180,7 @@ class _Budget:
             )
 
 
-def _texts(patterns):
+def _texts(patterns: Any) -> list[str]:
     """Return the strings of a list of patterns, or of a mapping by pattern."""
     if isinstance(patterns, str):
         return [patterns]
@@ -186,9 +189,9 @@ def _texts(patterns):
     return [each for each in patterns if isinstance(each, str)]
 
 
-def _is_a(kind, classes):
+def _is_a(kind: Any, classes: type | tuple[type, ...]) -> bool:
     return isinstance(kind, type) and issubclass(kind, classes)
 
 
-def _is_keras(kind):
+def _is_keras(kind: Any) -> bool:
     return kind.__module__.partition(".")[0] == "keras"

@@ -8,9 +8,12 @@ to be harmless is refused before any object is created.
 import functools
 import reprlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+
+from keras_selfdistill.utils.type_aliases import ConfigDict
 
 # Public classes of Keras that no config may name, and why.
 REFUSED = {
@@ -46,6 +49,7 @@ _KINDS = (
     keras.regularizers.Regularizer,
 )
 _FUNCTIONS = ("activations", "losses", "metrics", "ops", "regularizers")
+ConfigPath = Sequence[str | int]  # Keys and indices from the top of a config.
 _DEEPEST = 200  # Levels of nesting; nested models take six each.
 _LARGEST = 2**31 - 1  # Limit on integers; no size is larger.
 _IDENTITIES = ("seed", "shared_object_id")  # Integers that are not sizes.
@@ -78,7 +82,7 @@ module 'os' at activation. Expected: ...
     _check(config, [], code)
 
 
-def resolve(config: dict[str, Any]) -> Any:
+def resolve(config: ConfigDict) -> Any:
     """Return the class or function that a config names, without importing anything.
 
     Args:
@@ -104,7 +108,7 @@ def resolve(config: dict[str, Any]) -> Any:
     return found if (callable(found) if is_function else _is_block(found)) else None
 
 
-def _check(value, path, code):
+def _check(value: Any, path: ConfigPath, code: bool) -> None:
     if len(path) > _DEEPEST:
         raise ValueError(
             f"The config is nested too deeply. Received: more than {_DEEPEST} levels, "
@@ -127,11 +131,12 @@ def _check(value, path, code):
         )
 
 
-def _is_name(value, path):
-    return path[-1:] and path[-1] in _IDENTITIES and value.bit_length() <= 64
+def _is_name(value: Any, path: ConfigPath) -> bool:
+    is_identity = bool(path) and path[-1] in _IDENTITIES
+    return is_identity and value.bit_length() <= 64
 
 
-def _check_nodes(nodes, path):
+def _check_nodes(nodes: Any, path: ConfigPath) -> None:
     """Refuse calls of layers on values, which Keras would compute, in any size."""
     if not isinstance(nodes, (list, tuple)) or not all(
         isinstance(node, dict) and _holds_tensor(node) for node in nodes
@@ -142,14 +147,14 @@ def _check_nodes(nodes, path):
         )
 
 
-def _holds_tensor(value):
+def _holds_tensor(value: Any) -> bool:
     if isinstance(value, dict):
         is_tensor = value.get("class_name") == "__keras_tensor__"
         return is_tensor or any(map(_holds_tensor, value.values()))
     return isinstance(value, (list, tuple)) and any(map(_holds_tensor, value))
 
 
-def _check_object(config, path, code):
+def _check_object(config: ConfigDict, path: ConfigPath, code: bool) -> None:
     """Refuse a config of an object that is not a component of models."""
     name = config["class_name"]
     if isinstance(name, str) and name in _VALUES:
@@ -176,7 +181,7 @@ def _check_object(config, path, code):
         )
 
 
-def _keras_symbol(module, name, is_function):
+def _keras_symbol(module: Any, name: Any, is_function: bool) -> Any:
     """Return the object that Keras finds under a name, `None` if it would import it."""
     if not (isinstance(module, str) and isinstance(name, str)):
         return None
@@ -203,17 +208,17 @@ def _keras_symbol(module, name, is_function):
 
 
 @functools.cache
-def _let_keras_load_optimizers():
+def _let_keras_load_optimizers() -> None:
     """Create one, so that Keras loads its PyTorch optimizers; configs name them."""
     if keras.backend.backend() == "torch":
         keras.optimizers.SGD()
 
 
-def _is_block(thing):
+def _is_block(thing: Any) -> bool:
     return isinstance(thing, type) and issubclass(thing, _KINDS)
 
 
-def _check_vocabulary(config, path):
+def _check_vocabulary(config: ConfigDict, path: ConfigPath) -> None:
     """Refuse a vocabulary that would be read from a file of the loading machine."""
     fields = config.get("config")
     words = fields.get("vocabulary") if isinstance(fields, dict) else None
@@ -224,6 +229,6 @@ def _check_vocabulary(config, path):
         )
 
 
-def where(path: list) -> str:
+def where(path: ConfigPath) -> str:
     """Return the position of a field in a config, for error messages."""
     return ".".join(map(str, path)) or "its top"

@@ -10,11 +10,12 @@ from typing import Any
 import keras
 
 from keras_selfdistill.utils.keras_internals import flatten_layers
+from keras_selfdistill.utils.type_aliases import ConfigDict
 
 _MODES = ("int8", "int4", "float8")  # Others need data when a layer is quantised.
 
 
-def quantizations(layers: Iterable[keras.Layer]) -> dict[str, Any]:
+def quantizations(layers: Iterable[keras.Layer]) -> dict[str, ConfigDict]:
     """Return the quantisation configs of layers.
 
     Args:
@@ -79,7 +80,7 @@ def quantize(
         )
 
 
-def _by_name(layers):
+def _by_name(layers: Iterable[keras.Layer]) -> dict[str, keras.Layer]:
     """Return layers and their sublayers by name."""
     found = {}
     for layer in layers:

@@ -7,6 +7,8 @@ import shutil
 import stat
 from typing import BinaryIO
 
+from keras_selfdistill.utils.type_aliases import PathLike
+
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # Windows has none of the three.
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0)
 _AS_BYTES = getattr(os, "O_BINARY", 0)  # Windows alone has it.
@@ -58,7 +60,7 @@ def copy_regular(path: str | os.PathLike, copy: pathlib.Path) -> None:
         shutil.copyfileobj(file, target, 1 << 20)
 
 
-def _check_regular(status, path):
+def _check_regular(status: os.stat_result, path: PathLike) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):

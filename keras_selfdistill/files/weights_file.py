@@ -1,6 +1,8 @@
 """Check an HDF5 file of weights before memory for its arrays is allocated."""
 
 import io
+from collections.abc import Iterator
+from typing import Any
 
 import h5py
 
@@ -44,7 +46,7 @@ def stored_bytes(content: bytes, name: str) -> int:
     return sum(size for _, size in ranges)
 
 
-def _arrays(file, name):
+def _arrays(file: h5py.File, name: str) -> Iterator[tuple[Any, str]]:
     """Yield every object that is not a group, with its key."""
     groups, seen = [file], set()
     while groups:
@@ -63,7 +65,7 @@ def _arrays(file, name):
                 yield item, key
 
 
-def _range(item, where):
+def _range(item: Any, where: str) -> tuple[int, int]:
     """Return the offset of an array in the file, and its size in bytes."""
     if (
         not isinstance(item, h5py.Dataset)

@@ -1,7 +1,6 @@
 """Add a classifier to a feature extractor."""
 
 import numbers
-from typing import Any
 
 import keras
 from keras import layers
@@ -10,7 +9,7 @@ from keras_selfdistill.graph.layout import data_format_of
 from keras_selfdistill.graph.nodes import input_structure, unrecorded
 
 
-def with_classifier(backbone: Any, classes: int) -> keras.Model:
+def with_classifier(backbone: keras.Model, classes: int) -> keras.Model:
     """Return a classifier built on the layers of a feature extractor.
 
     It adds global average pooling, if the features have positions, and a dense layer
@@ -79,7 +78,7 @@ def with_classifier(backbone: Any, classes: int) -> keras.Model:
     return keras.Model(input_structure(backbone), outputs, name=backbone.name)
 
 
-def _free(name, taken):
+def _free(name: str, taken: set[str]) -> str:
     return next(
         candidate
         for candidate in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2)))

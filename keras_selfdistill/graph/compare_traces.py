@@ -1,10 +1,14 @@
 """Compare two traces of a layer's call: equal, or where they first differ."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+
+from keras_selfdistill.utils.type_aliases import Node
+
+_Places = dict[int, tuple[int, int]]
 
 
 def first_difference(
@@ -48,7 +52,7 @@ def first_difference(
     return None
 
 
-def reads_weights(nodes: Iterable[Any]) -> list[str]:
+def reads_weights(nodes: Iterable[Node]) -> list[str]:
     """Return the paths of the variables that calls are given as arguments."""
     return [
         value.path
@@ -58,11 +62,11 @@ def reads_weights(nodes: Iterable[Any]) -> list[str]:
     ]
 
 
-def _arguments(node):
+def _arguments(node: Node) -> tuple[tuple, dict[str, Any]]:
     return node.arguments.args, dict(node.arguments.kwargs)
 
 
-def _places(graph):
+def _places(graph: Any) -> _Places:
     """Return the position of each tensor of a graph (node, output), by its id."""
     places = {id(tensor): (-1, i) for i, tensor in enumerate(graph.inputs)}
     for i, node in enumerate(graph.nodes):
@@ -70,7 +74,9 @@ def _places(graph):
     return places
 
 
-def _same_operation(one, other, places):
+def _same_operation(
+    one: keras.Operation, other: keras.Operation, places: Sequence[_Places]
+) -> bool:
     if one is other:
         return True
     if type(one) is not type(other) or isinstance(one, keras.Layer):
@@ -86,7 +92,7 @@ def _same_operation(one, other, places):
     return _same(attributes[0], attributes[1], places)
 
 
-def _same(one, other, places):
+def _same(one: Any, other: Any, places: Sequence[_Places]) -> bool:
     """Return whether two values are equal; symbolic tensors, by their position."""
     if isinstance(one, keras.KerasTensor) and isinstance(other, keras.KerasTensor):
         place = places[0].get(id(one))
@@ -113,5 +119,5 @@ def _same(one, other, places):
     return bool(one == other)
 
 
-def _closed_over(function):
+def _closed_over(function: Any) -> list[Any]:
     return [cell.cell_contents for cell in function.__closure__ or ()]

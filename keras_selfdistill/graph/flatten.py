@@ -5,8 +5,8 @@ import dataclasses
 import inspect
 import re
 import weakref
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import keras
 from keras import layers
@@ -15,6 +15,7 @@ from keras_selfdistill.graph.nodes import input_structure, model_nodes
 from keras_selfdistill.graph.shells import Renamed, WithMask
 from keras_selfdistill.graph.trace_layer import LayerGraph, holds_layers, trace_layer
 from keras_selfdistill.utils.keras_internals import mask_of
+from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +29,15 @@ class FlatModel:
             one layer are numbered: `"encoder@1"`, `"encoder@2"`.
     """
 
-    model: Any
-    calls: dict[str, Any]
+    model: keras.Model
+    calls: dict[str, SymbolicTensor]
 
 
 # Flat models by the user's model, then by the traced paths; with the model's nodes.
 _KNOWN: Any = weakref.WeakKeyDictionary()
 
 
-def flatten(model: Any, taps: Collection[str] = ()) -> FlatModel:
+def flatten(model: keras.Model, taps: Collection[str] = ()) -> FlatModel:
     """Return a model whose nested functional and Sequential models are flattened.
 
     Layers in and after nested models are called again. That happens once for all
@@ -69,7 +70,7 @@ def flatten(model: Any, taps: Collection[str] = ()) -> FlatModel:
     return flat
 
 
-def _flatten(model, nested):
+def _flatten(model: keras.Model, nested: "_Nested") -> FlatModel:
     nodes = model_nodes(model)
     if not any(nested.model(node, label) for label, node in _labelled(nodes)):
         calls = {label: node.outputs[0] for label, node in _labelled(nodes)}
@@ -83,10 +84,13 @@ def _flatten(model, nested):
     return FlatModel(whole, flattener.calls)
 
 
+_Graph: TypeAlias = keras.Model | LayerGraph
+
+
 class _Nested:
     """Maps a call to the model inside: a nested model, or a layer that taps trace."""
 
-    def __init__(self, taps):
+    def __init__(self, taps: Collection[Any]) -> None:
         self.paths = frozenset(
             tap[: end.start()]
             for tap in taps
@@ -95,7 +99,7 @@ class _Nested:
         )
         self._traced: dict[int, LayerGraph] = {}
 
-    def model(self, node, path):
+    def model(self, node: Node, path: str) -> _Graph | None:
         """Return the model or traced graph inside a call, `None` if it stays whole."""
         operation = node.operation
         if _is_nested(operation):
@@ -110,12 +114,18 @@ class _Nested:
 class _Flattener:
     """Calls the operations of nested models on the tensors of the outer model."""
 
-    def __init__(self, nested, renamed):
-        self.calls: dict[str, Any] = {}
+    def __init__(self, nested: _Nested, renamed: Mapping[int, Renamed]) -> None:
+        self.calls: dict[str, SymbolicTensor] = {}
         self._nested = nested
         self._renamed = renamed
 
-    def run(self, model, values, prefix, training):
+    def run(
+        self,
+        model: _Graph,
+        values: dict[int, SymbolicTensor],
+        prefix: str,
+        training: bool | None,
+    ) -> None:
         """Fill `values`: the flat model's tensor for each tensor of a model, by id."""
         for label, node in _labelled(_calls_of(model)):
             path = prefix + label
@@ -131,7 +141,14 @@ class _Flattener:
                 self.calls[path] = outputs[0]
             values.update(zip(map(id, node.outputs), outputs, strict=True))
 
-    def _run_nested(self, inner, node, values, path, training):
+    def _run_nested(
+        self,
+        inner: _Graph,
+        node: Node,
+        values: dict[int, SymbolicTensor],
+        path: str,
+        training: bool | None,
+    ) -> list[SymbolicTensor]:
         args, kwargs = node.arguments.fill_in(values)
         given = _given(inner, args, kwargs)
         masks = keras.tree.flatten(kwargs.get("mask")) if "mask" in kwargs else []
@@ -147,7 +164,9 @@ class _Flattener:
         outputs = [inside[id(tensor)] for tensor in inner.outputs]
         return _regularized(node.operation, outputs, f"{path}_activity")
 
-    def _run_operation(self, node, values, training):
+    def _run_operation(
+        self, node: Node, values: dict[int, SymbolicTensor], training: bool | None
+    ) -> list[SymbolicTensor]:
         if all(values[id(tensor)] is tensor for tensor in node.input_tensors):
             return node.outputs
         args, kwargs = node.arguments.fill_in(values)
@@ -158,18 +177,18 @@ class _Flattener:
         return keras.tree.flatten(call(*args, **kwargs))
 
 
-def _calls_of(model):
+def _calls_of(model: _Graph) -> list[Node]:
     return model.nodes if isinstance(model, LayerGraph) else model_nodes(model)
 
 
-def _all_nodes(model):
+def _all_nodes(model: keras.Model) -> list[Node]:
     """Return the nodes of a model and of the models nested in it."""
     nodes = model_nodes(model)
     inner = [node.operation for node in nodes if _is_nested(node.operation)]
     return nodes + [node for model in inner for node in _all_nodes(model)]
 
 
-def _is_nested(operation):
+def _is_nested(operation: keras.Operation) -> bool:
     """Return whether an operation is a nested model whose `call` is Keras' own."""
     if not isinstance(operation, (keras.Function, keras.Sequential)):
         return False
@@ -177,12 +196,12 @@ def _is_nested(operation):
     return owner.__module__.split(".")[0] == "keras"
 
 
-def takes_training(operation: Any) -> bool:
+def takes_training(operation: keras.Operation) -> bool:
     """Return whether a layer's `call` has a `training` argument."""
     return "training" in inspect.signature(operation.call).parameters
 
 
-def _labelled(nodes):
+def _labelled(nodes: Sequence[Node]) -> Iterator[tuple[str, Node]]:
     """Yield (name in this graph, node); several calls of one layer are numbered."""
     calls = collections.Counter(node.operation.name for node in nodes)
     done: dict[str, int] = collections.Counter()
@@ -192,9 +211,9 @@ def _labelled(nodes):
         yield (f"{name}@{done[name]}" if calls[name] > 1 else name), node
 
 
-def _renamed(model, nested):
+def _renamed(model: keras.Model, nested: _Nested) -> dict[int, Renamed]:
     """Return `Renamed` layers, by the id of the operations whose names collide."""
-    found: dict[int, tuple[str, Any]] = {}
+    found: dict[int, tuple[str, keras.Operation]] = {}
     _collect(model, "", found, nested)
     taken = {path for path, _ in found.values() if "/" not in path}
     renamed = {}
@@ -212,7 +231,12 @@ def _renamed(model, nested):
     return renamed
 
 
-def _collect(model, prefix, found, nested):
+def _collect(
+    model: _Graph,
+    prefix: str,
+    found: dict[int, tuple[str, keras.Operation]],
+    nested: _Nested,
+) -> None:
     """Add (path, operation) of every operation in a model and those nested in it."""
     for label, node in _labelled(_calls_of(model)):
         operation = node.operation
@@ -225,7 +249,9 @@ def _collect(model, prefix, found, nested):
             found.setdefault(id(operation), (prefix + operation.name, operation))
 
 
-def _given(inner, args, kwargs):
+def _given(
+    inner: _Graph, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[SymbolicTensor]:
     """Return the arguments of a call in the order of the inner model's inputs."""
     if not _is_nested(inner):  # A traced layer: its tensors in the order of the call.
         return [
@@ -239,7 +265,9 @@ def _given(inner, args, kwargs):
     return keras.tree.flatten(inputs)
 
 
-def _as_inner_input(tensor, mask, dtype, name):
+def _as_inner_input(
+    tensor: SymbolicTensor, mask: SymbolicTensor | None, dtype: str, name: str
+) -> SymbolicTensor:
     """Return an input of a nested model as Keras passes it on: cast, with its mask."""
     mask = mask_of(tensor) if mask is None else mask
     if mask is not None:
@@ -252,7 +280,9 @@ def _as_inner_input(tensor, mask, dtype, name):
     return cast
 
 
-def _regularized(operation, outputs, name):
+def _regularized(
+    operation: keras.Operation, outputs: list[SymbolicTensor], name: str
+) -> list[SymbolicTensor]:
     """Return the outputs of a flattened layer, with its own activity loss."""
     regularizer = getattr(operation, "activity_regularizer", None)
     if regularizer is None:
@@ -266,5 +296,5 @@ def _regularized(operation, outputs, name):
     return [identity(tensor) for tensor in outputs]
 
 
-def _layer_name(path):
+def _layer_name(path: str) -> str:
     return path.replace("/", "_")

@@ -1,12 +1,11 @@
-"""The data format of a base's tensors: channels last, or first after the batch."""
-
-from typing import Any
+"""The data format and the dtype policy of a base's tensors."""
 
 import keras
 from keras import layers
 
 from keras_selfdistill.graph.nodes import producer
 from keras_selfdistill.graph.shells import original
+from keras_selfdistill.utils.type_aliases import SymbolicTensor
 
 # Layers that compute along the last axis, whatever the global image format is.
 _FEATURES_LAST = (
@@ -28,7 +27,7 @@ _REARRANGING = (layers.Reshape, layers.Permute, layers.RepeatVector)
 _REARRANGING_OPERATIONS = ("Reshape", "Transpose", "Moveaxis", "Swapaxes")
 
 
-def data_format_of(tensor: Any, default: str | None = None) -> str:
+def data_format_of(tensor: SymbolicTensor, default: str | None = None) -> str:
     """Return the data format of a symbolic tensor.
 
     It is the format of the nearest layer before it that has one. Keras' global image
@@ -64,7 +63,7 @@ def data_format_of(tensor: Any, default: str | None = None) -> str:
     return default
 
 
-def layer_data_format(operation: Any, rank: int) -> str | None:
+def layer_data_format(operation: keras.Operation, rank: int) -> str | None:
     """Return the data format of a layer's tensors, `None` if it works on any.
 
     Args:
@@ -95,7 +94,23 @@ def layer_data_format(operation: Any, rank: int) -> str | None:
     return None
 
 
-def _rearranges(operation):
+def _rearranges(operation: keras.Operation) -> bool:
     if isinstance(operation, keras.Layer):
         return isinstance(operation, _REARRANGING)
     return type(operation).__name__ in _REARRANGING_OPERATIONS
+
+
+def dtype_policy(tensor: SymbolicTensor) -> keras.DTypePolicy:
+    """Return the dtype policy of the layer that produced a tensor.
+
+    If an operation without a policy produced it, such as `x + shortcut`, the policy is
+    that of the nearest layer before. For a quantised layer it is the policy from before
+    quantisation: new layers are built with weights to train.
+    """
+    node = producer(tensor)
+    while not isinstance(node.operation, keras.Layer):
+        node = producer(node.input_tensors[0])
+    policy = node.operation.dtype_policy
+    if policy.quantization_mode is None:
+        return policy
+    return keras.dtype_policies.get(policy.get_config()["source_name"])

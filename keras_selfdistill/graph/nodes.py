@@ -8,17 +8,19 @@ import collections
 import contextlib
 import graphlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 from absl import logging
 
+from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor, TensorStructure
+
 # Keras' lists of nodes are plain lists: one thread at a time may change them.
 _GRAPH = threading.RLock()
 
 
-def check_functional(base):
+def check_functional(base: Any) -> None:
     """Check that a base is a functional or built Sequential model.
 
     Raises:
@@ -42,7 +44,9 @@ def check_functional(base):
         )
 
 
-def graph_nodes(inputs, outputs):
+def graph_nodes(
+    inputs: Sequence[SymbolicTensor], outputs: TensorStructure
+) -> list[Node]:
     """Return the nodes between two sets of symbolic tensors, in topological order.
 
     Args:
@@ -62,7 +66,7 @@ def graph_nodes(inputs, outputs):
     return _in_order(keras.Function(inputs, outputs))
 
 
-def model_nodes(model):
+def model_nodes(model: keras.Model) -> list[Node]:
     """Return the nodes of a functional model, in topological order.
 
     Equal to `graph_nodes` from its inputs to its outputs, but read from Keras' list.
@@ -77,14 +81,20 @@ def model_nodes(model):
     return _in_order(model._functional if sequential else model)
 
 
-def _in_order(function):
+def _in_order(function: keras.Function) -> list[Node]:
     by_depth = function._nodes_by_depth
     return [
         node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]
     ]
 
 
-def calls_inside(function, args, kwargs, inputs, through):
+def calls_inside(
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    inputs: Sequence[SymbolicTensor],
+    through: Iterable[keras.Layer],
+) -> tuple[list[Node], TensorStructure]:
     """Trace a function of symbolic tensors; return the nodes its result needs, and it.
 
     The layers it calls keep no record of the trace: `layer.output` does not change.
@@ -109,7 +119,14 @@ def calls_inside(function, args, kwargs, inputs, through):
     return needed_calls(nodes, outputs), outputs
 
 
-def trace_calls(function, args, kwargs, inputs, through, scope):
+def trace_calls(
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    inputs: Sequence[SymbolicTensor],
+    through: Iterable[keras.Layer],
+    scope: keras.StatelessScope,
+) -> tuple[list[Node], TensorStructure]:
     """Trace a function of symbolic tensors; return all nodes, in order, and its result.
 
     Args:
@@ -134,7 +151,7 @@ def trace_calls(function, args, kwargs, inputs, through, scope):
     return nodes, outputs
 
 
-def needed_calls(nodes, outputs):
+def needed_calls(nodes: Sequence[Node], outputs: TensorStructure) -> list[Node]:
     """Return the nodes that the outputs need, in the order given.
 
     Example:
@@ -153,7 +170,7 @@ def needed_calls(nodes, outputs):
 
 
 @contextlib.contextmanager
-def _run_through(layers):
+def _run_through(layers: Iterable[keras.Layer]) -> Iterator[None]:
     """Let layers run their `call` on symbolic tensors, instead of only their specs.
 
     Python looks up `__call__` in the class, so the classes get another one meanwhile.
@@ -174,10 +191,12 @@ def _run_through(layers):
                 del each.__call__
 
 
-def _transparent(usual, chosen, thread):
+def _transparent(
+    usual: Callable[..., Any], chosen: set[int], thread: int
+) -> Callable[..., Any]:
     """Return a `__call__` whose symbolic calls record only the nodes inside."""
 
-    def call(self, *args, **kwargs):
+    def call(self: keras.Layer, *args: Any, **kwargs: Any) -> TensorStructure:
         if id(self) in chosen and threading.get_ident() == thread:
             values = keras.tree.flatten((args, kwargs))
             if any(isinstance(value, keras.KerasTensor) for value in values):
@@ -192,7 +211,7 @@ def _transparent(usual, chosen, thread):
     return call
 
 
-def _behind(tensors):
+def _behind(tensors: Iterable[SymbolicTensor]) -> list[Node]:
     """Return all nodes that depend on the tensors, in topological order."""
     found, pending = {}, collections.deque(tensors)
     while pending:
@@ -210,7 +229,7 @@ def _behind(tensors):
 
 
 @contextlib.contextmanager
-def unrecorded(model: Any) -> Iterator[None]:
+def unrecorded(model: keras.Model) -> Iterator[None]:
     """Keep calls on a model's symbolic tensors out of the records of its layers.
 
     Keras lists such calls in the layers whose tensors they read. The list would keep
@@ -235,7 +254,7 @@ def unrecorded(model: Any) -> Iterator[None]:
                 del operation._outbound_nodes[known[key] :]
 
 
-def input_structure(model):
+def input_structure(model: keras.Model) -> TensorStructure:
     """Return a model's symbolic inputs, in the structure that the model expects.
 
     Example:
@@ -246,7 +265,7 @@ def input_structure(model):
     return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
 
 
-def producer(tensor):
+def producer(tensor: SymbolicTensor) -> Node:
     """Return the node that produced a symbolic tensor.
 
     Example:
@@ -258,23 +277,7 @@ def producer(tensor):
     return history.operation._inbound_nodes[history.node_index]
 
 
-def dtype_policy(tensor):
-    """Return the dtype policy of the layer that produced a tensor.
-
-    If an operation without a policy produced it, such as `x + shortcut`, the policy is
-    that of the nearest layer before. For a quantised layer it is the policy from before
-    quantisation: new layers are built with weights to train.
-    """
-    node = producer(tensor)
-    while not isinstance(node.operation, keras.Layer):
-        node = producer(node.input_tensors[0])
-    policy = node.operation.dtype_policy
-    if policy.quantization_mode is None:
-        return policy
-    return keras.dtype_policies.get(policy.get_config()["source_name"])
-
-
-def ancestors(tensor):
+def ancestors(tensor: SymbolicTensor) -> set[int]:
     """Return the ids of a symbolic tensor and of all tensors it depends on.
 
     Example:

@@ -1,11 +1,18 @@
 """Layers that flattening adds: a renamed operation, a cast tensor with its mask."""
 
-from typing import Any
+from typing import Any, Self
 
 import keras
 
 from keras_selfdistill.utils.config import PACKAGE
 from keras_selfdistill.utils.keras_internals import mask_of, set_mask
+from keras_selfdistill.utils.type_aliases import (
+    ConfigDict,
+    Shape,
+    SymbolicTensor,
+    Tensor,
+    TensorStructure,
+)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -22,7 +29,7 @@ class Renamed(keras.Layer):
         (None, 8)
     """
 
-    def __init__(self, operation, **kwargs):
+    def __init__(self, operation: keras.Operation, **kwargs: Any) -> None:
         # Not the operation's policy, by which Keras would take this for quantised.
         kwargs.setdefault("dtype", getattr(operation, "compute_dtype", None))
         super().__init__(autocast=False, **kwargs)
@@ -30,31 +37,33 @@ class Renamed(keras.Layer):
         self.supports_masking = getattr(operation, "supports_masking", False)
         self.built = getattr(operation, "built", True)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Build the operation."""
         self.operation.build(input_shape)
 
-    def call(self, *args, **kwargs):
+    def call(self, *args: Any, **kwargs: Any) -> TensorStructure:
         """Call the operation."""
         return self.operation(*args, **kwargs)
 
-    def compute_output_spec(self, *args, **kwargs):
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> TensorStructure:
         """Return what the operation would."""
         return self.operation.compute_output_spec(*args, **kwargs)
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(
+        self, inputs: Tensor, previous_mask: Tensor | None = None
+    ) -> Tensor | None:
         """Return the operation's mask."""
         if isinstance(self.operation, keras.Layer):
             return self.operation.compute_mask(inputs, previous_mask)
         return previous_mask
 
-    def get_config(self):
+    def get_config(self) -> ConfigDict:
         """Return the arguments that make an equal layer."""
         operation = keras.saving.serialize_keras_object(self.operation)
         return {**super().get_config(), "operation": operation}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: ConfigDict) -> Self:
         """Make the layer from what `get_config` returned."""
         config = dict(config)
         operation = keras.saving.deserialize_keras_object(config.pop("operation"))
@@ -77,32 +86,36 @@ class WithMask(keras.Layer):
         'float16'
     """
 
-    def __init__(self, to, **kwargs):
+    def __init__(self, to: str, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
         self.to = keras.backend.standardize_dtype(to)
         self.built = True
 
-    def call(self, inputs, mask=None):
+    def call(self, inputs: Tensor, mask: Tensor | None = None) -> TensorStructure:
         """Cast, and attach the mask: a cast to the same dtype changes nothing."""
         outputs = keras.ops.cast(inputs, self.to)
         if mask is not None:
             set_mask(outputs, mask)
         return outputs
 
-    def compute_output_spec(self, inputs, mask=None):
+    def compute_output_spec(
+        self, inputs: Tensor, mask: Tensor | None = None
+    ) -> TensorStructure:
         """Return the spec of the output: the inputs' shape, the new dtype."""
         return keras.KerasTensor(inputs.shape, self.to)
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(
+        self, inputs: Tensor, previous_mask: Tensor | None = None
+    ) -> Tensor | None:
         """Return the mask as it is."""
         return previous_mask
 
-    def get_config(self):
+    def get_config(self) -> ConfigDict:
         """Return the arguments that make an equal layer."""
         return {**super().get_config(), "to": self.to}
 
 
-def original(operation: Any) -> Any:
+def original(operation: keras.Operation) -> keras.Operation:
     """Return the operation that a `Renamed` layer wraps, or the one given.
 
     Example:
@@ -113,7 +126,9 @@ def original(operation: Any) -> Any:
     return operation.operation if isinstance(operation, Renamed) else operation
 
 
-def masked_as(tensor: Any, output: Any, name: str) -> Any:
+def masked_as(
+    tensor: SymbolicTensor, output: SymbolicTensor, name: str
+) -> SymbolicTensor:
     """Return a symbolic tensor, without its mask where an output has none.
 
     Keras leaves no padding out of the loss of an output without mask, such as what

@@ -1,9 +1,9 @@
 """The task of a base, and the label shapes it takes: decided in this one place."""
 
 import dataclasses
-from typing import Any
 
 from keras_selfdistill.utils.config import did_you_mean
+from keras_selfdistill.utils.type_aliases import Labels, Shape
 
 TASKS = ("multiclass", "multilabel", "binary", "regression")
 
@@ -31,7 +31,7 @@ class Task:
     name: str
     units: int
     activation: str
-    positions: tuple[int | None, ...] = ()
+    positions: Shape = ()
 
     @property
     def compares(self) -> str:
@@ -47,7 +47,7 @@ class Task:
         """
         return _possible(self.activation, self.units)
 
-    def check_labels(self, labels: Any) -> None:
+    def check_labels(self, labels: Labels) -> None:
         """Check that labels have a shape that fits the task.
 
         Args:
@@ -77,7 +77,7 @@ class Task:
         if not any(_fits(shape[1:], form) for form in forms) or not shape:
             raise ValueError(f"Received labels of shape {shape}. {expected}")
 
-    def _label_forms(self):
+    def _label_forms(self) -> list[Shape]:
         """Return the shapes that labels of one sample may have."""
         numbers, single = (*self.positions, self.units), (*self.positions, 1)
         if self.name in ("multilabel", "regression") and self.units > 1:
@@ -156,7 +156,7 @@ def decide_task(
     return Task(task, units, activation, tuple(positions))
 
 
-def _possible(activation, units):
+def _possible(activation: str, units: int) -> tuple[str, ...]:
     """Return the tasks that an activation and its units allow, the likeliest first."""
     return tuple(
         task
@@ -166,7 +166,7 @@ def _possible(activation, units):
     )
 
 
-def _fits(sizes, form):
+def _fits(sizes: Shape, form: Shape) -> bool:
     return len(sizes) == len(form) and all(
         None in pair or pair[0] == pair[1] for pair in zip(sizes, form, strict=True)
     )

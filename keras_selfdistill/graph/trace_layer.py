@@ -2,13 +2,14 @@
 
 import dataclasses
 import inspect
-from typing import Any
+from collections.abc import Iterable
 
 import keras
 
 from keras_selfdistill.graph.compare_traces import first_difference, reads_weights
 from keras_selfdistill.graph.nodes import needed_calls, trace_calls
 from keras_selfdistill.utils.keras_internals import call_context, mask_of
+from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor, Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +22,12 @@ class LayerGraph:
         nodes: Nodes of the calls between them, in topological order.
     """
 
-    inputs: list[Any]
-    outputs: list[Any]
-    nodes: list[Any]
+    inputs: list[SymbolicTensor]
+    outputs: list[SymbolicTensor]
+    nodes: list[Node]
 
 
-def trace_layer(layer: keras.Layer, node: Any, path: str) -> LayerGraph:
+def trace_layer(layer: keras.Layer, node: Node, path: str) -> LayerGraph:
     """Trace a layer's `call` into the graph of its sublayer calls.
 
     The call is traced in inference mode and, with other weights, in training mode. Both
@@ -74,7 +75,7 @@ def trace_layer(layer: keras.Layer, node: Any, path: str) -> LayerGraph:
     return found
 
 
-def holds_layers(operation: Any) -> bool:
+def holds_layers(operation: keras.Operation) -> bool:
     """Return whether an operation is a layer with sublayers.
 
     Example:
@@ -89,17 +90,25 @@ def holds_layers(operation: Any) -> bool:
 class _RecordingScope(keras.StatelessScope):
     """A scope that records which variables were assigned and which losses added."""
 
-    def __init__(self, state_mapping=()):
+    def __init__(
+        self, state_mapping: Iterable[tuple[keras.Variable, Tensor]] = ()
+    ) -> None:
         super().__init__(list(state_mapping), collect_losses=True)
         self.assigned: list[str] = []
 
-    def add_update(self, update):
+    def add_update(self, update: tuple[keras.Variable, Tensor]) -> None:
         """Record the variable; called by Keras."""
         self.assigned.append(update[0].path)
         super().add_update(update)
 
 
-def _trace(layer, node, path, training=None, change_weights=False):
+def _trace(
+    layer: keras.Layer,
+    node: Node,
+    path: str,
+    training: bool | None = None,
+    change_weights: bool = False,
+) -> LayerGraph:
     given = node.arguments.keras_tensors
     inputs = [
         keras.Input(batch_shape=tensor.shape, dtype=_dtype(layer, tensor))
@@ -135,7 +144,7 @@ def _trace(layer, node, path, training=None, change_weights=False):
     return LayerGraph(inputs, outputs, needed)
 
 
-def _other_value(variable):
+def _other_value(variable: keras.Variable) -> tuple[keras.Variable, Tensor]:
     """Return a variable and a value other than its own."""
     value = keras.ops.convert_to_tensor(variable)
     if keras.backend.is_float_dtype(variable.dtype):
@@ -145,14 +154,14 @@ def _other_value(variable):
     return variable, keras.ops.cast(1 - keras.ops.cast(value, "int32"), variable.dtype)
 
 
-def _check_masks(layer, node, path):
+def _check_masks(layer: keras.Layer, node: Node, path: str) -> None:
     if any(mask_of(tensor) is not None for tensor in node.arguments.keras_tensors):
         raise _not_traceable(path, "it reads a mask")
     if any(mask_of(tensor) is not None for tensor in node.outputs):
         raise _not_traceable(path, "it computes a mask")
 
 
-def _check_weights(layer, found, path):
+def _check_weights(layer: keras.Layer, found: LayerGraph, path: str) -> None:
     layers = [each.operation for each in found.nodes]
     layers = [each for each in layers if isinstance(each, keras.Layer)]
     if not layers:
@@ -165,12 +174,12 @@ def _check_weights(layer, found, path):
         raise _not_traceable(path, f"it reads weights of its sublayers, {read}")
 
 
-def _dtype(layer, tensor):
+def _dtype(layer: keras.Layer, tensor: SymbolicTensor) -> str:
     floating = keras.backend.is_float_dtype(tensor.dtype)
     return layer.input_dtype if layer.autocast and floating else tensor.dtype
 
 
-def _not_traceable(path, reason):
+def _not_traceable(path: str, reason: str) -> ValueError:
     return ValueError(
         f"The sublayers of {path!r} cannot be tapped. Received: a layer that cannot be "
         f"traced, because {reason}. Expected: a `call` that only calls layers, the "

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from keras_selfdistill.graph.nodes import dtype_policy
+from keras_selfdistill.graph.layout import dtype_policy
 from keras_selfdistill.utils.config import Config
+from keras_selfdistill.utils.type_aliases import DType, Shape, SymbolicTensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Target:
     spatial_shape: tuple[int, ...]
     channels: int
     data_format: str = "channels_last"
-    spatial: Any = None
-    positions: tuple[int | None, ...] = ()
-    padding_mask: Any = None
+    spatial: SymbolicTensor | None = None
+    positions: Shape = ()
+    padding_mask: SymbolicTensor | None = None
 
 
 class Head(Config):
@@ -45,7 +46,9 @@ class Head(Config):
 
     reads_whole_base: ClassVar[bool] = False
 
-    def __call__(self, tap: Any, target: Target, *, name: str, dtype: Any = None):
+    def __call__(
+        self, tap: SymbolicTensor, target: Target, *, name: str, dtype: DType = None
+    ) -> SymbolicTensor:
         """Add layers named `name_...` to a symbolic tap and return the feature.
 
         Args:
@@ -59,7 +62,9 @@ class Head(Config):
         """
         raise NotImplementedError(f"{type(self).__name__} must define __call__.")
 
-    def features(self, taps: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    def features(
+        self, taps: Mapping[str, SymbolicTensor], target: Target
+    ) -> dict[str, SymbolicTensor]:
         """Add the heads of all exits and return their features.
 
         Args:
@@ -71,7 +76,7 @@ class Head(Config):
             for name, tap in taps.items()
         }
 
-    def macs(self, tap: Any, target: Target) -> int | None:
+    def macs(self, tap: SymbolicTensor, target: Target) -> int | None:
         """Return the multiply-adds of one exit's feature per sample, `None` if unknown.
 
         Args:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import keras
 
@@ -16,6 +15,7 @@ from keras_selfdistill.heads.pieces import (
     strides_to,
 )
 from keras_selfdistill.utils.config import PACKAGE
+from keras_selfdistill.utils.type_aliases import DType, SymbolicTensor
 
 # The largest `Bottleneck.reduction` of `narrower`: 512 channels become 8.
 _LARGEST_REDUCTION = 64
@@ -61,7 +61,7 @@ class Bottleneck(Head):
 
     reduction: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check the fields."""
         whole = isinstance(self.reduction, int) and not isinstance(self.reduction, bool)
         if not whole or self.reduction < 1:
@@ -70,7 +70,9 @@ class Bottleneck(Head):
                 f"reduction={self.reduction!r}. Expected: an integer of at least 1."
             )
 
-    def __call__(self, tap: Any, target: Target, *, name: str, dtype: Any = None):
+    def __call__(
+        self, tap: SymbolicTensor, target: Target, *, name: str, dtype: DType = None
+    ) -> SymbolicTensor:
         """Add the head to a symbolic tap, `(batch, height, width, channels)`."""
         x = channels_last(tap, target, name)
         stride = strides_to(x, target)
@@ -80,7 +82,7 @@ class Bottleneck(Head):
         widths = (middle, target.width)
         return pool_patches(rows, patches, math.prod(stride), widths, name, dtype)
 
-    def macs(self, tap: Any, target: Target) -> int | None:
+    def macs(self, tap: SymbolicTensor, target: Target) -> int | None:
         """Return the multiply-adds of one exit's feature, `None` if unknown."""
         sizes = (*tap.shape[1:], *target.spatial_shape)
         if len(sizes) != 5 or None in sizes:

@@ -1,9 +1,15 @@
 """Interpolation of images to another image's size."""
 
+from collections.abc import Sequence
+
 from keras import layers
 
+from keras_selfdistill.utils.type_aliases import DType, SymbolicTensor
 
-def _interpolate(image, size, name, dtype):
+
+def _interpolate(
+    image: SymbolicTensor, size: Sequence[int], name: str, dtype: DType
+) -> SymbolicTensor:
     """Upsample an image by integer factors, and crop it at the end.
 
     An image that is too large, as a padded tensor near a base's end may be, is resized.

@@ -1,7 +1,6 @@
 """Heads of dense layers only, for taps of any rank."""
 
 import dataclasses
-from typing import Any
 
 import keras
 from keras import layers
@@ -12,6 +11,7 @@ from keras_selfdistill.heads.pieces import (
     resize_positions,
 )
 from keras_selfdistill.utils.config import PACKAGE
+from keras_selfdistill.utils.type_aliases import DType, SymbolicTensor
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -30,7 +30,9 @@ class Linear(Head):
         (None, 64)
     """
 
-    def __call__(self, tap: Any, target: Target, *, name: str, dtype: Any = None):
+    def __call__(
+        self, tap: SymbolicTensor, target: Target, *, name: str, dtype: DType = None
+    ) -> SymbolicTensor:
         """Add the head to a symbolic tap of shape `(batch, ..., channels)`."""
         pools = {
             3: layers.GlobalAveragePooling1D,
@@ -49,7 +51,7 @@ class Linear(Head):
         )(x)
 
 
-def _padding(tap, target):
+def _padding(tap: SymbolicTensor, target: Target) -> dict[str, SymbolicTensor]:
     mask = target.padding_mask
     if mask is None or len(tap.shape) != 3 or tap.shape[1] != mask.shape[1]:
         return {}
@@ -74,7 +76,9 @@ class Pointwise(Head):
         (None, 64, 64, 8)
     """
 
-    def __call__(self, tap: Any, target: Target, *, name: str, dtype: Any = None):
+    def __call__(
+        self, tap: SymbolicTensor, target: Target, *, name: str, dtype: DType = None
+    ) -> SymbolicTensor:
         """Add the head to a symbolic tap of shape `(batch, ..., channels)`."""
         if len(tap.shape) != 2 + len(target.positions):
             raise ValueError(

@@ -1,7 +1,5 @@
 """Building blocks of heads."""
 
-from typing import Any
-
 import keras
 from keras import layers
 
@@ -9,9 +7,10 @@ from keras_selfdistill.backend.batch_norm import use_fused_kernel
 from keras_selfdistill.graph.layout import data_format_of
 from keras_selfdistill.graph.nodes import producer
 from keras_selfdistill.heads.base import Target
+from keras_selfdistill.utils.type_aliases import DType, SymbolicTensor
 
 
-def channels_last(tap: Any, target: Target, name: str) -> Any:
+def channels_last(tap: SymbolicTensor, target: Target, name: str) -> SymbolicTensor:
     """Return a tap as `(batch, height, width, channels)`, of known size.
 
     Raises:
@@ -36,7 +35,7 @@ def channels_last(tap: Any, target: Target, name: str) -> Any:
     return tap
 
 
-def strides_to(image: Any, target: Target) -> tuple[int, int]:
+def strides_to(image: SymbolicTensor, target: Target) -> tuple[int, int]:
     """Return the ratios of an image's size to the base's last one, rounded up."""
     height, width = (
         -(-size // last)
@@ -54,7 +53,9 @@ def he_normal() -> keras.initializers.Initializer:
     return keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal")
 
 
-def dense_bn_relu(x: Any, units: int, name: str, dtype: Any) -> Any:
+def dense_bn_relu(
+    x: SymbolicTensor, units: int, name: str, dtype: DType
+) -> SymbolicTensor:
     """Add a 1×1 convolution, as a dense layer on a matrix of pixels, BN and ReLU."""
     x = layers.Dense(
         units, use_bias=False, kernel_initializer=he_normal(), name=name, dtype=dtype
@@ -62,7 +63,7 @@ def dense_bn_relu(x: Any, units: int, name: str, dtype: Any) -> Any:
     return bn_relu(x, name, dtype)
 
 
-def bn_relu(rows: Any, name: str, dtype: Any) -> Any:
+def bn_relu(rows: SymbolicTensor, name: str, dtype: DType) -> SymbolicTensor:
     """Add batch normalisation and ReLU to a matrix of pixels."""
     normalization = layers.BatchNormalization(
         momentum=0.9, epsilon=1e-5, name=f"{name}_bn", dtype=dtype
@@ -71,7 +72,9 @@ def bn_relu(rows: Any, name: str, dtype: Any) -> Any:
     return layers.ReLU(name=f"{name}_relu", dtype=dtype)(rows)
 
 
-def pointwise_bn_relu(image: Any, units: int, name: str, dtype: Any) -> Any:
+def pointwise_bn_relu(
+    image: SymbolicTensor, units: int, name: str, dtype: DType
+) -> SymbolicTensor:
     """Add a 1×1 convolution with BN and ReLU to an image, and return the image."""
     _, height, width, channels = image.shape
     rows = reshape_rows(image, (-1, channels), f"{name}_pixels")
@@ -79,7 +82,9 @@ def pointwise_bn_relu(image: Any, units: int, name: str, dtype: Any) -> Any:
     return reshape_rows(rows, (-1, height, width, units), f"{name}_image")
 
 
-def patch_rows(image: Any, stride: tuple[int, int], name: str) -> tuple[Any, int]:
+def patch_rows(
+    image: SymbolicTensor, stride: tuple[int, int], name: str
+) -> tuple[SymbolicTensor, int]:
     """Return one row for each pixel of a batch, and the number of patches per image.
 
     The rows of a patch are contiguous. If the stride does not divide the image, it is
@@ -102,8 +107,13 @@ def patch_rows(image: Any, stride: tuple[int, int], name: str) -> tuple[Any, int
 
 
 def pool_patches(
-    rows: Any, patches: int, pixels: int, widths: tuple[int, int], name: str, dtype: Any
-) -> Any:
+    rows: SymbolicTensor,
+    patches: int,
+    pixels: int,
+    widths: tuple[int, int],
+    name: str,
+    dtype: DType,
+) -> SymbolicTensor:
     """Add a convolution over patches and a 1×1 convolution; pool.
 
     Args:
@@ -124,7 +134,9 @@ def pool_patches(
     )(x)
 
 
-def resize_positions(x: Any, positions: tuple[int | None, ...], name: str) -> Any:
+def resize_positions(
+    x: SymbolicTensor, positions: tuple[int | None, ...], name: str
+) -> SymbolicTensor:
     """Interpolate one or two axes between batch and channels to other sizes.
 
     Raises:
@@ -155,7 +167,9 @@ def resize_positions(x: Any, positions: tuple[int | None, ...], name: str) -> An
     return x
 
 
-def reshape_rows(x: Any, shape: tuple[int, ...], name: str) -> Any:
+def reshape_rows(
+    x: SymbolicTensor, shape: tuple[int, ...], name: str
+) -> SymbolicTensor:
     """Reshape including the batch axis, which `keras.layers.Reshape` cannot."""
     x = keras.ops.reshape(x, shape)
     # Operations accept no name when called, and an automatic one may be taken.

@@ -1,8 +1,7 @@
 """Heads by their names."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from absl import logging
 
@@ -12,8 +11,9 @@ from keras_selfdistill.heads.linear import Linear, Pointwise
 from keras_selfdistill.heads.separable import Separable
 from keras_selfdistill.heads.top_down import TopDown
 from keras_selfdistill.utils.config import resolve
+from keras_selfdistill.utils.type_aliases import SymbolicTensor
 
-_SHORTHANDS = {
+_SHORTHANDS: dict[str, Callable[[], Head]] = {
     "bottleneck": Bottleneck,
     "separable": Separable,
     "attention": functools.partial(Separable, attention=True),
@@ -41,7 +41,7 @@ def get(identifier: "str | Head") -> Head:
     return resolve(identifier, "head", Head, _SHORTHANDS)
 
 
-def head_for_taps(name: str, taps: Sequence[Any], target: Target) -> Head:
+def head_for_taps(name: str, taps: Sequence[SymbolicTensor], target: Target) -> Head:
     """Return the head with a name, or another if it does not fit the taps.
 
     The other is `Pointwise` if the base predicts at each position, and `Linear` if a

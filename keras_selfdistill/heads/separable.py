@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import keras
 from keras import layers
@@ -18,6 +17,7 @@ from keras_selfdistill.heads.pieces import (
     strides_to,
 )
 from keras_selfdistill.utils.config import PACKAGE
+from keras_selfdistill.utils.type_aliases import DType, SymbolicTensor
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -53,7 +53,9 @@ class Separable(Head):
 
     attention: bool = False
 
-    def __call__(self, tap: Any, target: Target, *, name: str, dtype: Any = None):
+    def __call__(
+        self, tap: SymbolicTensor, target: Target, *, name: str, dtype: DType = None
+    ) -> SymbolicTensor:
         """Add the head to a symbolic tap, `(batch, height, width, channels)`."""
         x = channels_last(tap, target, name)
         halvings = math.ceil(math.log2(max(strides_to(x, target))))
@@ -69,14 +71,18 @@ class Separable(Head):
         )(x)
 
 
-def _separable_block(x, width, stride, name, dtype):
+def _separable_block(
+    x: SymbolicTensor, width: int, stride: int, name: str, dtype: DType
+) -> SymbolicTensor:
     x = _depthwise(x, stride, f"{name}_depthwise1", dtype)
     x = pointwise_bn_relu(x, x.shape[-1], f"{name}_pointwise1", dtype)
     x = _depthwise(x, 1, f"{name}_depthwise2", dtype)
     return pointwise_bn_relu(x, width, f"{name}_pointwise2", dtype)
 
 
-def _depthwise(x, stride, name, dtype):
+def _depthwise(
+    x: SymbolicTensor, stride: int, name: str, dtype: DType
+) -> SymbolicTensor:
     if stride > 1:
         # "same" pads a strided convolution at the bottom right only; the authors' code
         # pads all sides alike.
@@ -93,7 +99,7 @@ def _depthwise(x, stride, name, dtype):
     )(x)
 
 
-def _attend(tap, name, dtype):
+def _attend(tap: SymbolicTensor, name: str, dtype: DType) -> SymbolicTensor:
     mask = _separable_block(tap, tap.shape[-1], 2, f"{name}_block", dtype)
     # The block ends in BN and ReLU itself; the authors' code repeats them.
     rows = reshape_rows(mask, (-1, mask.shape[-1]), f"{name}_pixels")

@@ -3,12 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import keras
 from keras import layers
 
-from keras_selfdistill.graph.nodes import dtype_policy
+from keras_selfdistill.graph.layout import dtype_policy
 from keras_selfdistill.heads.base import Head, Target
 from keras_selfdistill.heads.interpolation import _interpolate
 from keras_selfdistill.heads.pieces import (
@@ -22,6 +22,7 @@ from keras_selfdistill.heads.pieces import (
     strides_to,
 )
 from keras_selfdistill.utils.config import PACKAGE
+from keras_selfdistill.utils.type_aliases import DType, SymbolicTensor
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -53,7 +54,9 @@ class TopDown(Head):
 
     reads_whole_base: ClassVar[bool] = True
 
-    def features(self, taps: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    def features(
+        self, taps: Mapping[str, SymbolicTensor], target: Target
+    ) -> dict[str, SymbolicTensor]:
         """Add the students of all exits and return their features."""
         deepest = list(taps)[-1]
         above = _lateral(target.spatial, target, f"{deepest}_top")
@@ -74,14 +77,16 @@ class TopDown(Head):
         return {name: features[name] for name in taps}
 
 
-def _lateral(tensor, target, name):
+def _lateral(tensor: SymbolicTensor, target: Target, name: str) -> SymbolicTensor:
     image = channels_last(tensor, target, name)
     return pointwise_bn_relu(
         image, target.width, f"{name}_lateral", dtype_policy(tensor)
     )
 
 
-def _enlarge(image, like, name, dtype):
+def _enlarge(
+    image: SymbolicTensor, like: SymbolicTensor, name: str, dtype: DType
+) -> SymbolicTensor:
     """Add a 1×1 convolution and interpolate to another image's size; BN and ReLU."""
     _, height, width, channels = image.shape
     x = reshape_rows(image, (-1, channels), f"{name}_below")

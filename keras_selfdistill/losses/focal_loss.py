@@ -4,20 +4,22 @@ Lin et al., *Focal Loss for Dense Object Detection*, ICCV 2017, equation 5. The 
 are equal to Keras' wherever its clipping has no effect.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import keras
 from keras import ops
 
+from keras_selfdistill.utils.type_aliases import Tensor
+
 
 def categorical_focal_crossentropy(
-    y_true: Any,
-    logits: Any,
-    alpha: Any = 0.25,
+    y_true: Tensor,
+    logits: Tensor,
+    alpha: float | Sequence[float] = 0.25,
     gamma: float = 2.0,
     label_smoothing: float = 0.0,
     axis: int = -1,
-) -> Any:
+) -> Tensor:
     """Return `Σ_c −α · (1 − p_c)^γ · y_c · log p_c` with `p = softmax(logits)`.
 
     Args:
@@ -46,14 +48,14 @@ def categorical_focal_crossentropy(
 
 
 def binary_focal_crossentropy(
-    y_true: Any,
-    logits: Any,
+    y_true: Tensor,
+    logits: Tensor,
     apply_class_balancing: bool = False,
     alpha: float = 0.25,
     gamma: float = 2.0,
     label_smoothing: float = 0.0,
     axis: int = -1,
-) -> Any:
+) -> Tensor:
     """Return the mean over labels of `(1 − p_t)^γ` times the binary crossentropy.
 
     `p_t` is the probability of the label, with `p = σ(logits)`.
@@ -85,6 +87,6 @@ def binary_focal_crossentropy(
     return ops.mean(loss, axis=axis)
 
 
-def _power(base, gamma):
+def _power(base: Tensor, gamma: float) -> Tensor:
     # Below γ = 1 the gradient at 0 is infinite.
     return ops.power(ops.maximum(base, keras.config.epsilon()), gamma)

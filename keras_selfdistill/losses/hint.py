@@ -4,9 +4,10 @@ import keras
 from keras import ops
 
 from keras_selfdistill.utils.config import PACKAGE
+from keras_selfdistill.utils.type_aliases import Tensor
 
 
-def hint_distance(teacher_feature, student_feature):
+def hint_distance(teacher_feature: Tensor, student_feature: Tensor) -> Tensor:
     """Squared distance between two features where either of them is positive.
 
     `Σ_j (s_j − t_j)²` over the units j with `s_j > 0` or `t_j > 0`. This is the
@@ -31,7 +32,7 @@ def hint_distance(teacher_feature, student_feature):
     return ops.sum(ops.where(active, difference, 0.0), axis=-1)
 
 
-def hint_norm(teacher_feature, student_feature):
+def hint_norm(teacher_feature: Tensor, student_feature: Tensor) -> Tensor:
     """L2 norm of the difference of two features.
 
     `√(Σ_j (s_j − t_j)²)`, the feature loss of the authors' code of *Self-Distillation:
@@ -70,10 +71,12 @@ class HintLoss(keras.losses.Loss):
         5.0
     """
 
-    def __init__(self, reduction="sum_over_batch_size", name="hint_loss"):
+    def __init__(
+        self, reduction: str | None = "sum_over_batch_size", name: str = "hint_loss"
+    ) -> None:
         super().__init__(name=name, reduction=reduction)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the squared distance of each sample, shape `(batch,)`."""
         return hint_distance(y_true, y_pred)
 
@@ -92,6 +95,6 @@ class HintNormLoss(HintLoss):
         5.0
     """
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the norm of each sample's difference, shape `(batch,)`."""
         return hint_norm(y_true, y_pred)

@@ -15,6 +15,7 @@ from keras.distillation import (
 )
 
 from keras_selfdistill.utils.schedules import Scalar, is_schedule
+from keras_selfdistill.utils.type_aliases import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,11 @@ class PairLoss:
     weight: Scalar = 1.0
 
     def __call__(
-        self, teacher: Mapping[str, Any], student: Mapping[str, Any], step: Any = 0
-    ) -> Any:
+        self,
+        teacher: Mapping[str, Tensor],
+        student: Mapping[str, Tensor],
+        step: int | Tensor = 0,
+    ) -> Tensor:
         """Return the weighted loss, a mean over the batch.
 
         Args:
@@ -83,7 +87,7 @@ def pair_losses(
     return [_pair_loss(*each) for each in zip(losses, weights, strict=True)]
 
 
-def _pair_loss(loss, weight):
+def _pair_loss(loss: DistillationLoss, weight: Scalar) -> PairLoss:
     if not isinstance(loss, DistillationLoss):
         raise TypeError(
             "`distillation_losses` must hold losses of keras.distillation. Received: "
@@ -117,5 +121,5 @@ def _pair_loss(loss, weight):
     return PairLoss(loss, float(weight) if number else weight)
 
 
-def _is_kl_function(loss):
+def _is_kl_function(loss: Any) -> bool:
     return loss is keras.losses.kl_divergence

@@ -1,7 +1,7 @@
 """The label loss: one Keras loss from the user, applied to every exit."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from keras import losses
@@ -15,6 +15,7 @@ from keras_selfdistill.utils.keras_internals import (
     object_name,
     with_loss_function,
 )
+from keras_selfdistill.utils.type_aliases import Labels, LossLike, Tensor
 
 _SCALAR_REDUCTIONS = ("sum_over_batch_size", "sum", "mean", "mean_with_sample_weight")
 
@@ -64,7 +65,7 @@ _TASKS = (
 _KERAS = tuple(each for functions, _ in _TASKS for each in functions)
 
 
-def as_loss(identifier: Any, task: Task) -> losses.Loss:
+def as_loss(identifier: LossLike, task: Task) -> losses.Loss:
     """Return a Keras loss for anything that `compile` takes as the loss of one output.
 
     Args:
@@ -105,14 +106,17 @@ def as_loss(identifier: Any, task: Task) -> losses.Loss:
     return loss
 
 
-def _named(function, name):
-    partial = isinstance(function, functools.partial) and not function.args
-    if partial and is_one_of(function.func, _KERAS):
+def _named(function: Callable[..., Tensor], name: str) -> losses.Loss:
+    if (
+        isinstance(function, functools.partial)
+        and not function.args
+        and is_one_of(function.func, _KERAS)
+    ):
         return loss_of_function(function.func, name, **function.keywords)
     return loss_of_function(function, name)
 
 
-def crossentropy(y_true: Any, y_pred: Any, **options: Any) -> Any:
+def crossentropy(y_true: Labels, y_pred: Tensor, **options: Any) -> Tensor:
     """Return the crossentropy of each sample, for class indices or one-hot labels.
 
     Args:
@@ -126,7 +130,7 @@ def crossentropy(y_true: Any, y_pred: Any, **options: Any) -> Any:
     return losses.categorical_crossentropy(y_true, y_pred, **options)
 
 
-def is_sparse(labels: Any, outputs: Any) -> bool:
+def is_sparse(labels: Labels, outputs: Tensor) -> bool:
     """Return whether labels are class indices, `(batch,)` or `(batch, 1)`."""
     return len(labels.shape) < len(outputs.shape) or labels.shape[-1] == 1
 
@@ -195,7 +199,7 @@ def check_task(loss: losses.Loss, task: Task) -> None:
     )
 
 
-def _tasks_of(loss):
+def _tasks_of(loss: losses.Loss) -> tuple[str, ...]:
     function, _ = loss_function(loss)
     if function is crossentropy:
         return ("multiclass",)
@@ -205,6 +209,8 @@ def _tasks_of(loss):
     return ()
 
 
-def is_one_of(function: Any, functions: Iterable[Any]) -> bool:
+def is_one_of(
+    function: Callable[..., Tensor], functions: Iterable[Callable[..., Tensor]]
+) -> bool:
     """Return whether a function is one of several, by identity."""
     return any(function is each for each in functions)

@@ -1,7 +1,5 @@
 """The label format of a loss, and checks of labels against it."""
 
-from typing import Any
-
 import keras
 from keras import losses, ops
 
@@ -13,12 +11,13 @@ from keras_selfdistill.losses.label_loss import (
     is_sparse,
 )
 from keras_selfdistill.utils.keras_internals import loss_function, mask_of
+from keras_selfdistill.utils.type_aliases import Labels, Tensor
 
 # Label formats, by the loss that takes them: class indices, and one-hot labels.
 SPARSE, ONE_HOT = "sparse_categorical_crossentropy", "categorical_crossentropy"
 
 
-def label_form(loss: losses.Loss, labels: Any, outputs: Any) -> str | None:
+def label_form(loss: losses.Loss, labels: Labels, outputs: Tensor) -> str | None:
     """Return the label format of a loss, `SPARSE` or `ONE_HOT`; `None` if unknown.
 
     Example:
@@ -40,7 +39,7 @@ def ignored_class(loss: losses.Loss) -> int | None:
     return options.get("ignore_class")
 
 
-def check_form(loss: losses.Loss, labels: Any, outputs: Any) -> None:
+def check_form(loss: losses.Loss, labels: Labels, outputs: Tensor) -> None:
     """Refuse class indices where a loss takes one-hot labels, and the reverse.
 
     Some of Keras' losses would broadcast one to the shape of the other.
@@ -69,7 +68,9 @@ def check_form(loss: losses.Loss, labels: Any, outputs: Any) -> None:
     )
 
 
-def check_axis_of_units(labels: Any, outputs: Any, sample_weight: Any) -> None:
+def check_axis_of_units(
+    labels: Labels, outputs: Tensor, sample_weight: Tensor | None
+) -> None:
     """Refuse labels without a unit axis if positions have weights or a mask.
 
     With one unit, Keras' losses would take the mean over the last position axis, whose
@@ -103,7 +104,7 @@ def check_axis_of_units(labels: Any, outputs: Any, sample_weight: Any) -> None:
         )
 
 
-def all_exist(labels: Any, outputs: Any, loss: losses.Loss) -> Any:
+def all_exist(labels: Labels, outputs: Tensor, loss: losses.Loss) -> bool | Tensor:
     """Return whether all class indices are in the range of the outputs, as a scalar.
 
     One-hot labels always are. An ignored class of the loss is allowed.
@@ -126,7 +127,7 @@ def all_exist(labels: Any, outputs: Any, loss: losses.Loss) -> Any:
     return ops.all(exists)
 
 
-def _wide(dtype):
+def _wide(dtype: str) -> str:
     """Return a dtype that represents the labels and any number of classes."""
     if "float" in dtype:
         return "float64" if dtype == "float64" else "float32"

@@ -4,9 +4,10 @@ import keras
 from keras import ops
 
 from keras_selfdistill.utils.config import PACKAGE
+from keras_selfdistill.utils.type_aliases import Tensor
 
 
-def output_distance(teacher_output, student_output):
+def output_distance(teacher_output: Tensor, student_output: Tensor) -> Tensor:
     """Mean squared difference of two outputs, as in Keras' `MeanSquaredError`.
 
     `1/n · Σ_j (s_j − t_j)²`: the soft target of a regression.
@@ -42,9 +43,13 @@ class OutputDistance(keras.losses.Loss):
         2.0
     """
 
-    def __init__(self, reduction="sum_over_batch_size", name="soft_target_loss"):
+    def __init__(
+        self,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "soft_target_loss",
+    ) -> None:
         super().__init__(name=name, reduction=reduction)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the distance of each sample, shape `(batch,)`."""
         return output_distance(y_true, y_pred)

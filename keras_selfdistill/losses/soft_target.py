@@ -4,9 +4,12 @@ import keras
 from keras import ops
 
 from keras_selfdistill.utils.config import PACKAGE
+from keras_selfdistill.utils.type_aliases import ConfigDict, Tensor
 
 
-def soft_target_divergence(teacher_logits, student_logits, *, temperature=1.0):
+def soft_target_divergence(
+    teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0
+) -> Tensor:
     """Kullback-Leibler divergence from teacher to student at a temperature, times T².
 
     `T² · Σ_c p_c · (log p_c − log q_c)` with `p = softmax(teacher_logits / T)` and
@@ -37,7 +40,9 @@ def soft_target_divergence(teacher_logits, student_logits, *, temperature=1.0):
     return divergence * temperature**2
 
 
-def soft_target_crossentropy(teacher_logits, student_logits, *, temperature=1.0):
+def soft_target_crossentropy(
+    teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0
+) -> Tensor:
     """Crossentropy of the student under the teacher's distribution at a temperature.
 
     `−Σ_c p_c · log q_c` with `p = softmax(teacher_logits / T)` and
@@ -64,7 +69,9 @@ def soft_target_crossentropy(teacher_logits, student_logits, *, temperature=1.0)
     return -ops.sum(teacher * student, axis=-1)
 
 
-def binary_soft_target_divergence(teacher_logits, student_logits, *, temperature=1.0):
+def binary_soft_target_divergence(
+    teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0
+) -> Tensor:
     """Mean over labels of the binary divergence from teacher to student, times T².
 
     For every label `T² · [p · log(p / q) + (1 − p) · log((1 − p) / (1 − q))]` with
@@ -94,7 +101,7 @@ def binary_soft_target_divergence(teacher_logits, student_logits, *, temperature
     return ops.mean(divergence, axis=-1) * temperature**2
 
 
-def _divided(logits, temperature):
+def _divided(logits: Tensor, temperature: float) -> Tensor:
     """Return logits over the temperature, in float32 at least."""
     if keras.backend.standardize_dtype(logits.dtype) in ("float16", "bfloat16"):
         logits = ops.cast(logits, "float32")
@@ -119,18 +126,18 @@ class SoftTargetLoss(keras.losses.Loss):
 
     def __init__(
         self,
-        temperature=1.0,
-        reduction="sum_over_batch_size",
-        name="soft_target_loss",
-    ):
+        temperature: float = 1.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "soft_target_loss",
+    ) -> None:
         super().__init__(name=name, reduction=reduction)
         self.temperature = temperature
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the divergence of each sample, shape `(batch,)`."""
         return soft_target_divergence(y_true, y_pred, temperature=self.temperature)
 
-    def get_config(self):
+    def get_config(self) -> ConfigDict:
         """Return the arguments that make an equal loss."""
         return {**super().get_config(), "temperature": self.temperature}
 
@@ -151,7 +158,7 @@ class SoftTargetCrossentropy(SoftTargetLoss):
         0.6931
     """
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the crossentropy of each sample, shape `(batch,)`."""
         return soft_target_crossentropy(y_true, y_pred, temperature=self.temperature)
 
@@ -172,7 +179,7 @@ class BinarySoftTargetLoss(SoftTargetLoss):
         0.3278
     """
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the divergence of each sample, shape `(batch,)`."""
         return binary_soft_target_divergence(
             y_true, y_pred, temperature=self.temperature

@@ -70,7 +70,7 @@ class AttentionBYOT(Recipe):
     skipped_hint: str = "second_deepest"
     final_label_weight: Scalar = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
         check_share(self, "alpha")

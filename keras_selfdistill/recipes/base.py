@@ -5,12 +5,13 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from keras_selfdistill.losses.hint import HintLoss
 from keras_selfdistill.losses.soft_target import SoftTargetLoss
 from keras_selfdistill.utils.config import Config, did_you_mean
 from keras_selfdistill.utils.schedules import Scalar, is_schedule
+from keras_selfdistill.utils.type_aliases import Tensor
 
 TEACHERS = ("deepest", "ensemble", "dense", "next")
 
@@ -29,9 +30,9 @@ class TermWeights:
         TermWeights(label=1.0, soft_target=0.0, hint=0.0)
     """
 
-    label: Any
-    soft_target: Any = 0.0
-    hint: Any = 0.0
+    label: float | Tensor
+    soft_target: float | Tensor = 0.0
+    hint: float | Tensor = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class Recipe(Config):
     external_weight: Scalar = 1.0
     temperature: Scalar = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check the fields."""
         if self.teacher not in TEACHERS:
             refuse(
@@ -112,7 +113,7 @@ class Recipe(Config):
         del exit_names
         return []
 
-    def at(self, step: Any) -> "Recipe":
+    def at(self, step: int | Tensor) -> "Recipe":
         """Return the recipe with the value of every schedule at a step.
 
         Args:
@@ -140,7 +141,7 @@ class Recipe(Config):
         return recipe
 
 
-def is_used(weight: Any) -> bool:
+def is_used(weight: Scalar | Tensor) -> bool:
     """Return whether a weight may differ from zero; that of a schedule always may.
 
     Example:
@@ -184,7 +185,7 @@ def refuse(recipe: Recipe, field: str, expected: str) -> None:
     )
 
 
-def _number(recipe, field):
+def _number(recipe: Recipe, field: str) -> float | None:
     """Return a field as a float, `None` where it is a schedule."""
     value = getattr(recipe, field)
     if is_schedule(value):

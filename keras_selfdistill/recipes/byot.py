@@ -50,7 +50,7 @@ class BYOT(Recipe):
     hint_weight: Scalar = 1.28e-4
     final_label_weight: Scalar = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
         check_share(self, "alpha")

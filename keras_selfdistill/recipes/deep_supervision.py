@@ -36,7 +36,7 @@ class DeepSupervision(Recipe):
 
     exit_weight: Scalar = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
         check_weight(self, "exit_weight")

@@ -55,7 +55,7 @@ class TESKD(Recipe):
     hint_weight: Scalar = 1.28e-5
     detach_teacher: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
         check_weight(self, "label_weight")

@@ -3,9 +3,13 @@
 import dataclasses
 import difflib
 import inspect
-from typing import Any
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
 
 import keras
+
+from keras_selfdistill.utils.type_aliases import ConfigDict
 
 PACKAGE = "keras_selfdistill"
 
@@ -22,7 +26,7 @@ class Config:
         Point(x=3)
     """
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse a subclass that lacks `@dataclass`: its fields would be ignored.
 
         Raises:
@@ -41,7 +45,7 @@ class Config:
             )
         return super().__new__(cls)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> ConfigDict:
         """Return the fields, from which `from_config` makes an equal object."""
         return {
             field.name: getattr(self, field.name)
@@ -49,7 +53,7 @@ class Config:
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: ConfigDict) -> Self:
         """Make an object from what `get_config` returned."""
         return cls(
             **{
@@ -61,7 +65,12 @@ class Config:
         )
 
 
-def resolve(identifier, argument, kind, shorthands):
+def resolve(
+    identifier: Any,
+    argument: str,
+    kind: type,
+    shorthands: Mapping[str, Callable[[], Any]],
+) -> Any:
     """Return the object given, or a default object of the class with a name.
 
     Args:
@@ -95,7 +104,7 @@ def resolve(identifier, argument, kind, shorthands):
     return shorthands[identifier]()
 
 
-def did_you_mean(name, known):
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a sentence with the nearest of the known names, or an empty string.
 
     Example:
@@ -113,7 +122,7 @@ def did_you_mean(name, known):
     return f" Did you mean {' or '.join(offers)}?"
 
 
-def unknown_name(kind: str, identifier: Any, module: Any) -> ValueError:
+def unknown_name(kind: str, identifier: Any, module: types.ModuleType) -> ValueError:
     """Return the error for an unknown name of a loss or metric of Keras.
 
     Example:

@@ -59,7 +59,7 @@ class Table:
     def html(self, title: str = "") -> str:
         """Return an HTML table with a title, for notebooks."""
 
-        def line(tag, cells):
+        def line(tag: str, cells: Sequence[str]) -> str:
             sides = ["left" if i < self.names else "right" for i in range(len(cells))]
             return "".join(
                 f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'

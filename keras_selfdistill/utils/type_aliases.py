@@ -26,7 +26,7 @@ Shape: TypeAlias = tuple[int | None, ...]
 """Shape; a size that is not known is `None`, as that of the batch."""
 DType: TypeAlias = str | keras.DTypePolicy | None
 """Dtype or dtype policy of a layer; `None` for the global policy."""
-Config: TypeAlias = dict[str, Any]
+ConfigDict: TypeAlias = dict[str, Any]
 """What `get_config` returns, or any other JSON object."""
 Logs: TypeAlias = dict[str, Any]
 """Values of losses and metrics by name, as callbacks get them."""

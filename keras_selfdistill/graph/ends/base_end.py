@@ -2,16 +2,16 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
+import keras
 from keras import layers
 
-from keras_selfdistill.graph.ends.logits import find_end
+from keras_selfdistill.graph.ends.logits import Activation, find_end
 from keras_selfdistill.graph.layout import data_format_of, layer_data_format
 from keras_selfdistill.graph.nodes import check_functional, producer
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.graph.task import Task, decide_task
+from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor
 
 _DROPOUT = (
     layers.Dropout,
@@ -38,16 +38,16 @@ class BaseEnd:
         data_format: `"channels_last"` or `"channels_first"`.
     """
 
-    logits: Any
-    feature: Any
+    logits: SymbolicTensor
+    feature: SymbolicTensor
     task: Task
-    activation: Callable[[Any], Any]
-    output: Any
-    last_spatial: Any
+    activation: Activation
+    output: SymbolicTensor
+    last_spatial: SymbolicTensor | None
     data_format: str
 
 
-def find_base_end(base, task=None):
+def find_base_end(base: keras.Model, task: str | None = None) -> BaseEnd:
     """Walk back from a base's output to its logits and its last feature.
 
     Names of layers do not decide what the activation is: output and logits are compared
@@ -78,12 +78,12 @@ def find_base_end(base, task=None):
     check_functional(base)
     output = _only_output(base)
     end = find_end(base, output, task)
-    task = decide_task(end.kind, output.shape, task, base.name)
-    feature, last_spatial, data_format = _feature(base, end.node, task)
+    decided = decide_task(end.kind, output.shape, task, base.name)
+    feature, last_spatial, data_format = _feature(base, end.node, decided)
     return BaseEnd(
         logits=end.logits,
         feature=feature,
-        task=task,
+        task=decided,
         activation=end.activation,
         output=end.output,
         last_spatial=last_spatial,
@@ -91,7 +91,7 @@ def find_base_end(base, task=None):
     )
 
 
-def find_logits(model, task=None):
+def find_logits(model: keras.Model, task: str | None = None) -> SymbolicTensor:
     """Return the symbolic logits of a model: its output before the activation.
 
     Args:
@@ -111,7 +111,7 @@ def find_logits(model, task=None):
     return find_end(model, _only_output(model), task, alone=True).logits
 
 
-def _only_output(base):
+def _only_output(base: keras.Model) -> SymbolicTensor:
     if len(base.outputs) != 1:
         raise ValueError(
             f"The base must have one output. Received: model {base.name!r} with "
@@ -128,7 +128,9 @@ def _only_output(base):
     return output
 
 
-def _feature(base, last_node, task):
+def _feature(
+    base: keras.Model, last_node: Node, task: Task
+) -> tuple[SymbolicTensor, SymbolicTensor | None, str]:
     """Return (feature vector, deepest spatial tensor, its data format)."""
     last_layer = last_node.operation
     feature = last_node.input_tensors[0]
@@ -160,8 +162,11 @@ def _feature(base, last_node, task):
     return feature, spatial, data_format
 
 
-def _deepest_spatial(tensor, data_format):
+def _deepest_spatial(
+    tensor: SymbolicTensor, data_format: str
+) -> tuple[SymbolicTensor | None, str]:
     """Search backwards for the nearest tensor with more than one position."""
+    pending: collections.deque[tuple[SymbolicTensor, str | None]]
     pending, seen = collections.deque([(tensor, data_format)]), set()
     while pending:
         tensor, reader_format = pending.popleft()

@@ -3,22 +3,22 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_selfdistill.graph.ends.pre_activation import ActivationNotCalledError
+from keras_selfdistill.utils.type_aliases import SymbolicTensor, Tensor
 
 _BATCH_SIZE, _UNKNOWN_SIZE = 2, 16  # Of the batch, and of any other unknown axis.
 
 
 def agrees(
-    inputs: Sequence[Any],
-    logits: Any,
-    output: Any,
-    activation: Callable[[Any], Any],
+    inputs: Sequence[SymbolicTensor],
+    logits: SymbolicTensor,
+    output: SymbolicTensor,
+    activation: Callable[[Tensor], Tensor],
 ) -> bool:
     """Return whether an output is the activation of logits, in inference and training.
 
@@ -67,15 +67,15 @@ def agrees(
 class _Run(keras.layers.Layer):
     """A function as a layer, whose call passes `training` to the layers inside."""
 
-    def __init__(self, function):
+    def __init__(self, function: keras.Function) -> None:
         super().__init__(autocast=False)
         self._function = function
         self.built = True
 
-    def call(self, values, training=None):
+    def call(self, values: Sequence[Tensor], training: bool | None = None) -> Tensor:
         return self._function(values)
 
-    def layers_inside(self):
+    def layers_inside(self) -> list[keras.Layer]:
         """Return all layers, sublayers included."""
         return [
             each
@@ -84,7 +84,7 @@ class _Run(keras.layers.Layer):
             for each in operation._flatten_layers()
         ]
 
-    def weights_to_draw(self):
+    def weights_to_draw(self) -> list[keras.Variable]:
         """Return the float variables that may take any positive value.
 
         Those that a quantized layer does not train may not: an int4 kernel stores the
@@ -104,13 +104,18 @@ class _Run(keras.layers.Layer):
             if keras.backend.is_float_dtype(each.dtype) and id(each) not in encoded
         ]
 
-    def precision(self):
+    def precision(self) -> float:
         """Return the tolerance of the least precise layer."""
         halves = {"float16", "bfloat16"}
         dtypes = {layer.compute_dtype for layer in self.layers_inside()}
         return 2e-2 if dtypes & halves else 1e-5
 
-    def result(self, values, weights, training):
+    def result(
+        self,
+        values: Sequence[Tensor],
+        weights: Sequence[tuple[keras.Variable, Tensor]],
+        training: bool | None,
+    ) -> Tensor:
         """Return the function's result for values, with other weights."""
         inside = self.layers_inside()
         scope = keras.StatelessScope(state_mapping=weights, collect_losses=True)
@@ -130,7 +135,7 @@ class _Run(keras.layers.Layer):
 
 
 @contextlib.contextmanager
-def _attributes_kept(layers: Sequence[Any]) -> Iterator[None]:
+def _attributes_kept(layers: Sequence[keras.Layer]) -> Iterator[None]:
     """Restore the plain attributes that calls set on layers, such as a counter."""
     before = [(vars(layer), dict(vars(layer))) for layer in layers]
     try:
@@ -142,11 +147,11 @@ def _attributes_kept(layers: Sequence[Any]) -> Iterator[None]:
                 del now[name]
 
 
-def _as_array(tensor):
+def _as_array(tensor: Tensor) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(tensor), "float32")
 
 
-def _random_input(tensor, random):
+def _random_input(tensor: SymbolicTensor, random: np.random.Generator) -> Tensor:
     shape = [size or _UNKNOWN_SIZE for size in tensor.shape]
     shape[0] = tensor.shape[0] or _BATCH_SIZE
     if not keras.backend.is_float_dtype(tensor.dtype):
@@ -156,12 +161,12 @@ def _random_input(tensor, random):
     return _as_tensor(random.normal(size=shape) / math.sqrt(shape[-1]), tensor.dtype)
 
 
-def _random_weight(variable, random):
+def _random_weight(variable: keras.Variable, random: np.random.Generator) -> Tensor:
     # Above 0, as variances and scales are.
     return _as_tensor(random.uniform(0.5, 1.5, tuple(variable.shape)), variable.dtype)
 
 
-def _as_tensor(values, dtype):
+def _as_tensor(values: np.ndarray, dtype: str) -> Tensor:
     tensor = ops.convert_to_tensor(values.astype("float32"))
     # JAX would compile even a cast to the same dtype.
     return tensor if dtype == "float32" else ops.cast(tensor, dtype)

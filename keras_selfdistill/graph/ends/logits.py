@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import keras
 from keras import layers
@@ -15,6 +15,7 @@ from keras_selfdistill.graph.ends.pre_activation import (
 )
 from keras_selfdistill.graph.nodes import model_nodes, producer
 from keras_selfdistill.graph.shells import masked_as, original
+from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor, Tensor
 
 # Layers after an activation that may be applied to the logits instead. Whether the
 # results are logits is checked.
@@ -40,6 +41,9 @@ _PASSING = (
 _NOT_NUMBERS = (None, "linear", "softmax")
 
 
+Activation: TypeAlias = Callable[[Tensor], Tensor]
+
+
 @dataclasses.dataclass(frozen=True)
 class End:
     """The logits of a base and the activation after them.
@@ -53,11 +57,11 @@ class End:
         activation: The activation itself.
     """
 
-    node: Any
-    logits: Any
-    output: Any
+    node: Node
+    logits: SymbolicTensor
+    output: SymbolicTensor
     kind: str
-    activation: Callable[[Any], Any]
+    activation: Activation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,18 +73,18 @@ class _Path:
         output: Output of the model.
         node: Node of the last layer with weights.
         squash: Node with the activation, maybe the same; `None` if there is none.
-        kind: Name of that activation; without one, of the last layer's own.
+        kind: Name of that activation; without one, of the last layer's own, or "".
         behind: Operations after the activation (without one, after the last layer),
             from the output backwards.
         explicit: Whether one of them is an explicit linear activation.
     """
 
-    base: Any
-    output: Any
-    node: Any
-    squash: Any
-    kind: str | None
-    behind: tuple[Any, ...]
+    base: keras.Model
+    output: SymbolicTensor
+    node: Node
+    squash: Node | None
+    kind: str
+    behind: tuple[keras.Operation, ...]
     explicit: bool
 
     def unused(self, name: str) -> str:
@@ -90,12 +94,14 @@ class _Path:
             name += "_"
         return name
 
-    def activates(self, logits: Any, activation: Callable[[Any], Any]) -> bool:
+    def activates(self, logits: SymbolicTensor, activation: Activation) -> bool:
         """Return whether the output is the activation of logits."""
         return agrees(self.node.input_tensors, logits, self.output, activation)
 
 
-def find_end(base: Any, output: Any, task: str | None, *, alone: bool = False) -> End:
+def find_end(
+    base: keras.Model, output: SymbolicTensor, task: str | None, *, alone: bool = False
+) -> End:
     """Return the logits of a base and the activation after them.
 
     Names of layers do not decide what the activation is: output and logits are compared
@@ -132,7 +138,9 @@ def find_end(base: Any, output: Any, task: str | None, *, alone: bool = False) -
     return found
 
 
-def _walk(base, output, task, alone):
+def _walk(
+    base: keras.Model, output: SymbolicTensor, task: str | None, alone: bool
+) -> _Path:
     """Walk back from the output to the last layer with weights."""
     node, squash, found, behind, explicit = producer(output), None, None, [], False
     while True:
@@ -143,16 +151,17 @@ def _walk(base, output, task, alone):
         if _weights(operation) or (alone and squash is not None):
             break
         if len(node.input_tensors) != 1:
-            path = _Path(base, output, node, None, None, (), False)
+            path = _Path(base, output, node, None, "", (), False)
             raise ValueError(_unknown_end(path))
         if squash is None:
             behind.append(node.operation)
             explicit = explicit or kind == "linear"
         node = producer(node.input_tensors[0])
-    return _Path(base, output, node, squash, found or kind, tuple(behind), explicit)
+    kind = found or kind or ""
+    return _Path(base, output, node, squash, kind, tuple(behind), explicit)
 
 
-def _in_front(path, activation):
+def _in_front(path: _Path, activation: Activation) -> End | None:
     """Return the end whose logits are the input of the activation, reshaped.
 
     `None` if they cannot be found, or the output is not their activation.
@@ -178,7 +187,7 @@ def _in_front(path, activation):
     return End(path.node, logits, output, path.kind, activation)
 
 
-def _pre_activation(path):
+def _pre_activation(path: _Path) -> SymbolicTensor | None:
     """Return the input of the activation of a layer with weights, `None` if unknown."""
     layer = original(path.node.operation)
     if inspect.isdatadescriptor(getattr(type(layer), "activation", None)):
@@ -191,7 +200,7 @@ def _pre_activation(path):
     return PreActivation(layer, name=name)(*args, **kwargs)
 
 
-def _behind(path):
+def _behind(path: _Path) -> End | None:
     """Return the end with logits of its probabilities, `None` if it has none."""
     if path.kind not in ("softmax", "sigmoid"):
         return None
@@ -204,13 +213,13 @@ def _behind(path):
     return End(path.node, logits, path.output, path.kind, activation)
 
 
-def _as_it_is(path):
+def _as_it_is(path: _Path) -> End:
     """Return the end whose output is the logits themselves, or numbers."""
     output, linear = path.output, keras.activations.linear
     return End(path.node, output, output, "linear", linear)
 
 
-def _kind(operation):
+def _kind(operation: keras.Operation) -> str | None:
     """Return the name of an operation's activation, `None` if it has none.
 
     The operation is a layer, or an activation itself such as `keras.ops.softmax`.
@@ -228,31 +237,31 @@ def _kind(operation):
     return getattr(activation, "__name__", type(activation).__name__)
 
 
-def _function(path):
+def _function(path: _Path) -> Activation:
     """Return the activation function: Keras' own of this name, or the layer's."""
     if path.kind in ("softmax", "sigmoid"):
         return getattr(keras.activations, path.kind)
-    operation = original(path.squash.operation)
+    operation = original((path.squash or path.node).operation)
     if isinstance(operation, keras.Layer):
         return operation.activation
     return getattr(keras.activations, path.kind)
 
 
-def _squashes(kind, task):
+def _squashes(kind: str | None, task: str | None) -> bool:
     """Return whether an activation of this name separates logits and output."""
     if kind in ("softmax", "sigmoid"):
         return True
     return task == "regression" and kind not in _NOT_NUMBERS
 
 
-def _passes(operation):
+def _passes(operation: keras.Operation) -> bool:
     """Return whether an operation may be applied to logits instead."""
     like = original(operation)
     linear = isinstance(like, layers.Activation) and _kind(like) == "linear"
     return linear or isinstance(like, _PASSING)
 
 
-def _twin(layer):
+def _twin(layer: keras.Layer) -> keras.Layer:
     """Return a copy of a layer without weights.
 
     The base's own layer is not called again: Keras keeps calls as long as the layer.
@@ -262,11 +271,11 @@ def _twin(layer):
     return type(like).from_config(config)
 
 
-def _weights(operation):
+def _weights(operation: keras.Operation) -> list[keras.Variable]:
     return operation.weights if isinstance(operation, keras.Layer) else []
 
 
-def _unknown_end(path):
+def _unknown_end(path: _Path) -> str:
     last = path.squash or path.node
     foreign = (each for each in path.behind if not _passes(each))
     nearest = last.operation if path.squash else next(foreign, last.operation)

@@ -1,11 +1,17 @@
 """Layers that recover logits: the input of an activation, or from probabilities."""
 
-from typing import Any
+from typing import Any, Self
 
 import keras
 from keras import layers, ops
 
 from keras_selfdistill.utils.config import PACKAGE
+from keras_selfdistill.utils.type_aliases import (
+    ConfigDict,
+    Shape,
+    SymbolicTensor,
+    Tensor,
+)
 
 
 class ActivationNotCalledError(ValueError):
@@ -38,7 +44,7 @@ class PreActivation(layers.Layer):
         [[80.0, -80.0]]
     """
 
-    def __init__(self, layer, **kwargs):
+    def __init__(self, layer: keras.Layer, **kwargs: Any) -> None:
         # Not the layer's policy, by which Keras would take this one for quantised.
         kwargs.setdefault("dtype", layer.compute_dtype)
         super().__init__(autocast=False, **kwargs)
@@ -46,12 +52,12 @@ class PreActivation(layers.Layer):
         self.built = layer.built
         self.supports_masking = True
 
-    def call(self, inputs, *args, **kwargs):
+    def call(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the layer and return the input of its activation."""
-        given: list[Any] = []
+        given: list[Tensor] = []
         activation = self.layer.activation or keras.activations.linear
 
-        def recorded(values):
+        def recorded(values: Tensor) -> Tensor:
             given.append(values)
             return activation(values)
 
@@ -74,30 +80,32 @@ class PreActivation(layers.Layer):
             )
         return given[-1]
 
-    def compute_output_spec(self, *args, **kwargs):
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> SymbolicTensor:
         """Return the spec of the layer's own output; activations keep it."""
         # Tracing `call` instead would leave something in JAX for every wrapper.
         return self.layer.compute_output_spec(*args, **kwargs)
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(
+        self, inputs: Tensor, previous_mask: Tensor | None = None
+    ) -> Tensor | None:
         """Return the layer's mask."""
         if not self.layer.supports_masking:
             return None
         return self.layer.compute_mask(inputs, previous_mask)
 
-    def get_config(self):
+    def get_config(self) -> ConfigDict:
         """Return the arguments that make an equal layer."""
         layer = keras.saving.serialize_keras_object(self.layer)
         return {**super().get_config(), "layer": layer}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: ConfigDict) -> Self:
         """Make the layer from what `get_config` returned."""
         config = dict(config)
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
         return cls(layer, **config)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Build the layer inside."""
         if not self.layer.built:
             self.layer.build(input_shape)
@@ -122,7 +130,7 @@ class LogitsOfProbabilities(layers.Layer):
         [[0.0, 1.0989999771118164]]
     """
 
-    def __init__(self, activation, **kwargs):
+    def __init__(self, activation: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if activation not in ("softmax", "sigmoid"):
             raise ValueError(
@@ -132,7 +140,7 @@ class LogitsOfProbabilities(layers.Layer):
         self.activation = activation
         self.supports_masking = True
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         """Return logits of the inputs' shape."""
         # The smallest number that is not flushed to 0, and the largest below 1.
         smallest, precision = (1e-37, 2.0**-24)
@@ -141,10 +149,10 @@ class LogitsOfProbabilities(layers.Layer):
         inputs = ops.clip(inputs, smallest, 1 - precision)
         return ops.log(inputs) - ops.log1p(-inputs)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Return the inputs' shape."""
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> ConfigDict:
         """Return the arguments that make an equal layer."""
         return {**super().get_config(), "activation": self.activation}
