@@ -3,16 +3,14 @@ r"""Makes the notebooks of the tutorials from their scripts, or checks them.
     python tutorials/build.py                            # all, as a reader runs them
     python tutorials/build.py --only=digits              # one
     python tutorials/build.py --check --small            # what CI does
-    python tutorials/build.py --only=applications \
-        --constants='{"WEIGHTS": null, "EPOCHS": 4, "RATE": 0.001}'
 
 A tutorial is a script in jupytext's percent format; the notebook beside it is made from
 it: the script's cells, executed from top to bottom, and a last line that says where.
 Change the script, never the notebook. What a library writes to stderr is left out.
 
 `--small` runs every tutorial in less than a minute: behind the cell whose header has
-`small={"EPOCHS": 1}`, it assigns those values to the reader's constants. `--constants`
-does so with others, for example where no pretrained weights can be had.
+`small={"EPOCHS": 1}`, it assigns those values to the reader's constants. A notebook is
+committed with the outputs of the constants that it shows.
 
 `--check` executes into memory, writes nothing, and fails if a cell raises or if the
 committed notebook is stale:
@@ -21,20 +19,18 @@ committed notebook is stale:
 - a text output differs. Where a cell is tagged `measured`, because its numbers come
   from training or from a clock, only the words must be the same, and shares in per cent
   within 15 points if the notebook was made with the constants of the check. All other
-  outputs must be equal to the letter, on any backend and with any constants;
+  outputs must be equal to the letter, on any backend and at any size;
 - a picture is missing, or one too many. Pictures are not compared.
 
 Images of CIFAR-100 come from the TensorFlow Datasets folder `CIFAR100_DIR`, by default
 `../shared/tfds`, if there is one; else they are downloaded.
 """
 
-import json
 import os
 import pathlib
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
 from typing import Any
 
 import jupytext
@@ -66,7 +62,6 @@ def define_flags() -> None:
     flags.DEFINE_bool("check", False, "Compare with the notebooks; write nothing.")
     flags.DEFINE_bool("small", False, "Run with the scripts' small constants.")
     flags.DEFINE_multi_enum("only", list(TUTORIALS), TUTORIALS, "Which tutorials.")
-    flags.DEFINE_string("constants", "{}", "Constants of this run alone, as JSON.")
 
 
 def read_script(name: str) -> nbformat.NotebookNode:
@@ -84,15 +79,12 @@ def read_notebook(name: str) -> nbformat.NotebookNode:
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
-def execute(
-    name: str, *, small: bool, constants: Mapping[str, Any] | None = None
-) -> nbformat.NotebookNode:
+def execute(name: str, *, small: bool) -> nbformat.NotebookNode:
     """Runs a script's cells in a kernel of their own.
 
     Args:
         name: Of the tutorial.
         small: Whether the script's small constants take the place of the reader's.
-        constants: Further ones, of this run alone.
 
     Returns:
         The notebook with outputs.
@@ -101,7 +93,7 @@ def execute(
         nbclient.exceptions.CellExecutionError: A cell raised.
     """
     notebook = read_script(name)
-    overrides = _override(notebook, small, constants or {})
+    overrides = _override(notebook) if small else {}
     with tempfile.TemporaryDirectory() as folder:
         nbclient.NotebookClient(
             notebook,
@@ -121,12 +113,12 @@ def execute(
     return notebook
 
 
-def _override(notebook, small, constants) -> dict[str, Any]:
-    """Adds a cell with other constants than the reader's; returns what they are."""
+def _override(notebook) -> dict[str, Any]:
+    """Adds a cell with the small constants; returns what they are."""
     overrides: dict[str, Any] = {}
     for number, cell in enumerate(list(notebook.cells)):
         if "small" in cell.metadata:
-            overrides = {**(cell.metadata["small"] if small else {}), **constants}
+            overrides = cell.metadata["small"]
             lines = [f"{key} = {value!r}" for key, value in overrides.items()]
             added = nbformat.v4.new_code_cell("\n".join(lines), id="other_constants")
             notebook.cells.insert(number + 1, added)
@@ -255,8 +247,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Received {argv[1:]}; expected --only=name.")
     stale = False
     for name in FLAGS.only:
-        constants = json.loads(FLAGS.constants)
-        notebook = execute(name, small=FLAGS.small, constants=constants)
+        notebook = execute(name, small=FLAGS.small)
         if FLAGS.check:
             found = differences(read_notebook(name), notebook)
             print(f"{name}: {'stale' if found else 'up to date'}", *found, sep="\n  ")

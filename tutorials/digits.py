@@ -21,12 +21,26 @@
 # %%
 import importlib.util
 import os
+import pathlib
 import subprocess
 import sys
 
 if importlib.util.find_spec("keras_selfdistill") is None:  # for example in Colab
-    install = [sys.executable, "-m", "pip", "install", "-q"]
-    subprocess.run([*install, "keras-selfdistill[demo]"], check=True)
+    here = pathlib.Path.cwd()
+    wheels = sorted(here.glob("keras_selfdistill-*.whl"))
+    checkouts = [
+        file.resolve().parents[1]
+        for folder in (".", "..", "*")
+        for file in here.glob(f"{folder}/keras_selfdistill/__init__.py")
+    ]
+    source = [*wheels[-1:], *checkouts, "keras-selfdistill"][0]  # or from the index
+    install = [sys.executable, "-m", "pip", "install", "-q", f"{source}[demo]"]
+    if subprocess.run(install).returncode:
+        sys.exit(
+            "keras_selfdistill could not be installed: put its wheel, which "
+            "`python -m pip wheel --no-deps .` makes in a checkout, beside this "
+            "notebook, and run this cell again."
+        )
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # or "jax", or "torch"
 
 import keras

@@ -2,6 +2,10 @@
 
 import copy
 import importlib.util
+import os
+import subprocess
+import sys
+import zipfile
 
 import pytest
 
@@ -51,12 +55,106 @@ def test_a_notebook_is_its_script_executed(build, name):
     assert build.TUTORIALS == NAMES
     assert build.cell_differences(notebook, build.read_script(name)) == []
     assert notebook.cells[-1].source.startswith("*The outputs come from: ")
+    assert notebook.metadata["constants"] == {}  # What is shown is what ran.
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
     kinds = {output.output_type for cell in code for output in cell.outputs}
     assert kinds <= {"stream", "display_data", "execute_result"}
     size = (ROOT / "tutorials" / f"{name}.ipynb").stat().st_size
     assert size < 250_000
+
+
+def installing(name):
+    """Return the part of a tutorial's first cell that installs the package."""
+    text = (ROOT / "tutorials" / f"{name}.py").read_text(encoding="utf-8")
+    start, end = text.index("import importlib"), text.index("os.environ.setdefault(")
+    return text[start:end]
+
+
+def write_wheel(folder, version):
+    """Write a wheel whose package holds its version alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = f"keras_selfdistill-{version}.dist-info"
+    files = {
+        "keras_selfdistill/__init__.py": f"version = {version!r}",
+        f"{about}/METADATA": "Metadata-Version: 2.1\nName: keras-selfdistill\n"
+        f"Version: {version}\nProvides-Extra: demo\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"
+        "Tag: py3-none-any",
+        f"{about}/RECORD": "",
+    }
+    path = folder / f"keras_selfdistill-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+
+
+def write_checkout(folder):
+    """Write a checkout whose package holds its version alone."""
+    (folder / "keras_selfdistill").mkdir(parents=True)
+    (folder / "keras_selfdistill" / "__init__.py").write_text("version = 'checkout'")
+    (folder / "setup.py").write_text(
+        "import setuptools\nsetuptools.setup(name='keras-selfdistill', version='0', "
+        "packages=['keras_selfdistill'], extras_require={'demo': []})"
+    )
+
+
+@pytest.mark.once
+@pytest.mark.long
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        ("index", "1"),
+        ("wheel", "2"),
+        ("checkout", "checkout"),
+        ("checkout around", "checkout"),
+        ("nothing", None),
+    ],
+)
+def test_where_the_first_cell_installs_from(tmp_path, beside, expected):
+    assert len({installing(name) for name in NAMES}) == 1
+    here = tmp_path / "notebooks"
+    here.mkdir()
+    index = tmp_path / "index"
+    index.mkdir()
+    if beside == "index":
+        write_wheel(index, "1")
+    elif beside == "wheel":
+        write_wheel(here, "1")
+        write_wheel(here, "2")
+    elif beside.startswith("checkout"):
+        write_checkout(here.parent if beside.endswith("around") else here / "clone")
+    installed = tmp_path / "installed"
+    absent = "importlib.util.find_spec = lambda name: None\n"
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-c",
+            f"import importlib.util\n{absent}{installing('digits')}",
+        ],
+        cwd=here,
+        env={
+            **os.environ,
+            "PIP_FIND_LINKS": str(index),
+            "PIP_NO_INDEX": "1",
+            "PIP_NO_BUILD_ISOLATION": "0",  # For pip, "no": the option's name negates.
+            "PIP_TARGET": str(installed),
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+    package = installed / "keras_selfdistill" / "__init__.py"
+    if expected is None:
+        assert result.returncode
+        assert "put its wheel" in result.stderr.splitlines()[-1]
+        assert "Traceback" not in result.stderr
+        assert not package.exists()
+    else:
+        assert result.returncode == 0, result.stderr
+        assert package.read_text() == f"version = {expected!r}"
 
 
 @pytest.mark.once
@@ -135,7 +233,7 @@ def test_a_tutorial_runs_as_stored(build, name, backend):
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own, of sockets and event loops.
 def test_constants_errors_and_stale_outputs_of_a_script(build, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "FOLDER", tmp_path)
-    cells = ['# %% small={"N": 2}\nN = 5', "# %%\nprint('n', N)", "# %%\n1 / (N - 3)"]
+    cells = ['# %% small={"N": 2}\nN = 5', "# %%\nprint('n', N)"]
     (tmp_path / "script.py").write_text("\n\n".join(cells))
     full = build.execute("script", small=False)
     assert [output.text for output in full.cells[1].outputs] == ["n 5\n"]
@@ -143,6 +241,7 @@ def test_constants_errors_and_stale_outputs_of_a_script(build, tmp_path, monkeyp
     assert "`N = 2`" in small.cells[-1].source
     (stale, *_) = build.differences(full, small)
     assert stale == "cell 1 prints 'n 2', in the notebook 'n 5'"
+    (tmp_path / "script.py").write_text("\n\n".join([*cells, "# %%\n1 / (N - 2)"]))
     error = build.nbclient.exceptions.CellExecutionError
     with pytest.raises(error, match="ZeroDivisionError"):
-        build.execute("script", small=False, constants={"N": 3})
+        build.execute("script", small=True)
