@@ -24,6 +24,8 @@ One training of each kind is an illustration: its differences may be those of tw
 A network trained for a few epochs is not the papers' either.
 """
 
+import shared.quiet  # noqa: F401  # isort: skip  (first: it imports Keras)
+
 import pathlib
 from collections.abc import Sequence
 

@@ -30,6 +30,8 @@ Everything is done to copies: the wrapper stays as it is. Writes to `--output_di
 `.keras` file a row and `compress.json`.
 """
 
+import shared.quiet  # noqa: F401  # isort: skip  (first: it imports Keras)
+
 import gzip
 import math
 import pathlib

@@ -8,11 +8,13 @@ images that training never saw. Saves the wrapper as `selfdistilled.keras` and a
 picture of accuracy against compute as `accuracy_vs_compute.png`.
 """
 
+import shared.quiet  # noqa: F401  # isort: skip  (first: it imports Keras)
+
 import pathlib
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -94,4 +96,5 @@ def main(argv):
 
 if __name__ == "__main__":
     define_flags()
+    FLAGS.set_default("verbosity", logging.WARNING)
     app.run(main)

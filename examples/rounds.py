@@ -30,6 +30,8 @@ Writes to `--output_dir`: `round_<i>.keras`, the final model of each round;
 finished rounds and goes on with the next, also with more `--rounds`.
 """
 
+import shared.quiet  # noqa: F401  # isort: skip  (first: it imports Keras)
+
 import math
 import pathlib
 from typing import Any

@@ -11,6 +11,8 @@ epoch it only evaluates. Dropout masks alone differ, because Keras does not save
 seeds; no network of `keras_selfdistill.networks` has any.
 """
 
+import shared.quiet  # noqa: F401  # isort: skip  (first: it imports Keras)
+
 import csv
 import inspect
 import pathlib

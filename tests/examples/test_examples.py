@@ -17,6 +17,8 @@ def test_quickstart(tmp_path):
     result = run_python(
         ROOT / "examples" / "quickstart.py", "--epochs=2", f"--output_dir={tmp_path}"
     )
+    assert result.stdout.startswith("Training the plain base")
+    assert not re.search(r"oneDNN|cuda|absl|^[IWE]\d{4}", result.stderr, re.I | re.M)
     title = result.stdout.index("multiclass, 899 samples")
     _, _, headings, *table = result.stdout[title:].splitlines()
     columns = re.split(r"\s{2,}", headings)
