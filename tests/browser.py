@@ -6,6 +6,7 @@ writes to 4).
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -38,33 +39,37 @@ class Tab:
     def __init__(self, orders, answers):
         self.orders, self.answers = orders, answers
         self.rest, self.number, self.session = b"", 0, {}
+        self.events = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
         self.session = {"sessionId": attached["sessionId"]}
+        self.send("Inspector.enable")
         self.send("Page.enable")
+        self.send("Page.setLifecycleEventsEnabled", enabled=True)
 
     def send(self, method, **parameters):
         """Give an order and return its result."""
         self.number += 1
         order = {"id": self.number, "method": method, "params": parameters}
         os.write(self.orders, json.dumps({**order, **self.session}).encode() + b"\0")
-        answer = self.read(lambda message: message.get("id") == self.number)
+        while (answer := self.read()).get("id") != self.number:
+            self.events.append(answer)
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")
         return answer["result"]
 
-    def read(self, wanted):
-        """Return the next message that is wanted; those before it are dropped."""
-        while True:
-            while b"\0" not in self.rest:
-                more = os.read(self.answers, 2**16)
-                if not more:
-                    raise RuntimeError("The browser has ended.")
-                self.rest += more
-            line, self.rest = self.rest.split(b"\0", 1)
-            message = json.loads(line)
-            if wanted(message):
-                return message
+    def read(self):
+        """Return the next message."""
+        while b"\0" not in self.rest:
+            more = os.read(self.answers, 2**16)
+            if not more:
+                raise RuntimeError("The browser has ended.")
+            self.rest += more
+        line, self.rest = self.rest.split(b"\0", 1)
+        message = json.loads(line)
+        if message.get("method") == "Inspector.targetCrashed":
+            raise RuntimeError("The page has crashed.")
+        return message
 
     def resize(self, width, height=900):
         """Make the window this large, in CSS pixels."""
@@ -78,8 +83,14 @@ class Tab:
 
     def open(self, url):
         """Load a page, its pictures and scripts included."""
-        self.send("Page.navigate", url=url)
-        self.read(lambda message: message.get("method") == "Page.loadEventFired")
+        self.events.clear()
+        begun = self.send("Page.navigate", url=url)
+        if "errorText" in begun:
+            raise RuntimeError(f"{url}: {begun['errorText']}")
+        # Events of the page before may come late; each names the load it is of.
+        events = itertools.chain(self.events, iter(self.read, None))
+        loaded = {"name": "load", "loaderId": begun["loaderId"]}
+        next(each for each in events if loaded.items() <= each["params"].items())
 
     def ask(self, expression):
         """Return the value of an expression of JavaScript, or of its promise."""
