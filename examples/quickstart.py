@@ -74,6 +74,7 @@ def main(argv):
     """Run the example."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}. See --help.")
+    logging.set_verbosity(logging.WARNING)  # `app.run` makes it INFO.
     keras.utils.set_random_seed(FLAGS.seed)
     (x_train, y_train), (x_test, y_test) = load_images(FLAGS.seed)
     plain, base = build_base(), build_base()
@@ -96,5 +97,4 @@ def main(argv):
 
 if __name__ == "__main__":
     define_flags()
-    FLAGS.set_default("verbosity", logging.WARNING)
     app.run(main)
