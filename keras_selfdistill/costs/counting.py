@@ -91,7 +91,8 @@ def macs_by_node(
     sized: dict[int, SymbolicTensor] = {}  # One sample of each tensor, by its id.
     for node in nodes:
         given = {
-            id(tensor): sized.get(id(tensor), tensor) for tensor in node.input_tensors
+            id(tensor): sized.get(id(tensor), _with_batch(tensor, 1))
+            for tensor in node.input_tensors
         }
         counts[node], outputs = _count(node, given, _outputs(node, given, shapes or {}))
         sized |= {

@@ -9,7 +9,7 @@ import keras
 from absl import logging
 from keras import layers
 
-from keras_selfdistill.exits.head_budget import narrow_to_budget
+from keras_selfdistill.exits.head_budget import features_within_budget
 from keras_selfdistill.exits.named_taps import named_taps
 from keras_selfdistill.exits.placement import Tap, flatten_to_place, placed_taps
 from keras_selfdistill.graph.ends.base_end import BaseEnd, find_base_end
@@ -158,8 +158,11 @@ def _attach(
     target = _target(end, flat.calls)
     if head is None:
         own = head_for_taps(recipe.head, list(chosen.values()), target)
-        head = narrow_to_budget(flat.model, own, by_exit, target, end.task.units)
-    features = head.features(by_exit, target)
+        head, features = features_within_budget(
+            flat.model, own, by_exit, target, end.task.units
+        )
+    else:
+        features = head.features(by_exit, target)
     adapted = recipe.adapted_exits(names)
     exits = {
         name: _make_exit(name, feature, end, head, adapt=name in adapted)

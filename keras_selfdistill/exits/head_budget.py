@@ -1,26 +1,30 @@
 """The budget of heads: a recipe's own head, narrowed if it is too expensive."""
 
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import keras
 from absl import logging
 
-from keras_selfdistill.costs.counting import model_macs
+from keras_selfdistill.costs.counting import Count, macs_by_node, model_macs
+from keras_selfdistill.graph.nodes import graph_nodes, model_nodes
 from keras_selfdistill.heads.base import Head, Target
+from keras_selfdistill.utils.keras_internals import deferred_values, give_values
 from keras_selfdistill.utils.type_aliases import SymbolicTensor
 
 # Heads of a recipe's own kind add at most this share of the base's multiply-adds.
 SHARE = 0.15
 
 
-def narrow_to_budget(
+def features_within_budget(
     base: keras.Model,
     head: Head,
     taps: Mapping[str, SymbolicTensor],
     target: Target,
     classes: int,
-) -> Head:
+) -> tuple[Head, dict[str, SymbolicTensor]]:
     """Return a head, or the widest narrower one whose exits cost at most `SHARE`.
 
     The published heads were designed for networks whose last feature is narrow compared
@@ -33,39 +37,104 @@ def narrow_to_budget(
     or if even the narrowest is over budget, as for a base of a few small layers, where
     nothing would be saved.
 
+    Heads are built to be counted. Call this within `unrecorded(base)`, so that the base
+    keeps nothing of those that are too expensive.
+
     Args:
         base: Functional classifier.
         head: The recipe's own head.
         taps: Symbolic taps by exit name.
         target: The end of the base.
         classes: Number of units of each exit's logits.
+
+    Returns:
+        The head, and its features by exit name.
     """
-    if any(None in tensor.shape[1:] for tensor in base.inputs):
-        return head  # Costs depend on the input's size.
-    base_cost, unknown = model_macs(base)
-    if unknown:
-        return head  # A share of the known part would be too large.
-    found: Head | None = head
-    shares = []
-    while found is not None:
-        costs = [found.macs(tap, target) for tap in taps.values()]
-        known = [cost for cost in costs if cost is not None]
-        if len(known) < len(costs):
-            return head
-        logits = len(taps) * target.width * classes
-        shares.append((sum(known) + logits) / base_cost if base_cost else math.inf)
-        if shares[-1] <= SHARE:
+    affordable = _budget(base) if head.narrower() is not None else None
+    if affordable is None:
+        return head, head.features(taps, target)
+    trials = _trials(base, head, taps, target, classes)
+    tried = [next(trials)]
+    while tried[-1].macs > affordable:
+        narrower = next(trials, None)
+        if narrower is None:
             break
-        found = found.narrower()
-    if found is None or found is head:
-        return head
+        tried.append(narrower)
+    chosen = tried[-1] if tried[-1].macs <= affordable else tried[0]
+    if chosen is not tried[0]:
+        _log(base, tried)
+    random.setstate(chosen.seeds)
+    give_values(chosen.variables)
+    return chosen.head, chosen.features
+
+
+class _Trial(NamedTuple):
+    """A head that was built to be counted: its variables have no values yet."""
+
+    head: Head
+    features: dict[str, SymbolicTensor]
+    variables: list[Any]
+    macs: float  # Of all exits, logits included; NaN if unknown.
+    seeds: Any  # State of Python's random numbers behind it.
+
+
+def _trials(
+    base: keras.Model,
+    head: Head | None,
+    taps: Mapping[str, SymbolicTensor],
+    target: Target,
+    classes: int,
+) -> Iterator[_Trial]:
+    """Build a head, then ever narrower ones."""
+    # Keras' initializers draw their seeds here: a head that is dropped must not change
+    # the weights of the next.
+    seeds = random.getstate()
+    while head is not None:
+        random.setstate(seeds)
+        with deferred_values() as variables:
+            features = head.features(taps, target)
+        count = features_macs(base, features)
+        logits = sum(math.prod(each.shape[1:]) for each in features.values()) * classes
+        macs = math.nan if count.unknown else count.macs + logits
+        yield _Trial(head, features, variables, macs, random.getstate())
+        head = head.narrower()
+
+
+def features_macs(base: keras.Model, features: Mapping[str, SymbolicTensor]) -> Count:
+    """Return the multiply-adds of exits' features per sample, without the base's own.
+
+    Args:
+        base: Functional model whose input sizes are known.
+        features: Symbolic features of exits at its taps.
+
+    Example:
+        >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+        >>> feature = keras.layers.Dense(2)(base.outputs[0])
+        >>> features_macs(base, {"exit_1": feature})
+        Count(macs=16, unknown=())
+    """
+    of_base = set(model_nodes(base))
+    nodes = graph_nodes(base.inputs, list(features.values()))
+    own = [node for node in nodes if node not in of_base]
+    return Count.total(macs_by_node(own).values())
+
+
+def _budget(base: keras.Model) -> float | None:
+    """Return the multiply-adds that exits may add to a base, `None` if unknown."""
+    if any(None in tensor.shape[1:] for tensor in base.inputs):
+        return None  # Costs depend on the input's size.
+    macs, unknown = model_macs(base)
+    return None if unknown else SHARE * macs  # A part of it would be too little.
+
+
+def _log(base: keras.Model, tried: Sequence[_Trial]) -> None:
+    of_base = model_macs(base).macs
     logging.info(
         "The exits of %s use %r, which adds %.0f %% to its multiply-adds. The "
         "recipe's own %r would add %.0f %%; pass it as `head=` to use it.",
         base.name,
-        found,
-        100 * shares[-1],
-        head,
-        100 * shares[0],
+        tried[-1].head,
+        100 * tried[-1].macs / of_base,
+        tried[0].head,
+        100 * tried[0].macs / of_base,
     )
-    return found

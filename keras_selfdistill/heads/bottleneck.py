@@ -5,7 +5,6 @@ import math
 
 import keras
 
-from keras_selfdistill.graph.layout import data_format_of
 from keras_selfdistill.heads.base import Head, Target
 from keras_selfdistill.heads.pieces import (
     channels_last,
@@ -81,22 +80,6 @@ class Bottleneck(Head):
         rows = dense_bn_relu(rows, middle, f"{name}_reduce", dtype)
         widths = (middle, target.width)
         return pool_patches(rows, patches, math.prod(stride), widths, name, dtype)
-
-    def macs(self, tap: SymbolicTensor, target: Target) -> int | None:
-        """Return the multiply-adds of one exit's feature, `None` if unknown."""
-        sizes = (*tap.shape[1:], *target.spatial_shape)
-        if len(sizes) != 5 or None in sizes:
-            return None
-        first = data_format_of(tap, target.data_format) == "channels_first"
-        channels = sizes[0 if first else 2]
-        size = sizes[1:3] if first else sizes[:2]
-        patches = pixels = 1
-        for length, last in zip(size, target.spatial_shape, strict=True):
-            stride = -(-length // last)
-            pixels *= stride
-            patches *= -(-length // stride)
-        middle = max(1, target.channels // self.reduction)
-        return patches * middle * (pixels * (channels + middle) + target.width)
 
     def narrower(self) -> Head | None:
         """Return the head with a middle half as wide, down to 1/64 of the channels."""

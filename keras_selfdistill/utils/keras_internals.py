@@ -15,6 +15,7 @@ from keras.src.layers.layer import CallContext
 from keras.src.losses.losses import LossFunctionWrapper
 from keras.src.utils.naming import get_object_name
 
+_DEFERRED = "uninitialized_variables"
 _CALL_CONTEXT = "current_call_ctx"
 
 
@@ -297,6 +298,47 @@ def call_context(layer: Any, training: bool | None) -> Iterator[None]:
         yield
     finally:
         set_global_attribute(_CALL_CONTEXT, before)
+
+
+@contextlib.contextmanager
+def deferred_values() -> Iterator[list[Any]]:
+    """Build layers in the scope without values; return their variables at its end.
+
+    Values are most of the time that building takes. Keras lists such variables in a
+    global attribute; these are taken off, and get values by `give_values` or never.
+
+    Example:
+        >>> import keras
+        >>> with deferred_values() as variables:
+        ...     outputs = keras.layers.Dense(2)(keras.Input((3,)))
+        >>> [tuple(variable.shape) for variable in variables]
+        [(3, 2), (2,)]
+    """
+    before = list(get_global_attribute(_DEFERRED, []))
+    variables: list[Any] = []
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield variables
+    finally:
+        variables += get_global_attribute(_DEFERRED, [])[len(before) :]
+        set_global_attribute(_DEFERRED, before)
+
+
+def give_values(variables: list[Any]) -> None:
+    """Give variables from `deferred_values` the values of their initializers.
+
+    Example:
+        >>> import keras
+        >>> with deferred_values() as variables:
+        ...     outputs = keras.layers.Dense(2)(keras.Input((3,)))
+        >>> give_values(variables)
+        >>> keras.ops.convert_to_numpy(variables[1]).tolist()
+        [0.0, 0.0]
+    """
+    before = list(get_global_attribute(_DEFERRED, []))
+    set_global_attribute(_DEFERRED, [*before, *variables])
+    with keras.StatelessScope():  # Its end gives values, if no scope is around it.
+        pass
 
 
 def loss_of_hook(model: keras.Model, *args: Any, training: bool) -> Any:

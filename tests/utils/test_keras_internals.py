@@ -7,7 +7,9 @@ from keras import layers, losses, ops
 
 from keras_selfdistill.utils import keras_internals as internals
 from keras_selfdistill.utils.keras_internals import (
+    deferred_values,
     flatten_layers,
+    give_values,
     mask_of,
     parameters,
     run_in_inference_mode,
@@ -170,3 +172,21 @@ def test_a_mask_travels_beside_a_tensor():
     set_mask(steps, keras.ops.convert_to_tensor([[False, True]]))
     behind = mask_of(layers.Dropout(0.5)(steps))
     assert keras.ops.convert_to_numpy(behind).tolist() == [[False, True]]
+
+
+def test_values_come_later_or_never():
+    def dense():
+        return keras.layers.Dense(2, kernel_initializer=keras.initializers.Ones())
+
+    never, later = dense(), dense()
+    with deferred_values() as dropped:
+        never(keras.Input((3,)))
+    with deferred_values() as variables:
+        later(keras.Input((3,)))
+    assert list(map(id, dropped)) == list(map(id, never.variables))
+    with keras.StatelessScope():  # Its end gives values to what Keras has listed.
+        pass
+    assert never.kernel._value is later.kernel._value is None
+    give_values(variables)
+    assert later.get_weights()[0].tolist() == [[1.0, 1.0]] * 3
+    assert never.kernel._value is None
