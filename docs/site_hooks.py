@@ -9,6 +9,7 @@ from latex2mathml.converter import convert
 log = logging.getLogger("mkdocs.hooks.formulas")
 CELL = re.compile(r"<t[dh]\b.*?</t[dh]>", re.DOTALL)
 TEXT = re.compile(r">[^<]+<")
+NAME = re.compile(r"(?<=\w)[_/.(=](?=[^\W\d]|[\"'(\[])")
 
 
 def on_config(config: Any) -> Any:
@@ -27,12 +28,13 @@ def formula(source: str, *args: Any, **kwargs: Any) -> str:
 
 
 def on_post_page(output: str, **kwargs: Any) -> str:
-    """Let long names in tables break behind `_` and `/`, where a reader expects it.
+    """Let long names in tables break behind `_`, `/`, `.`, `(` and `=`, and ± nowhere.
 
     Pages get this last, so that the search index has the names whole.
     """
 
     def breakable(text: re.Match) -> str:
-        return re.sub(r"(?<=\w)[_/.(=](?=[^\W\d]|[\"'(\[])", r"\g<0><wbr>", text[0])
+        parts = NAME.sub(r"\g<0><wbr>", text[0])
+        return parts.replace("± ", "±&nbsp;")
 
     return CELL.sub(lambda cell: TEXT.sub(breakable, cell[0]), output)

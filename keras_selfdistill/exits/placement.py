@@ -76,9 +76,7 @@ class SuggestedTaps(tuple[Tap, ...]):
         )
 
 
-def suggest_taps(
-    model: keras.Model, exits: int | str = _DEFAULT_EXITS
-) -> SuggestedTaps:
+def suggest_taps(model: keras.Model, exits: int | str = 3) -> SuggestedTaps:
     """Return the taps that `SelfDistiller(model, taps=exits, …)` places.
 
     Taps lie at block ends: where the rest of the base reads only one tensor, or a few

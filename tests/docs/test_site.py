@@ -204,6 +204,17 @@ def test_what_keras_calls_by_itself_is_not_described(documented):
     assert shown == CALLED
 
 
+def test_signatures_have_no_private_names(site):
+    found = 0
+    for path in site.glob("api/*.html"):
+        text = path.read_text(encoding="utf-8")
+        for signature in re.findall(r"doc-signature.*?</pre>", text, re.DOTALL):
+            shown = re.sub("<[^>]+>", "", signature)
+            assert not re.search(r"\b_[A-Za-z]", shown), shown
+            found += 1
+    assert found > 100
+
+
 def test_nothing_is_loaded_from_other_hosts(site):
     loads = re.compile(
         r"""<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=["']?(?:https?:)?//"""
