@@ -64,7 +64,7 @@ class FlatMinima:
         unit = ", as a share of each weight's root mean square" if self.relative else ""
         ax.set_xlabel(f"standard deviation of the noise on the weights{unit}")
         ax.set_ylabel("accuracy (mean and range of the repeats)")
-        ax.yaxis.set_major_formatter("{x:.0%}")
+        ax.yaxis.set_major_formatter("{x:.1%}")
         style.tidy(ax)
         ax.legend(frameon=False)
         return ax.figure

@@ -21,7 +21,7 @@ def logs_of(history: History) -> Mapping[str, Sequence[float]]:
 def plot_history(
     history: History, metric: str = "accuracy", *, ax: Axes = None
 ) -> Figure:
-    """Draw a metric of every exit by epoch, with dotted lines for the training data.
+    """Draw a metric of every exit by epoch: training data dotted, validation solid.
 
     Args:
         history: The `History` that `fit` returned, or its dict.
@@ -64,6 +64,8 @@ def plot_history(
                 _draw(ax, values[key], look, source, faint=faint)
     ax.set_xlabel("epoch")
     ax.set_ylabel(metric)
+    if "accuracy" in metric:
+        ax.yaxis.set_major_formatter("{x:.0%}")
     ax.margins(x=0.02)
     style.whole_numbers(ax.xaxis)
     style.tidy(ax)
@@ -92,8 +94,10 @@ def _legend(ax, sources, validated):
     handles, labels = ax.get_legend_handles_labels()
     by_label = dict(zip(labels, handles, strict=True))
     if validated:
+        (by_label["validation data"],) = ax.plot([], [], "-", color=style.GRAY)
         (by_label["training data"],) = ax.plot([], [], ":", color=style.GRAY)
-    order = [name for name in [*sources, "training data"] if name in by_label]
+    kinds = ["validation data", "training data"]
+    order = [name for name in [*sources, *kinds] if name in by_label]
     ax.legend(
         [by_label[name] for name in order],
         order,

@@ -24,7 +24,7 @@ def plot_model(model: SelfDistiller, *, ax: Axes = None) -> Figure:
 
     Percentages are multiply-adds as a fraction of the base's; the one below an exit is
     that of its `exit_model`. Dashed arrows lead from teachers to their students. More
-    than four sections are drawn in several rows, without these arrows.
+    than four sections are drawn in several rows.
 
     Args:
         model: A `SelfDistiller`.
@@ -75,8 +75,7 @@ class _Drawing:
             self._exit(number, part)
             if number < len(self.found.parts) - 1:
                 self._onwards(number)
-        if self.rows == 1:
-            self._teaching()
+        self._teaching()
         self._words()
         return self.ax.figure
 
@@ -146,14 +145,17 @@ class _Drawing:
         names = [part.exit_name for part in self.found.parts]
         for i, part in enumerate(self.found.parts):
             for teacher in part.teachers:
-                start = self._tap_x(names.index(teacher)) if teacher in names else None
-                end, y = self._tap_x(i) - 0.09, self._place(i)[1] + _BUS
-                if start is None:  # The ensemble, which is not an exit.
-                    start = self.width - 0.2
-                above = y + _EXIT - _BUS - 0.36
-                start += 0.09
-                self._line([(start, above), (start, y), (end, y)], style.ORANGE, "--")
-                self._arrow((end, y), (end, above), style.ORANGE)
+                # The ensemble is no exit: its lines begin at the end of the last row.
+                number = names.index(teacher) if teacher in names else len(names) - 1
+                x, y = self._tap_x(number), self._place(number)[1] + _BUS
+                start = x + 0.09 if teacher in names else self.width - 0.11
+                end, level = self._tap_x(i) - 0.09, self._place(i)[1] + _BUS
+                above = _EXIT - _BUS - 0.36
+                path = [(start, y + above), (start, y)]
+                if level != y:  # Another row: along the right margin.
+                    path += [(self.width - 0.06, y), (self.width - 0.06, level)]
+                self._line([*path, (end, level)], style.ORANGE, "--")
+                self._arrow((end, level), (end, level + above), style.ORANGE)
 
     def _tap_x(self, number):
         return self._place(number)[0] + _TAP_AT
@@ -173,7 +175,7 @@ class _Drawing:
         if self.found.heads_read_on:
             lines.append("heads read the base beyond their taps")
         taught = any(part.teachers for part in self.found.parts)
-        if taught and self.rows == 1:
+        if taught:
             lines.append("dashed: who teaches whom")
         text = "\n".join(lines)
         self._text(self.width / 2, 0.3, text, size=9, color=style.GRAY)

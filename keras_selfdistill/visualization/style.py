@@ -25,10 +25,19 @@ class Style(NamedTuple):
     line: str
 
 
+_PINNED = {
+    "final": Style(INK, "o", "-"),
+    "ensemble": Style(ORANGE, "D", "--"),
+    **dict.fromkeys(("plain", "plain base", "trained plainly"), Style(ROSE, "s", "--")),
+}
+_EXIT_MARKERS, _OTHER_MARKERS = "^vP*Xdhp<>", "X^vP*"
+
+
 def exit_styles(names: Iterable[str]) -> dict[str, Style]:
     """Return a style for each name: exits get darker with depth, others are in colour.
 
-    Lightness and markers distinguish exits without colour, too.
+    Lightness and markers distinguish exits without colour, too. A name has one marker
+    in all plots.
 
     Example:
         >>> exit_styles(["exit_1", "final", "ensemble"])["final"]
@@ -37,18 +46,18 @@ def exit_styles(names: Iterable[str]) -> dict[str, Style]:
     names = list(names)
     exits = [name for name in names if is_exit(name) and name != "final"]
     shades = iter(colormap("viridis_r")(np.linspace(0.12, 0.85, len(exits))))
-    exit_markers, markers = itertools.cycle("sD^vP*Xdhp"), itertools.cycle("DsX^vP")
-    colors = itertools.cycle((ROSE, "#E69F00", SKY))
+    others = zip(itertools.cycle(("#E69F00", SKY)), itertools.cycle(_OTHER_MARKERS))
     to_hex = module("matplotlib.colors").to_hex
     styles = {}
     for name in names:
-        if name == "final":
-            styles[name] = Style(INK, "o", "-")
+        if name in _PINNED:
+            styles[name] = _PINNED[name]
         elif is_exit(name):
-            styles[name] = Style(to_hex(next(shades)), next(exit_markers), "-")
+            number = int(name.removeprefix("exit_")) - 1
+            marker = _EXIT_MARKERS[number % len(_EXIT_MARKERS)]
+            styles[name] = Style(to_hex(next(shades)), marker, "-")
         else:
-            color = ORANGE if name == "ensemble" else next(colors)
-            styles[name] = Style(color, next(markers), "--")
+            styles[name] = Style(*next(others), "--")
     return styles
 
 

@@ -85,7 +85,7 @@ def outputs(count=5, samples=400):
 def many_exits():
     return wrapper(
         ["stem", "stem_relu", "relu_1", "out_1", "relu_2"],
-        "deep_supervision",
+        "byot",
         small_base(name="five_exits_in_two_rows"),
     )
 
