@@ -252,7 +252,7 @@ print(plain.count_params())
 #   `final_model()` or an `EarlyExit`.
 # - **Passing `loss_weights`.** The recipe weighs the exits:
 #   `recipe=ksd.recipes.BYOT(alpha=0.3)`.
-# - **Loading a stranger's file by `keras.saving.load_model`.** A file of your own is
+# - **Loading an untrusted file by `keras.saving.load_model`.** A file of your own is
 #   fine; of others, load a wrapper or an exit by `ksd.load_model`, which refuses
 #   everything but a model.
 #

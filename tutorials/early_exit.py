@@ -279,7 +279,7 @@ print(careful.calibration)
 
 # %%
 fast.save("fast.earlyexit")
-loaded = ksd.EarlyExit.load("fast.earlyexit")  # also where a stranger wrote it
+loaded = ksd.EarlyExit.load("fast.earlyexit")  # untrusted files, too
 print("as before:", loaded.calibration == fast.calibration)
 
 # %% [markdown]
