@@ -1,6 +1,6 @@
 """Self-distillation and early exits for any Keras 3 classifier."""
 
-# First: the others need what older versions have not.
+# First: the other modules need names that older versions of Keras lack.
 from keras_selfdistill import _keras_version as _keras_version  # isort: skip
 from keras_selfdistill import (
     analysis,

@@ -227,7 +227,7 @@ def _count_inside(
         for name in count.unknown
     ]
     found = keras.tree.flatten(found)
-    if len(found) == len(outputs):  # Also for outputs computed from weights alone.
+    if len(found) == len(outputs):  # Also for outputs computed from weights only.
         outputs = [
             keras.KerasTensor(tuple(each.shape), spec.dtype)
             for each, spec in zip(found, outputs, strict=True)

@@ -48,7 +48,7 @@ _OPERATIONS = """
 """
 
 # Classes of `keras.layers`: lookups; activations; merging; normalisation; pooling;
-# preprocessing, most of it in training alone; regularisation; reshaping.
+# preprocessing, most of it in training only; regularisation; reshaping.
 _LAYERS = """
     Embedding Identity InputLayer Masking
 

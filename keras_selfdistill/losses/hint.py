@@ -62,7 +62,7 @@ class HintLoss(keras.losses.Loss):
     """`hint_distance` as a Keras loss on `(teacher_feature, student_feature)`.
 
     Args:
-        reduction: As in every Keras loss.
+        reduction: Reduction over the batch, as in every Keras loss.
         name: Name of the loss.
 
     Example:
@@ -86,7 +86,7 @@ class HintNormLoss(HintLoss):
     """`hint_norm` as a Keras loss on `(teacher_feature, student_feature)`.
 
     Args:
-        reduction: As in every Keras loss.
+        reduction: Reduction over the batch, as in every Keras loss.
         name: Name of the loss.
 
     Example:

@@ -33,7 +33,7 @@ class OutputDistance(keras.losses.Loss):
     """`output_distance` as a Keras loss on `(teacher_output, student_output)`.
 
     Args:
-        reduction: As in every Keras loss.
+        reduction: Reduction over the batch, as in every Keras loss.
         name: Name of the loss.
 
     Example:

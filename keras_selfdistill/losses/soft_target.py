@@ -114,7 +114,7 @@ class SoftTargetLoss(keras.losses.Loss):
 
     Args:
         temperature: Positive number, T.
-        reduction: As in every Keras loss.
+        reduction: Reduction over the batch, as in every Keras loss.
         name: Name of the loss.
 
     Example:
@@ -148,7 +148,7 @@ class SoftTargetCrossentropy(SoftTargetLoss):
 
     Args:
         temperature: Positive number, T.
-        reduction: As in every Keras loss.
+        reduction: Reduction over the batch, as in every Keras loss.
         name: Name of the loss.
 
     Example:
@@ -169,7 +169,7 @@ class BinarySoftTargetLoss(SoftTargetLoss):
 
     Args:
         temperature: Positive number, T.
-        reduction: As in every Keras loss.
+        reduction: Reduction over the batch, as in every Keras loss.
         name: Name of the loss.
 
     Example:

@@ -17,7 +17,7 @@ SymbolicTensor: TypeAlias = keras.KerasTensor
 TensorStructure: TypeAlias = Any
 """Tensor, symbolic or not, or a nested list, tuple or dict of tensors."""
 Labels: TypeAlias = Any
-"""Class indices, one-hot rows or regression targets; tensor, array or list."""
+"""Class indices, one-hot labels or regression targets; tensor, array or list."""
 Data: TypeAlias = Any
 """What `fit` takes as `x`: array, list or dict of arrays, dataset or generator."""
 

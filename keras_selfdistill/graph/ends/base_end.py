@@ -108,7 +108,7 @@ def find_logits(model: keras.Model, task: str | None = None) -> SymbolicTensor:
         >>> producer(find_logits(keras.Model(inputs, outputs))).operation.name
         'a'
     """
-    return find_end(model, _only_output(model), task, alone=True).logits
+    return find_end(model, _only_output(model), task, logits_only=True).logits
 
 
 def _only_output(base: keras.Model) -> SymbolicTensor:

@@ -100,7 +100,11 @@ class _Path:
 
 
 def find_end(
-    base: keras.Model, output: SymbolicTensor, task: str | None, *, alone: bool = False
+    base: keras.Model,
+    output: SymbolicTensor,
+    task: str | None,
+    *,
+    logits_only: bool = False,
 ) -> End:
     """Return the logits of a base and the activation after them.
 
@@ -112,7 +116,7 @@ def find_end(
         base: A functional model.
         output: Output of the base, shape `(batch, ..., units)`.
         task: Requested task, as in `decide_task`.
-        alone: Whether only the logits are needed, so that the activation need not
+        logits_only: Whether only the logits are needed, so that the activation need not
             follow a layer with weights.
 
     Raises:
@@ -125,7 +129,7 @@ def find_end(
         >>> end.kind, producer(end.logits).operation.name
         ('softmax', 'a')
     """
-    path = _walk(base, output, task, alone)
+    path = _walk(base, output, task, logits_only)
     found = None
     if path.squash is not None:
         found = _in_front(path, _function(path)) or _behind(path)
@@ -139,7 +143,7 @@ def find_end(
 
 
 def _walk(
-    base: keras.Model, output: SymbolicTensor, task: str | None, alone: bool
+    base: keras.Model, output: SymbolicTensor, task: str | None, logits_only: bool
 ) -> _Path:
     """Walk back from the output to the last layer with weights."""
     node, squash, found, behind, explicit = producer(output), None, None, [], False
@@ -148,7 +152,7 @@ def _walk(
         kind = _kind(operation)
         if squash is None and _squashes(kind, task):
             squash, found = node, kind
-        if _weights(operation) or (alone and squash is not None):
+        if _weights(operation) or (logits_only and squash is not None):
             break
         if len(node.input_tensors) != 1:
             path = _Path(base, output, node, None, "", (), False)
