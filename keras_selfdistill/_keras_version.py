@@ -1,4 +1,4 @@
-"""Refuses a Keras that this package cannot work with; imported first, for that."""
+"""Refuse an unsupported version of Keras; imported before the other modules."""
 
 import re
 
@@ -11,7 +11,7 @@ def check_version(version: str) -> None:
     """Refuse a version of Keras older than the oldest supported one.
 
     Raises:
-        ImportError: It is older.
+        ImportError: The version is older.
 
     Example:
         >>> check_version("3.16.0.dev2027")
@@ -20,7 +20,7 @@ def check_version(version: str) -> None:
     if found < OLDEST:
         raise ImportError(
             f"keras_selfdistill needs Keras {'.'.join(map(str, OLDEST))} or newer: "
-            "older ones have known holes in loading files. Received: Keras "
+            "older ones have known vulnerabilities in loading files. Received: Keras "
             f"{version} at {keras.__path__[0]}. Run: python -m pip install --upgrade "
             "keras"
         )
