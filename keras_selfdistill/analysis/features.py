@@ -86,7 +86,7 @@ def exit_features(
         Mapping of exit names, shallow to deep, to features of shape
         `(samples, width)`.
     """
-    graph = model._graph
+    graph = model.exit_graph
     features = {name: each.feature for name, each in graph.exits.items()}
     network = keras.Model(graph.inputs, features)
     found = network.predict(x, batch_size=batch_size, verbose=0)

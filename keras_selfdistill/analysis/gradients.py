@@ -176,7 +176,7 @@ def _of_model(model, x, y, batch_size, name):
 
 def _layers(model):
     """Return the layers with a trainable kernel, by name, in topological order."""
-    flat = model._graph.flat if isinstance(model, SelfDistiller) else flatten(model)
+    flat = model.exit_graph.flat if isinstance(model, SelfDistiller) else flatten(model)
     found: dict[str, keras.Layer] = {}
     for node in model_nodes(flat.model):
         layer = original(node.operation)

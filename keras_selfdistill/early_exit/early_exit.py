@@ -73,7 +73,7 @@ class EarlyExit(Calibration):
                 "Early exit needs a model with exits. Received: "
                 f"{type(model).__name__}. Expected: a SelfDistiller."
             )
-        graph = model._graph
+        graph = model.exit_graph
         if graph.task.name != "multiclass" or graph.task.positions:
             raise ValueError(
                 "Early exit needs a model that answers with one class for each sample. "
@@ -258,7 +258,7 @@ class EarlyExit(Calibration):
                 "There are no thresholds yet. Received: a call of export. Call "
                 "calibrate(x, y, max_accuracy_drop=0.01) first."
             )
-        graph = self._model._graph
+        graph = self._model.exit_graph
         sections = cut_sections(graph, [self._scorer.reads])
         export_sections(
             path,

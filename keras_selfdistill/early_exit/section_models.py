@@ -95,7 +95,7 @@ def cut_sections(
         >>> import keras_selfdistill as ksd
         >>> base = ksd.networks.resnet18(width_multiplier=0.125, classes=10)
         >>> model = ksd.SelfDistiller(base, taps=1, recipe="byot")
-        >>> [len(part.inputs) for part in cut_sections(model._graph)]
+        >>> [len(part.inputs) for part in cut_sections(model.exit_graph)]
         [1, 1]
     """
     _check_exits(graph)
@@ -128,7 +128,7 @@ def section_costs(
         >>> base = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a"),
         ...     keras.layers.Dense(4), keras.layers.Dense(2, "softmax")])
         >>> model = ksd.SelfDistiller(base, taps=["a"], recipe="byot", head="linear")
-        >>> [count.macs for count in section_costs(model._graph, ["output"])]
+        >>> [count.macs for count in section_costs(model.exit_graph, ["output"])]
         [56, 24]
     """
     pieces = _pieces(graph, answers)

@@ -84,7 +84,7 @@ def evaluated_model(model: keras.Model, task: str | None = None) -> EvaluatedMod
         check_functional(model)
         _check_masks(model)
         return _plain(model, task)
-    graph = model._graph
+    graph = model.exit_graph
     _check_masks(graph.base)
     if task not in (None, model.task):
         raise ValueError(

@@ -98,7 +98,7 @@ def pick_exit(
 
 def _measured(model, sample, repeats):
     """Return the median latency of every exit in milliseconds."""
-    base = model._graph.base
+    base = model.exit_graph.base
     ((arrays, _),) = DataAdapter(base).batches(sample)
     by_input = dict(zip(map(id, base.inputs), arrays, strict=True))
     calls = {}

@@ -190,7 +190,7 @@ def profile_at(model: keras.Model, shapes: Shapes) -> Profile:
 
 
 def _profile_exits(model, shapes):
-    graph = model._graph
+    graph = model.exit_graph
     names = model.exit_names if model.has_early_exits else ["final"]
     models = {name: model.exit_model(name) for name in names}
     models["final"] = graph.flat.model  # It knows the sizes in nested models.

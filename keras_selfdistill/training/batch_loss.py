@@ -104,7 +104,7 @@ class BatchLoss(keras.Model):
 
     def _forward(self, x, training):
         """Run everything that a batch's loss is computed from."""
-        found = self._graph.training_network(x, training=training)
+        found = self.exit_graph.training_network(x, training=training)
         exits = found["exits"]
         external_logits = None
         if self._teacher is not None:

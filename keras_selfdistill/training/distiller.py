@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_selfdistill import heads, recipes
-from keras_selfdistill.exits.attach import attach_exits
+from keras_selfdistill.exits.attach import ExitGraph, attach_exits
 from keras_selfdistill.exits.placement import Tap
 from keras_selfdistill.graph.add_classifier import with_classifier
 from keras_selfdistill.losses.keras_distillation import pair_losses
@@ -119,7 +119,7 @@ class SelfDistiller(SavedWrapper, Trainer):
         name = name or f"self_distilled_{model.name}"
         super().__init__(inputs=graph.inputs, outputs=graph.outputs, name=name)
         # Kept in plain objects, whose layers and metrics Keras does not track twice.
-        self._graph = graph
+        self._exit_graph = graph
         self._turn = threading.RLock()
         self._batch = types.SimpleNamespace(now=None)  # The one that `fit` is at.
         self._recipe = recipe
@@ -153,12 +153,12 @@ class SelfDistiller(SavedWrapper, Trainer):
     @property
     def exit_names(self) -> list[str]:
         """Names of the exits, shallow to deep."""
-        return list(self._graph.exits)
+        return list(self.exit_graph.exits)
 
     @property
     def taps(self) -> list[str]:
         """Names of the tapped layers, shallow to deep."""
-        return list(self._graph.taps)
+        return list(self.exit_graph.taps)
 
     @property
     def recipe(self) -> recipes.Recipe:
@@ -173,12 +173,20 @@ class SelfDistiller(SavedWrapper, Trainer):
     @property
     def task(self) -> str:
         """What the base answers, such as `"multiclass"`."""
-        return self._graph.task.name
+        return self.exit_graph.task.name
+
+    @property
+    def exit_graph(self) -> ExitGraph:
+        """The base with its exits, as symbolic tensors.
+
+        Internal: the packages above read it, and its name stays; its fields may change.
+        """
+        return self._exit_graph
 
     @property
     def base(self) -> keras.Model:
         """The model that was wrapped."""
-        return self._graph.base
+        return self.exit_graph.base
 
     @property
     def has_early_exits(self) -> bool:
@@ -191,12 +199,12 @@ class SelfDistiller(SavedWrapper, Trainer):
         Example:
             `model.final_model().save("classifier.keras")`
         """
-        base = self._graph.base
-        return keras.Model(self._graph.inputs, base.outputs[0], name=base.name)
+        base = self.exit_graph.base
+        return keras.Model(self.exit_graph.inputs, base.outputs[0], name=base.name)
 
     def __repr__(self) -> str:
         """Return the base, the exits at their taps, and the recipe."""
-        graph = self.__dict__.get("_graph")
+        graph = self.__dict__.get("_exit_graph")
         if graph is None:  # Of a wrapper that could not be made.
             return super().__repr__()
         pairs = zip(graph.exits, graph.taps, strict=False)
@@ -207,7 +215,7 @@ class SelfDistiller(SavedWrapper, Trainer):
         )
 
     def _repr_html_(self):
-        graph = self._graph
+        graph = self.exit_graph
         rows = list(map(list, zip(graph.exits, [*graph.taps, ""], strict=True)))
         notes = [str(self._recipe), str(self._head)]
         table = Table(["exit", "tap"], rows, notes, names=2)
@@ -226,7 +234,7 @@ class SelfDistiller(SavedWrapper, Trainer):
             name = self.exit_names[name - 1]
         if name == "final":
             return self.final_model()
-        if name not in self._graph.exits:
+        if name not in self.exit_graph.exits:
             raise ValueError(
                 f"No exit has this name. Received: {name!r}. Expected one of "
                 f"{self.exit_names}.{did_you_mean(str(name), self.exit_names)}"
@@ -238,8 +246,8 @@ class SelfDistiller(SavedWrapper, Trainer):
                 "the base. Deploy final_model(), which its exits helped to train, or "
                 "ensemble_model()."
             )
-        output = self._graph.exits[name].output
-        return self._graph.model(output, name=f"{self._graph.base.name}_{name}")
+        output = self.exit_graph.exits[name].output
+        return self.exit_graph.model(output, name=f"{self.exit_graph.base.name}_{name}")
 
     def ensemble_model(self) -> keras.Model:
         """Return a functional model of the mean of all exits' logits.
@@ -248,8 +256,8 @@ class SelfDistiller(SavedWrapper, Trainer):
         in softmax. To load a saved one, `import keras_selfdistill` first: it may hold
         a layer of ours, which recovers the base's logits.
         """
-        name = f"{self._graph.base.name}_ensemble"
-        return self._graph.model(self._graph.ensemble, name=name)
+        name = f"{self.exit_graph.base.name}_ensemble"
+        return self.exit_graph.model(self.exit_graph.ensemble, name=name)
 
 
 def _counter(name, value, dtype):

@@ -56,7 +56,8 @@ class SavedWrapper(keras.Model):
         if writes_legacy_format():
             raise _legacy_format_error("a call of keras.saving.save_model with one")
         base, teacher = map(
-            keras.saving.serialize_keras_object, (self._graph.base, self._given.teacher)
+            keras.saving.serialize_keras_object,
+            (self.exit_graph.base, self._given.teacher),
         )
         for config in filter(None, (base, teacher)):
             config.pop("compile_config", None)  # The wrapper has its own optimizer.
@@ -118,7 +119,7 @@ class SavedWrapper(keras.Model):
     @property
     def _added_layers(self):
         """The layers of the exits, which the base's config does not describe."""
-        own = {id(layer) for layer in self._graph.flat.model.layers}
+        own = {id(layer) for layer in self.exit_graph.flat.model.layers}
         return [
             layer for layer in [*self.layers, *self._adapters] if id(layer) not in own
         ]

@@ -29,7 +29,7 @@ def section_weights(graph: ExitGraph) -> dict[str, list[Any]]:
         >>> import keras_selfdistill as ksd
         >>> base = ksd.networks.resnet18(width_multiplier=0.125, classes=10)
         >>> model = ksd.SelfDistiller(base, taps=2, recipe="byot")
-        >>> list(section_weights(model._graph))
+        >>> list(section_weights(model.exit_graph))
         ['section_1', 'section_2', 'section_3']
     """
     digits = len(str(len(graph.exits)))

@@ -89,7 +89,7 @@ class Trainer(BatchLoss, LoggedModel):
                 "the recipe, e.g. recipe=recipes.BYOT(alpha=0.3)."
             )
         objective = self._objective_of(loss)
-        sections = section_weights(self._graph) if log_gradients else {}
+        sections = section_weights(self.exit_graph) if log_gradients else {}
         logs = Logs(
             self.exit_names,
             objective.terms,
@@ -123,12 +123,12 @@ class Trainer(BatchLoss, LoggedModel):
             self._recipe,
             self.exit_names,
             loss,
-            task=self._graph.task,
+            task=self.exit_graph.task,
             external_teacher=self._teacher is not None,
             pair_losses=self._given.pair_losses,
         )
         if self._given.task is None:
-            check_task(objective.label_loss, self._graph.task)
+            check_task(objective.label_loss, self.exit_graph.task)
         return objective
 
     train_step = backend_step.train_step
@@ -167,7 +167,7 @@ class Trainer(BatchLoss, LoggedModel):
                 y,
                 given.get("sample_weight"),
                 base=self.base,
-                task=self._graph.task,
+                task=self.exit_graph.task,
                 label_loss=self._objective.label_loss,
                 class_weight=given.get("class_weight"),
             )

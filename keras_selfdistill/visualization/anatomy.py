@@ -74,7 +74,7 @@ def anatomy(model: SelfDistiller) -> Anatomy:
         >>> [(part.exit_name, part.teachers) for part in found.parts]
         [('exit_1', ('final',)), ('exit_2', ('final',)), ('final', ())]
     """
-    graph = model._graph
+    graph = model.exit_graph
     shapes = nominal_shapes(graph.flat.model)
     sections, heads = _costs(graph, shapes)
     teachers = _teachers(model)

@@ -106,14 +106,16 @@ def score(criterion, rows, before):
 
 def run_everything(model, x, criterion, scores_from, last_resort):
     """Answers (exits, samples, classes) and scores (exits, samples) of every exit."""
-    network = model._graph.training_network.predict(x, verbose=0)["exits"]
+    network = model.exit_graph.training_network.predict(x, verbose=0)["exits"]
     logits = [network[name]["logits"].astype("float64") for name in model.exit_names]
     means = [np.mean(logits[: i + 1], axis=0) for i in range(len(logits))]
     answers = means if scores_from == "running_mean" else logits
     answers = answers[:-1] + (means if last_resort == "ensemble" else logits)[-1:]
     rows = [softmax(answer) for answer in answers]
     scores = [score(criterion, row, rows[:i]) for i, row in enumerate(rows)]
-    is_softmax = model._graph.base.layers[-1].activation is keras.activations.softmax
+    is_softmax = (
+        model.exit_graph.base.layers[-1].activation is keras.activations.softmax
+    )
     return np.array(rows if is_softmax else answers), np.array(scores)
 
 

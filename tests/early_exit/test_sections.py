@@ -37,8 +37,8 @@ def wrap(base, taps, **kwargs):
 
 def chained(model, x):
     """Run the sections one after another; return what every exit answers."""
-    sections = cut_sections(model._graph)
-    arrays = dict(zip(map(id, model._graph.base.inputs), x, strict=True))
+    sections = cut_sections(model.exit_graph)
+    arrays = dict(zip(map(id, model.exit_graph.base.inputs), x, strict=True))
     alive = [
         keras.ops.convert_to_tensor(arrays[id(tensor)]) for tensor in sections[0].inputs
     ]
@@ -53,8 +53,8 @@ def chained(model, x):
 
 def check(model, *x):
     """Compare the sections with the network that training runs."""
-    structure = keras.tree.pack_sequence_as(model._graph.inputs, list(x))
-    expected = model._graph.training_network(structure, training=False)["exits"]
+    structure = keras.tree.pack_sequence_as(model.exit_graph.inputs, list(x))
+    expected = model.exit_graph.training_network(structure, training=False)["exits"]
     found = chained(model, x)
     assert list(found) == model.exit_names
     for name, outputs in found.items():
@@ -91,8 +91,8 @@ def test_every_family_of_applications(name, size):
         taps = [layer.name for layer in base.layers if "concat" in layer.name]
         model = wrap(base, [taps[len(taps) // 3], taps[2 * len(taps) // 3]])
     check(model, images(size))
-    sections = cut_sections(model._graph)
-    network = model._graph.training_network
+    sections = cut_sections(model.exit_graph)
+    network = model.exit_graph.training_network
     found = calls(sections)
     assert set(found.values()) == {1}
     # The base's last layer is inside of one that runs it in front of its activation.
@@ -121,7 +121,7 @@ def test_several_tensors_are_alive_at_a_cut(name, taps):
     make = getattr(keras.applications, name)
     base = make(weights=None, input_shape=(32, 32, 3), classes=10)
     model = wrap(base, taps)
-    assert len(cut_sections(model._graph)[1].inputs) > 1
+    assert len(cut_sections(model.exit_graph)[1].inputs) > 1
     check(model, images(32))
 
 
@@ -149,7 +149,7 @@ def test_skips_pass_through_the_sections_of_a_u_net():
     check(model, images(16))
     alive = [
         [producer(tensor).operation.name for tensor in section.inputs]
-        for section in cut_sections(model._graph)
+        for section in cut_sections(model.exit_graph)
     ]
     assert alive == [
         ["image"],
@@ -180,7 +180,7 @@ def test_an_input_that_is_read_late_waits(structure):
     model = wrap(base, ["tap", "second"])
     by_name = {"image": images(8), "table": np.ones((2, 4), "float32")}
     check(model, *(by_name[tensor.name] for tensor in base.inputs))
-    sections = cut_sections(model._graph)
+    sections = cut_sections(model.exit_graph)
     assert [len(section.inputs) for section in sections] == [2, 2, 2]
     assert "rows" in {layer.name for layer in sections[-1].parts}
 
@@ -194,7 +194,7 @@ def test_a_layer_called_on_both_sides_of_a_cut():
     x = layers.GlobalAveragePooling2D()(shared(x))
     model = wrap(keras.Model(inputs, layers.Dense(3, "softmax")(x)), ["tap"])
     check(model, np.random.default_rng(0).random((2, 8, 8, 4), "float32"))
-    found = calls(cut_sections(model._graph))
+    found = calls(cut_sections(model.exit_graph))
     assert found.pop(id(shared)) == 3
     assert set(found.values()) == {1}
 
@@ -203,7 +203,7 @@ def test_a_layer_called_on_both_sides_of_a_cut():
 @pytest.mark.parametrize("activation", ["softmax", None])
 def test_the_costs_of_the_sections_add_up(activation):
     model = ksd.SelfDistiller(small_base(activation), ["stem_relu", "out_1"], "byot")
-    counts = section_costs(model._graph, ["output"])
+    counts = section_costs(model.exit_graph, ["output"])
     cost = ksd.profile(model)
     assert not any(count.unknown for count in counts)
     assert counts[0].macs == cost["exit_1"].macs
@@ -215,7 +215,7 @@ def test_the_costs_of_the_sections_add_up(activation):
 def test_cutting_leaves_the_layers_as_they_were():
     model = wrap(small_base(), ["stem_relu", "out_1"])
     before = [len(layer._inbound_nodes) for layer in model.layers]
-    cut_sections(model._graph)
+    cut_sections(model.exit_graph)
     assert [len(layer._inbound_nodes) for layer in model.layers] == before
 
 
@@ -223,7 +223,7 @@ def test_tensors_keep_their_dtype_across_a_cut(mixed_precision):
     mixed_precision("mixed_bfloat16")
     model = wrap(small_base(), ["stem_relu", "out_1"])
     check(model, images(8))
-    dtypes = [section.inputs[0].dtype for section in cut_sections(model._graph)]
+    dtypes = [section.inputs[0].dtype for section in cut_sections(model.exit_graph)]
     assert dtypes == ["float32", "bfloat16", "bfloat16"]
 
 
@@ -241,7 +241,7 @@ def test_an_exit_that_reads_the_whole_base_cannot_stop_early():
 
     model = ksd.SelfDistiller(base, ["out_1"], "byot", head=TopDown())
     with pytest.raises(ValueError, match=r"beyond its tap(.|\n)*'out_1'"):
-        cut_sections(model._graph)
+        cut_sections(model.exit_graph)
 
 
 @pytest.mark.once
@@ -252,4 +252,4 @@ def test_masks_are_refused():
     x = layers.GlobalAveragePooling1D()(layers.Dense(4)(x))
     model = wrap(keras.Model(inputs, layers.Dense(3, "softmax")(x)), ["tap"])
     with pytest.raises(ValueError, match=r"masks time steps(.|\n)*'words'"):
-        cut_sections(model._graph)
+        cut_sections(model.exit_graph)

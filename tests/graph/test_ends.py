@@ -112,10 +112,10 @@ def test_the_output_is_the_activation_of_the_logits(name):
     base = base_of(end, inputs)
     before = base.get_weights()
     model = ksd.SelfDistiller(base, ["tap"], "deep_supervision")
-    assert model._graph.task.activation == kind
+    assert model.exit_graph.task.activation == kind
     x = batch_of(base)
     expected = to_numpy(base(x))
-    found = model._graph.training_network(x, training=False)["exits"]["final"]
+    found = model.exit_graph.training_network(x, training=False)["exits"]["final"]
     np.testing.assert_allclose(
         activated(to_numpy(found["logits"]), kind), expected, atol=1e-6
     )
@@ -126,7 +126,7 @@ def test_the_output_is_the_activation_of_the_logits(name):
     if in_front:  # Not made of probabilities: their size is that of the weights.
         _, _, *ends = [layer for layer in base.layers if layer.weights]
         ends[0].set_weights([1000 * each for each in ends[0].get_weights()])
-        found = model._graph.training_network(x, training=False)["exits"]["final"]
+        found = model.exit_graph.training_network(x, training=False)["exits"]["final"]
         assert np.abs(to_numpy(found["logits"])).max() > 100
 
 
@@ -165,7 +165,7 @@ def test_numbers_are_kept_where_no_activation_explains_them():
         base, ["tap"], "deep_supervision", head="linear", task="regression"
     )
     x = batch_of(base)
-    found = model._graph.training_network(x, training=False)
+    found = model.exit_graph.training_network(x, training=False)
     outputs = [to_numpy(each["output"]) for each in found["exits"].values()]
     ensemble = to_numpy(found["ensemble"])
     np.testing.assert_allclose(ensemble, np.mean(outputs, 0), atol=1e-6)
@@ -212,7 +212,7 @@ def test_the_end_runs_once():
         calls = end.python_calls
         model.fit(x, y, batch_size=4, verbose=0)
         assert end.python_calls == calls + 3
-    found = model._graph.training_network(x, training=True)["exits"]["final"]
+    found = model.exit_graph.training_network(x, training=True)["exits"]["final"]
     np.testing.assert_allclose(
         activated(to_numpy(found["logits"]), "softmax"),
         to_numpy(found["output"]),
@@ -247,7 +247,7 @@ def test_logits_of_a_wrapper_that_was_quantised(end, kind):
     before = to_numpy(ensemble(x))
     model.quantize("int8")
     assert layer.quantization_mode == "int8"
-    found = model._graph.training_network(x, training=False)
+    found = model.exit_graph.training_network(x, training=False)
     final = found["exits"]["final"]
     expected = to_numpy(base(x))
     np.testing.assert_array_equal(to_numpy(final["output"]), expected)
@@ -352,7 +352,7 @@ def test_metrics_of_all_exits_leave_padding_out(end):
     random = np.random.default_rng(0)
     x, y = random.integers(1, 20, (4, 7)), random.integers(0, 3, (4, 7))
     x[:, 4:] = 0
-    found = model._graph.training_network(x, training=False)
+    found = model.exit_graph.training_network(x, training=False)
     outputs = {name: each["output"] for name, each in found["exits"].items()}
     outputs["ensemble"] = found["ensemble"]
     for labels in (y, np.where(x == 0, (y + 1) % 3, y)):
@@ -383,7 +383,7 @@ def test_an_output_that_lost_its_mask_counts_padding_as_keras_does(activation):
         terms = (terms + (1 - y) * np.log(1 - p)) / 3
     step = model._run_exits(x, y, None, training=False)
     found = model._objective._label_loss(
-        y, model._graph.training_network(x)["exits"]["final"], None
+        y, model.exit_graph.training_network(x)["exits"]["final"], None
     )
     assert float(to_numpy(found)) == pytest.approx(-terms.sum(axis=-1).mean(), abs=1e-5)
     outputs["ensemble"] = to_numpy(step.outputs["ensemble"])

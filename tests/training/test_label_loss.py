@@ -477,7 +477,7 @@ def test_weights_of_positions_that_the_end_enlarges(kind):
     model = ksd.SelfDistiller(base, ["a"], ksd.recipes.BYOT(hint_weight=1.0))
     model.compile("sgd", "crossentropy", run_eagerly=True)
     logs = model.test_on_batch(x, y, sample_weight=weights, return_dict=True)
-    exits = model._graph.training_network(x, training=False)["exits"]
+    exits = model.exit_graph.training_network(x, training=False)["exits"]
     teacher, student = (
         to_numpy(exits["final"]["feature"]),
         to_numpy(exits["exit_1"]["hint"]),

@@ -422,7 +422,7 @@ def test_sections_hold_the_weights_of_the_base_between_taps(base):
     model = ksd.SelfDistiller(base, ["stem_relu", "out_1"], "byot")
     found = {
         section: {variable.path.split("/")[0] for variable in weights}
-        for section, weights in section_weights(model._graph).items()
+        for section, weights in section_weights(model.exit_graph).items()
     }
     assert found == {
         "section_1": {"stem", "stem_bn"},
@@ -430,7 +430,7 @@ def test_sections_hold_the_weights_of_the_base_between_taps(base):
         "section_3": {"shortcut", "conv_2a", "bn_2", "conv_2b", "predictions"},
     }
     base.trainable = False
-    assert section_weights(model._graph) == {}
+    assert section_weights(model.exit_graph) == {}
 
 
 @pytest.mark.long

@@ -230,7 +230,7 @@ def test_sections_of_a_unet_chain_to_the_whole():
     x = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype("float32")
     model = ksd.SelfDistiller(unet(), ["down", "deep"], "byot")
     outputs, alive = outputs_of(model, x), [x]
-    for section in cut_sections(model._graph):
+    for section in cut_sections(model.exit_graph):
         found = section(alive)
         alive = found["alive"]
         np.testing.assert_allclose(
@@ -279,7 +279,7 @@ def test_tables_and_sequences_get_heads_that_fit():
     )
     for base in (table, sound, recurrent):
         model = ksd.SelfDistiller(base, ["a"], "byot")
-        assert isinstance(model._graph.head, ksd.heads.Linear)
+        assert isinstance(model.exit_graph.head, ksd.heads.Linear)
         model.compile("sgd", "sparse_categorical_crossentropy")
         shape = [size or 7 for size in base.input_shape[1:]]
         x = np.random.default_rng(0).normal(size=(8, *shape)).astype("float32")

@@ -354,7 +354,7 @@ def test_an_adapted_feature_is_compared_with_the_final_one(batch):
     """Mean of ‖W f + b − final feature‖₂, of the exits that have an adapter."""
     recipe = ksd.recipes.AttentionBYOT(hint_weight=0.2, skipped_hint="shallowest")
     model = compiled(recipe)
-    exits = model._graph.training_network(batch[0], training=False)["exits"]
+    exits = model.exit_graph.training_network(batch[0], training=False)["exits"]
     kernel, bias = map(to_numpy, model._adapters[0].weights)
     features = [
         to_numpy(exits[name]["feature"]).astype("float64")
