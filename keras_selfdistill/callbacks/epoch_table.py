@@ -11,6 +11,7 @@ from keras_selfdistill.training.logs.log_names import (
     exits_in_order,
     parse_log_names,
 )
+from keras_selfdistill.utils.table import Table
 
 _COLUMNS = 100  # Of a terminal.
 
@@ -89,20 +90,18 @@ def _table(sources: Iterable[str], values: Mapping[LogName, float]) -> list[str]
     columns = dict.fromkeys(
         (name.validation, name.quantity) for name in values if name.source in sources
     )
-    blocks: list[list[str]] = []
+    if not columns:
+        return []
+    headings = [""]
+    # As wide for sections as for exits, so that numbers stand below each other.
+    rows = [[f"{source:<10}"] for source in sources]
     for validation, quantity in sorted(columns, key=lambda each: (each[1], each[0])):
-        cells = [f"val_{quantity}" if validation else quantity]
-        for source in sources:
+        headings.append(f"val_{quantity}" if validation else quantity)
+        for row, source in zip(rows, sources, strict=True):
             value = values.get(LogName(validation, source, quantity))
-            cells.append("" if value is None else _number(value))
-        width = max(map(len, cells)) + 2
-        if not blocks or len(blocks[-1][0]) + width > _COLUMNS:
-            blocks.append([f"{source:<10}" for source in ["", *sources]])
-        blocks[-1] = [
-            row + f"{cell:>{width}}"
-            for row, cell in zip(blocks[-1], cells, strict=True)
-        ]
-    return [line.rstrip() for block in blocks for line in block]
+            row.append("" if value is None else _number(value))
+    blocks = Table(headings, rows).blocks(_COLUMNS)
+    return [line for block in blocks for line in block.text().splitlines()]
 
 
 def _number(value: float) -> str:

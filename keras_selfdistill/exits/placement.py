@@ -22,6 +22,7 @@ from keras_selfdistill.graph.nodes import (
 )
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.graph.trace_layer import holds_layers
+from keras_selfdistill.utils.table import Table
 from keras_selfdistill.utils.type_aliases import Node, Shape, SymbolicTensor
 
 # The penalty of two neighbouring taps of equal resolution, in steps between targets.
@@ -65,15 +66,9 @@ class SuggestedTaps(tuple[Tap, ...]):
 
     def __str__(self) -> str:
         """Return the table."""
-        rows = [("tap", "output shape", "share of multiply-adds")]
-        rows += [(tap.name, str(tap.shape), f"{tap.macs_ratio:.1%}") for tap in self]
-        widths = [
-            max(len(cell) for cell in column) for column in zip(*rows, strict=True)
-        ]
-        return "\n".join(
-            f"{name:{widths[0]}}  {shape:{widths[1]}}  {share:>{widths[2]}}"
-            for name, shape, share in rows
-        )
+        headings = ["tap", "output shape", "share of multiply-adds"]
+        rows = [[tap.name, str(tap.shape), f"{tap.macs_ratio:.1%}"] for tap in self]
+        return Table(headings, rows, names=2).text()
 
 
 def suggest_taps(model: keras.Model, exits: int | str = 3) -> SuggestedTaps:

@@ -33,18 +33,51 @@ class Table:
 
     def text(self) -> str:
         """Return aligned text, for a terminal."""
-        lines = [self.headings, *self.rows]
-        widths = [
-            max(len(cell) for cell in column) for column in zip(*lines, strict=True)
-        ]
+        widths = self._widths()
         shown = [
             "  ".join(
                 f"{cell:<{width}}" if i < self.names else f"{cell:>{width}}"
                 for i, (cell, width) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
-            for line in lines
+            for line in [self.headings, *self.rows]
         ]
         return "\n".join([*shown, *([""] if self.notes else []), *self.notes])
+
+    def blocks(self, columns: int) -> list["Table"]:
+        """Return tables whose text is narrow enough, each with the names.
+
+        Args:
+            columns: Most characters in a line; a column that is wider stands alone.
+
+        Example:
+            >>> table = Table(["", "loss", "accuracy"], [["final", "0.5", "90%"]])
+            >>> for block in table.blocks(15):
+            ...     print(block.text())
+                   loss
+            final   0.5
+                   accuracy
+            final       90%
+        """
+        widths = self._widths()
+        groups: list[list[int]] = []
+        for column in range(self.names, len(widths)):
+            line = [*range(self.names), *(groups[-1] if groups else []), column]
+            width = sum(widths[i] for i in line) + 2 * (len(line) - 1)
+            if not groups or width > columns:
+                groups.append([])
+            groups[-1].append(column)
+        return [
+            dataclasses.replace(
+                self,
+                headings=[self.headings[i] for i in kept],
+                rows=[[row[i] for i in kept] for row in self.rows],
+            )
+            for kept in ([*range(self.names), *group] for group in groups)
+        ]
+
+    def _widths(self) -> list[int]:
+        lines = [self.headings, *self.rows]
+        return [max(map(len, column)) for column in zip(*lines, strict=True)]
 
     def markdown(self) -> str:
         """Return the table in GitHub's Markdown."""
