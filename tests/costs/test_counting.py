@@ -394,14 +394,14 @@ def test_an_operation_without_a_rule_is_unknown(monkeypatch):
 
 
 @pytest.mark.once
-def test_a_layer_that_keras_does_not_have_yet_is_opened(monkeypatch):
+def test_a_layer_that_keras_does_not_have_yet_is_traced(monkeypatch):
     model = chain(SEQUENCE, Again(2, name="again"))
     monkeypatch.setattr(Again, "__module__", "keras.src.layers.pooling.new")
     assert not layer_rules.is_free(model.layers[0])
 
 
 @pytest.mark.once
-def test_every_layer_of_keras_has_a_rule_is_free_or_is_opened():
+def test_every_layer_of_keras_has_a_rule_is_free_or_is_traced():
     """A new layer of Keras that multiplies by a kernel must be looked at."""
     every = {
         kind
@@ -410,12 +410,12 @@ def test_every_layer_of_keras_has_a_rule_is_free_or_is_opened():
     }
     free = {kind for kind in every if kind.__name__ in FREE_LAYERS}
     assert {kind.__name__ for kind in free} == FREE_LAYERS
-    opened = {
+    traced = {
         kind.__name__
         for kind in every - free
         if layer_rules.rule.dispatch(kind) is layer_rules.rule.dispatch(object)
     }
-    assert opened == {
+    assert traced == {
         *("Attention", "Bidirectional", "Dot", "EinsumDense", "GroupedQueryAttention"),
         *("GRUCell", "LSTMCell", "Lambda", "MultiHeadAttention", "SimpleRNNCell"),
         *("ReversibleEmbedding", "StackedRNNCells", "Layer", "Wrapper"),

@@ -326,7 +326,7 @@ def test_a_quantised_model_nested_in_a_base():
 
 
 def tagger(end):
-    """Return a model that answers for each word, and masks padding."""
+    """Return a model that predicts for each word, and masks padding."""
     inputs = keras.Input((None,), dtype="int32")
     x = layers.Embedding(20, 6, mask_zero=True)(inputs)
     x = layers.SimpleRNN(6, return_sequences=True, name="tap")(x)

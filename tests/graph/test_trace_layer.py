@@ -175,15 +175,15 @@ def test_a_block_inside_is_tapped(nested):
     before = model.predict(ROWS, verbose=0)
     path = "backbone/stack" if nested else "stack"
     wrapper = ksd.SelfDistiller(model, [f"{path}/block_1", f"{path}/block_3"], "byot")
-    answers = wrapper.predict(ROWS, verbose=0)
-    np.testing.assert_allclose(answers["final"], before, rtol=1e-6)
+    predictions = wrapper.predict(ROWS, verbose=0)
+    np.testing.assert_allclose(predictions["final"], before, rtol=1e-6)
     # By hand: the second block reads the sum behind the first.
     owner = model.get_layer("backbone") if nested else model
     stack = owner.get_layer("stack")
     tap = stack.blocks[0](ROWS)
     head = [wrapper.get_layer(f"exit_1_{part}") for part in ("feature", "logits")]
     expected = keras.ops.softmax(head[1](head[0](tap)))
-    np.testing.assert_allclose(answers["exit_1"], to_numpy(expected), rtol=1e-5)
+    np.testing.assert_allclose(predictions["exit_1"], to_numpy(expected), rtol=1e-5)
 
 
 def test_it_trains_and_comes_back_from_a_file(tmp_path):
@@ -201,11 +201,11 @@ def test_it_trains_and_comes_back_from_a_file(tmp_path):
     wrapper.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.taps == ["stack/block_2"]
-    for name, answer in wrapper.predict(ROWS, verbose=0).items():
+    for name, prediction in wrapper.predict(ROWS, verbose=0).items():
         again = loaded.predict(ROWS, verbose=0)[name]
-        np.testing.assert_allclose(again, answer, rtol=1e-6)
+        np.testing.assert_allclose(again, prediction, rtol=1e-6)
         alone = wrapper.exit_model(name).predict(ROWS, verbose=0)
-        np.testing.assert_allclose(alone, answer, rtol=1e-6)
+        np.testing.assert_allclose(alone, prediction, rtol=1e-6)
 
 
 def test_the_inside_computes_in_the_layers_own_dtype():

@@ -28,7 +28,7 @@ QUALITIES = ("accuracy", "top_5", "loss", "calibration_error", "agreement")
 
 
 def spread(model):
-    """Give every weight a size at which answers differ."""
+    """Give every weight a size at which predictions differ."""
     random = np.random.default_rng(6)
     for weight in model.trainable_variables:
         weight.assign(random.normal(0, 0.4, weight.shape))
@@ -82,13 +82,15 @@ def by_numpy(probabilities, labels, final):
 
 
 def test_how_good_the_exits_are(model, plain, found):
-    answers = model.predict(IMAGES, verbose=0)
-    answers["ensemble"] = model.ensemble_model().predict(IMAGES, verbose=0)
-    answers["plain base"] = plain.predict(IMAGES, verbose=0)
+    predictions = model.predict(IMAGES, verbose=0)
+    predictions["ensemble"] = model.ensemble_model().predict(IMAGES, verbose=0)
+    predictions["plain base"] = plain.predict(IMAGES, verbose=0)
     names = [row.name for row in found.rows]
     assert names == ["plain base", "exit_1", "final", "ensemble"]
     for name in names:
-        expected = by_numpy(answers[name].astype("float64"), LABELS, answers["final"])
+        expected = by_numpy(
+            predictions[name].astype("float64"), LABELS, predictions["final"]
+        )
         for key, value in expected.items():
             assert getattr(found[name], key) == pytest.approx(value, abs=1e-5), key
     assert len({row.loss for row in found.rows}) == len(names)
@@ -208,14 +210,14 @@ def yes_or_no(p, labels, final):
     }
 
 
-def numbers(answers, labels, final):
-    error = answers - labels
+def numbers(predictions, labels, final):
+    error = predictions - labels
     found = {"loss": (error**2).mean(), "absolute_error": np.abs(error).mean()}
     return found | dict.fromkeys(("accuracy", "calibration_error", "agreement"))
 
 
-def pixels(answers, labels, final):
-    flat = [each.reshape(-1, 3) for each in (answers, final)]
+def pixels(predictions, labels, final):
+    flat = [each.reshape(-1, 3) for each in (predictions, final)]
     return by_numpy(flat[0], labels.ravel(), flat[1]) | {"top_5": None}
 
 
@@ -236,11 +238,11 @@ def test_other_tasks(task):
     units, labels, by_hand = TASKS[task]
     model = head_of(task, units)
     x = IMAGES[:12]
-    answers = model.predict(x, verbose=0)
-    answers["ensemble"] = model.ensemble_model().predict(x, verbose=0)
+    predictions = model.predict(x, verbose=0)
+    predictions["ensemble"] = model.ensemble_model().predict(x, verbose=0)
     found = ksd.report(model, (x, labels), repeats=0, batch_size=5, verbose=0)
-    for name, answer in answers.items():
-        expected = by_hand(answer.astype("float64"), labels, answers["final"])
+    for name, prediction in predictions.items():
+        expected = by_hand(prediction.astype("float64"), labels, predictions["final"])
         for key, value in expected.items():
             shown = getattr(found[name], key)
             assert shown == (value if value is None else pytest.approx(value, 1e-4)), (
@@ -265,10 +267,10 @@ def test_other_tasks_are_compared(task):
     found = ksd.compare(models, (x, labels), repeats=0, batch_size=12, verbose=0)
     expected = {}
     for name, model in models.items():
-        answers = model.predict(x, verbose=0)
-        for exit_name, answer in answers.items():
+        predictions = model.predict(x, verbose=0)
+        for exit_name, prediction in predictions.items():
             expected[name, exit_name] = by_hand(
-                answer.astype("float64"), labels, answers["final"]
+                prediction.astype("float64"), labels, predictions["final"]
             )
     lines = {(line.run, line.exit): line for line in found.lines}
     assert lines.keys() == expected.keys() | {(name, "ensemble") for name in models}
@@ -298,13 +300,13 @@ def test_padding_is_no_part_of_an_answer():
     base = keras.Model(inputs, layers.Dense(CLASSES, activation="softmax")(x))
     model = spread(ksd.SelfDistiller(base, ["tap"], "deep_supervision", head="linear"))
     found = ksd.report(model, (words, LABELS), repeats=0, batch_size=5, verbose=0)
-    answers = {
-        name: answer.astype("float64")
-        for name, answer in model.predict(words, verbose=0).items()
+    predictions = {
+        name: prediction.astype("float64")
+        for name, prediction in model.predict(words, verbose=0).items()
     }
-    assert not np.array_equal(answers["exit_1"], answers["final"])
-    for name, answer in answers.items():
-        expected = by_numpy(answer, LABELS, answers["final"])
+    assert not np.array_equal(predictions["exit_1"], predictions["final"])
+    for name, prediction in predictions.items():
+        expected = by_numpy(prediction, LABELS, predictions["final"])
         for key, value in expected.items():
             assert getattr(found[name], key) == pytest.approx(value, abs=1e-5), key
 
@@ -331,10 +333,10 @@ def test_what_is_no_number_is_never_right(kind, bad):
     labels = np.where(np.arange(40) < 20, answered, 0)  # What argmax makes of NaN.
     logits[20:] = bad
     sums = Sums()
-    answers = BatchPredictions(logits, task)
-    sums.add(answers, flat_labels(labels, task), answers)
+    predictions = BatchPredictions(logits, task)
+    sums.add(predictions, flat_labels(labels, task), predictions)
     found = sums.quality()
-    if kind == "binary" and np.isinf(bad):  # An infinite logit is a certain answer.
+    if kind == "binary" and np.isinf(bad):  # An infinite logit is a certain prediction.
         assert found.accuracy == (0.5 if bad > 0 else 1.0)
         assert found.loss == np.inf if bad > 0 else np.isfinite(found.loss)
         assert found.agreement == 1.0
