@@ -1,7 +1,7 @@
-"""`EarlyExit`: samples exit at the first exit that is sure of them.
+"""`EarlyExit`: each sample exits at the first exit with a high enough score.
 
-Public: `EarlyExit`, as `keras_selfdistill.EarlyExit`, and what its methods return; the
-rest is internal.
+Public: `EarlyExit`, exported by the top-level package, and the classes of the objects
+that its methods return; the rest is internal.
 """
 
 __all__ = [

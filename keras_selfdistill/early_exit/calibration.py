@@ -1,8 +1,8 @@
 """The thresholds of an `EarlyExit`: set by hand, or chosen on validation data."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Self, TypeAlias
 
 import numpy as np
 
@@ -22,16 +22,20 @@ from keras_selfdistill.early_exit.thresholds.frontier import (
 from keras_selfdistill.early_exit.thresholds.search import Outcomes
 from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.utils.table import Table
+from keras_selfdistill.utils.type_aliases import Data, Labels
+
+Thresholds: TypeAlias = float | Sequence[float] | Mapping[str, float]
+"""One threshold for all exits, or one for each exit but the last."""
 
 
 class Calibration:
-    """The part of an `EarlyExit` that holds its thresholds and chooses them."""
+    """The part of an `EarlyExit` that stores and chooses the thresholds."""
 
     _cascade: Cascade
     _scorer: Scorer
     _model: SelfDistiller
 
-    def __init__(self, thresholds: Any):
+    def __init__(self, thresholds: Thresholds | None):
         self._outcomes: Outcomes | None = None
         self._thresholds: tuple[float, ...] | None = None
         self.calibration: Choice | None = None
@@ -40,29 +44,29 @@ class Calibration:
 
     @property
     def exit_names(self) -> list[str]:
-        """Names of what can answer, shallow to deep; the last is the last resort."""
+        """Names of the exits, shallow to deep; the last is the last resort."""
         return [*self._model.exit_names[:-1], self._scorer.last_resort]
 
     @property
-    def thresholds(self) -> Any:
+    def thresholds(self) -> dict[str, float] | None:
         """Thresholds of all exits but the last, by name; `None` before calibration.
 
-        Set them with one number, a list, or a dict by name. What `calibration` says
-        holds no longer then.
+        Set them with one number, a list, or a dict by name, which resets
+        `calibration` to `None`.
         """
         if self._thresholds is None:
             return None
         return dict(zip(self.exit_names, self._thresholds, strict=False))
 
     @thresholds.setter
-    def thresholds(self, thresholds: Any) -> None:
+    def thresholds(self, thresholds: Thresholds) -> None:
         self._thresholds = _checked_thresholds(thresholds, self.exit_names[:-1])
         self.calibration = None
 
     def calibrate(
         self,
-        x: Any = None,
-        y: Any = None,
+        x: Data = None,
+        y: Labels = None,
         *,
         max_accuracy_drop: float | None = None,
         target_accuracy: float | None = None,
@@ -72,43 +76,43 @@ class Calibration:
         batch_size: int = 32,
         seed: int = 0,
     ) -> Self:
-        """Choose the thresholds on validation data, by one pass over it.
+        """Choose the thresholds on validation data, in one pass over the data.
 
-        What is searched: all that one threshold shared by all exits can do, exactly.
-        With `per_exit`, also thresholds of each exit's own: from the shared ones on,
-        each is set in turn to the best of all its values while the others stay. The
-        goal is then never missed where shared thresholds reach it, nor the result
-        worse; the best of all combinations it is not always.
+        The search over one threshold shared by all exits is exhaustive. With
+        `per_exit`, coordinate ascent then improves one threshold at a time, with an
+        exact search over its values. The result is never worse than that of shared
+        thresholds, but not always the best of all combinations.
 
-        With a guarantee, the samples are split in halves. One is searched; on the
-        other, with `max_accuracy_drop`, ever lower thresholds are tested until one
-        fails (fixed-sequence testing), and with the other goals the drop is bounded.
-        The bound holds for any distribution, if validation data and later samples come
-        from the same one independently.
+        With a guarantee, the samples are split into two halves. Thresholds are searched
+        on the first. On the second, `max_accuracy_drop` is tested for lower and lower
+        thresholds until one fails (fixed-sequence testing); for the other goals the
+        drop is bounded. The bound holds for any distribution, if the validation data
+        and later samples are independent draws from the same one.
 
         Args:
-            x: Samples, in any form that `predict` takes. Left out, the outcomes of the
-                last call are used again.
-            y: Labels: classes, or one-hot rows. Data sets give (inputs, labels).
-            max_accuracy_drop: The cheapest thresholds whose accuracy is at most so much
-                below that of the final exit, 0.01 for one point of a hundred.
-            target_accuracy: The cheapest that are so accurate.
-            macs_budget: The most accurate that spend at most this share of the base's
-                multiply-adds.
-            guarantee: Confidence, such as 0.95, of a bound on the accuracy drop.
-            per_exit: Whether each exit gets a threshold of its own.
-            batch_size: Samples a section takes at once.
-            seed: Of the split, where there is a guarantee.
+            x: Samples, as `predict` takes them. By default the outcomes of the last
+                call are used again.
+            y: Class indices of shape `(samples,)`, or one-hot labels of shape
+                `(samples, classes)`. Omit them for a dataset of (inputs, labels).
+            max_accuracy_drop: Goal: the least cost with an accuracy at most this much
+                below the final exit's, 0.01 for one percentage point.
+            target_accuracy: Goal: the least cost with at least this accuracy.
+            macs_budget: Goal: the highest accuracy with at most this mean cost, in
+                multiply-adds as a fraction of the base's.
+            guarantee: Confidence level, such as 0.95, of a bound on the accuracy drop.
+            per_exit: Whether each exit gets its own threshold.
+            batch_size: Number of samples a section processes at once.
+            seed: Seed of the split into halves.
 
         Returns:
-            This object; `calibration` says what was found.
+            This object, with the result in `calibration`.
 
         Raises:
-            ValueError: Not one goal is given, no thresholds reach it, or it depends on
-                costs that are not known; the data does not fit; or there are fewer than
-                12 samples and no guarantee is asked for.
+            ValueError: The number of goals is not one, no thresholds reach the goal,
+                or the goal needs costs that are unknown; the data does not fit the
+                base; or there are fewer than 12 samples and no guarantee.
         """
-        wish = ThresholdGoal(
+        goal = ThresholdGoal(
             max_accuracy_drop=max_accuracy_drop,
             target_accuracy=target_accuracy,
             macs_budget=macs_budget,
@@ -116,27 +120,27 @@ class Calibration:
             per_exit=per_exit,
             seed=seed,
         )
-        if wish.needs_costs:
-            asked = "per_exit=True" if per_exit else f"macs_budget={macs_budget}"
-            self._check_costs(asked)
+        if goal.needs_costs:
+            argument = "per_exit=True" if per_exit else f"macs_budget={macs_budget}"
+            self._check_costs(argument)
         if x is not None:
             self._outcomes = self._cascade.observe(x, y, batch_size)
         outcomes = self._calibrated("Pass x and y.")
         last_is_base = self._scorer.last_resort == "final"
-        choice = choose(outcomes, wish, last_is_base=last_is_base)
+        choice = choose(outcomes, goal, last_is_base=last_is_base)
         self.thresholds = choice.thresholds
         self.calibration = choice
         return self
 
     def frontier(self, *, per_exit: bool = False) -> Frontier:
-        """Return all thresholds that no others beat, on the calibration data.
+        """Return the Pareto front of thresholds on the calibration data.
 
         Args:
-            per_exit: Whether each exit has a threshold of its own; `calibrate` says
-                what is then searched. Shared thresholds are searched exactly.
+            per_exit: Whether each exit has its own threshold, searched as in
+                `calibrate`.
 
         Raises:
-            ValueError: There was no calibration, or costs are not known.
+            ValueError: `calibrate` was not called, or costs are unknown.
         """
         self._check_costs("frontier()")
         outcomes = self._calibrated("Call calibrate(x, y, ...) first.")
@@ -150,13 +154,14 @@ class Calibration:
         )
 
     def exit_shares(self, points: int = 201) -> ExitShares:
-        """Return where the calibration data leaves, by a threshold that exits share.
+        """Return the fraction of calibration samples per exit, by shared threshold.
 
         Args:
-            points: Number of thresholds, evenly from the smallest score to the largest.
+            points: Number of thresholds, evenly spaced from the smallest score to the
+                largest.
 
         Raises:
-            ValueError: There was no calibration.
+            ValueError: `calibrate` was not called.
         """
         outcomes = self._calibrated("Call calibrate(x, y, ...) first.")
         return exit_shares(outcomes, self.exit_names, self._thresholds, points)
@@ -182,17 +187,17 @@ class Calibration:
 
     def _unknown_costs(self):
         return (
-            "The multiply-adds of some layers are not known, so neither is what an "
-            f"exit costs: {', '.join(self._cascade.unknown)}. Teach them with "
-            "keras_selfdistill.register_macs before making EarlyExit, or "
+            "The cost of exits is unknown, because the multiply-adds of some layers "
+            f"are: {', '.join(self._cascade.unknown)}. Register them with "
+            "keras_selfdistill.register_macs before creating EarlyExit, or "
             "choose an exit by its latency: keras_selfdistill.pick_exit(model, "
             "max_latency_ms=..., sample=x[:1])."
         )
 
-    def _check_costs(self, asked):
+    def _check_costs(self, argument):
         if self._cascade.unknown:
             raise ValueError(
-                f"{self._unknown_costs()} Received: {asked}, which needs costs. "
+                f"{self._unknown_costs()} Received: {argument}, which needs costs. "
                 "Expected: max_accuracy_drop= or target_accuracy=, with thresholds "
                 "that all exits share."
             )

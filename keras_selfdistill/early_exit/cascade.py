@@ -1,4 +1,4 @@
-"""The exits of a wrapper, one after another, on the samples that still need them."""
+"""The sections of a wrapper, run in order on the samples that have not exited."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,23 +18,36 @@ from keras_selfdistill.evaluation.data_adapter import (
     class_indices,
 )
 from keras_selfdistill.exits.attach import ExitGraph
+from keras_selfdistill.utils.type_aliases import Data, Labels
 
 
 class Exited(NamedTuple):
-    """Samples in the order given, and where and with what they left."""
+    """Predictions of samples that have exited.
 
-    ids: np.ndarray  # 0, 1, …
-    numbers: np.ndarray  # Of the exits.
-    predictions: np.ndarray  # Shape (samples, classes).
+    Args:
+        ids: Positions of the samples in the input, shape `(samples,)`.
+        exits: Indices of their exits, shape `(samples,)`.
+        predictions: Outputs in the base's own form, shape `(samples, classes)`.
+        scores: Confidence scores, shape `(samples,)`.
+    """
+
+    ids: np.ndarray
+    exits: np.ndarray
+    predictions: np.ndarray
     scores: np.ndarray
 
 
 class Cascade:
-    """Sections, compiled, and what is counted and scored at their ends.
+    """Compiled sections, with the costs and the scores of their exits.
 
     Args:
         graph: A base with exits.
-        scorer: Turns what sections answer into predictions and scores.
+        scorer: Computes predictions and scores from the outputs of sections.
+
+    Attributes:
+        costs: Multiply-adds of a sample as a fraction of the base's, by the index of
+            its exit, shape `(exits,)`; NaN if unknown.
+        unknown: Names of the layers whose cost is unknown.
 
     Raises:
         ValueError: An exit reads the base beyond its tap.
@@ -46,78 +59,83 @@ class Cascade:
         sections = section_costs(graph, [scorer.reads], shapes)
         of_base = model_macs(graph.flat.model, shapes)
         names = Count.total([*sections, of_base]).unknown
-        self.unknown = tuple(dict.fromkeys(names))  # What does not tell its cost.
-        # Share of the base's multiply-adds that a sample costs, by its exit.
+        self.unknown = tuple(dict.fromkeys(names))
         spent = np.cumsum([_known(each) for each in sections])
-        self.costs = spent / np.maximum(1.0, _known(of_base))  # NaN if not known.
+        self.costs = spent / np.maximum(1.0, _known(of_base))
         self._scorer = scorer
         self._classes = graph.task.units
         self._sections = [CompiledModel(section) for section in models]
         places = {id(tensor): i for i, tensor in enumerate(graph.base.inputs)}
         self._inputs = {places[id(tensor)]: tensor for tensor in models[0].inputs}
-        self._feeder = DataAdapter(graph.base)
+        self._adapter = DataAdapter(graph.base)
         self._fixed_batch_size = _fixed_batch_size(graph.base)
 
     @property
     def compile_count(self) -> int:
-        """How many times sections were compiled."""
+        """Number of compilations of sections."""
         return sum(section.compile_count for section in self._sections)
 
     def warm_up(self, batch_size: int) -> None:
-        """Compile every section for every number of rows that it may be given."""
+        """Compile every section for every batch size that it may get."""
         batch_size, fixed = self._batch_size(batch_size)
-        for rows in bucket_sizes(batch_size, fixed=fixed):
+        for size in bucket_sizes(batch_size, fixed=fixed):
             tensors: Any = [
-                np.zeros((rows, *tensor.shape[1:]), tensor.dtype)
+                np.zeros((size, *tensor.shape[1:]), tensor.dtype)
                 for tensor in self._inputs.values()
             ]
             for section in self._sections:
                 tensors = section(tensors)["alive"]
 
-    def leave(
-        self, x: Any, y: Any, thresholds: Sequence[float], batch_size: int
-    ) -> tuple[Exited, list[Any]]:
-        """Let each sample exit at the first exit whose score reaches its threshold.
+    def predict(
+        self, x: Data, y: Labels, thresholds: Sequence[float], batch_size: int
+    ) -> tuple[Exited, list[np.ndarray | None]]:
+        """Predict each sample at the first exit whose score reaches its threshold.
 
         Args:
-            x: What `DataAdapter.batches` takes.
-            y: Likewise.
-            thresholds: One for each exit but the last.
-            batch_size: Samples a section takes at once.
+            x: Samples, as `DataAdapter.batches` takes them.
+            y: Labels; `None` if there are none, or if `x` gives (inputs, labels).
+            thresholds: Thresholds of all exits but the last.
+            batch_size: Number of samples a section processes at once.
 
         Returns:
-            The exited samples, and the labels of the data, batch by batch.
+            Predictions of all samples, in the order of the input, and the labels of
+            the data, batch by batch.
         """
-        limits = [*thresholds, -np.inf]  # All that come so far leave at the end.
+        limits = [*thresholds, -np.inf]  # All remaining samples exit at the last exit.
         nothing = np.zeros(0, "int64"), np.zeros((0, self._classes), "float32")
-        left = [Exited(nothing[0], *nothing, np.zeros(0))]
+        exited = [Exited(nothing[0], *nothing, np.zeros(0))]
 
-        def decide(number, answers, memory):
-            predictions, scores = self._scorer(number, answers, memory)
-            leaves = scores >= limits[number]
-            ids = memory["id"][leaves]
-            numbers = np.full(len(ids), number)
-            left.append(Exited(ids, numbers, predictions[leaves], scores[leaves]))
-            return ~leaves
+        def decide(index, outputs, memory):
+            predictions, scores = self._scorer(index, outputs, memory)
+            exits = scores >= limits[index]
+            ids = memory["id"][exits]
+            indices = np.full(len(ids), index)
+            exited.append(Exited(ids, indices, predictions[exits], scores[exits]))
+            return ~exits
 
         labels = self._run(x, y, decide, batch_size)
-        return Exited(*_in_order(left)), labels
+        return Exited(*_in_order(exited)), labels
 
-    def observe(self, x: Any, y: Any, batch_size: int) -> Outcomes:
-        """Send all samples to the end and return what every exit answered.
+    def observe(self, x: Data, y: Labels, batch_size: int) -> Outcomes:
+        """Run all samples through all sections and return the outcome at every exit.
+
+        Args:
+            x: Samples, as `DataAdapter.batches` takes them.
+            y: Labels; `None` if `x` gives (inputs, labels).
+            batch_size: Number of samples a section processes at once.
 
         Raises:
-            ValueError: Labels are missing, or no classes of the base.
+            ValueError: Labels are missing, or are not classes of the base.
         """
         exits = self._scorer.exits
         seen: list[list[tuple[Any, ...]]] = [[] for _ in range(exits)]
 
-        def decide(number, answers, memory):
-            predictions, scores = self._scorer(number, answers, memory)
-            # At the end, the answers of the section are those of the base alone.
-            classes = best_classes(predictions), best_classes(answers)
-            seen[number].append((memory["id"], scores, *classes))
-            return np.full(len(scores), number < exits - 1)
+        def decide(index, outputs, memory):
+            predictions, scores = self._scorer(index, outputs, memory)
+            # The outputs of the last section are those of the base.
+            classes = best_classes(predictions), best_classes(outputs)
+            seen[index].append((memory["id"], scores, *classes))
+            return np.full(len(scores), index < exits - 1)
 
         labels = class_indices(self._run(x, y, decide, batch_size), self._classes)
         columns = [_in_order(rows) for rows in seen]
@@ -130,15 +148,15 @@ class Cascade:
         )
 
     def _run(self, x, y, decide, batch_size):
-        """Send samples through the sections; return their labels, batch by batch."""
+        """Run samples through the sections and return a list of their labels."""
         batch_size, fixed = self._batch_size(batch_size)
         labels = []
 
         def chunks():
             start = 0
-            for arrays, some_labels in self._feeder.batches(x, y):
+            for arrays, batch_labels in self._adapter.batches(x, y):
                 rows = np.arange(len(arrays[0]))
-                labels.append(some_labels)
+                labels.append(batch_labels)
                 tensors = [arrays[i] for i in self._inputs]
                 yield Chunk(tensors, rows, {"id": rows + start})
                 start += len(rows)
@@ -147,42 +165,42 @@ class Cascade:
             self._sections,
             chunks(),
             decide,
-            answer=self._scorer.reads,
+            output=self._scorer.reads,
             batch_size=batch_size,
             fixed=fixed,
         )
         return labels
 
-    def _batch_size(self, wanted):
-        """Return how many samples a section takes, and whether it takes no others."""
-        _check_batch_size(wanted)
-        return self._fixed_batch_size or wanted, self._fixed_batch_size is not None
+    def _batch_size(self, batch_size):
+        """Return the batch size of sections, and whether the base fixes it."""
+        _check_batch_size(batch_size)
+        return self._fixed_batch_size or batch_size, self._fixed_batch_size is not None
 
 
 def _fixed_batch_size(base):
-    """Return the one batch size that a base takes; `None` if it takes any.
+    """Return the fixed batch size of a base, `None` if it takes any.
 
     Raises:
-        ValueError: Its inputs fix different ones, so that no row is a sample.
+        ValueError: The inputs have different fixed batch sizes.
     """
     sizes = {tensor.shape[0] for tensor in base.inputs} - {None}
     if len(sizes) > 1:
         shapes = {tensor.name: tuple(tensor.shape) for tensor in base.inputs}
         raise ValueError(
             "The inputs of the base must have the same batch size. Received: shapes "
-            f"{shapes} of model {base.name!r}. Expected: None as the first size of "
-            "each, as keras.Input(shape=...) makes it."
+            f"{shapes} of model {base.name!r}. Expected: None as the batch size of "
+            "each, as in keras.Input(shape=...)."
         )
     return sizes.pop() if sizes else None
 
 
 def _known(count):
-    """Return the multiply-adds of a count, NaN where a part of it is unknown."""
+    """Return the multiply-adds of a count, NaN if a part of it is unknown."""
     return np.nan if count.unknown else float(count.macs)
 
 
 def _in_order(parts):
-    """Join columns of several batches and sort their rows by the first column."""
+    """Concatenate the columns of several batches, sorted by the first column."""
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     order = np.argsort(columns[0])
     return [column[order] for column in columns]

@@ -1,9 +1,8 @@
-"""`EarlyExit`: samples leave a wrapper at the first exit that is sure of them."""
+"""`EarlyExit`: inference in which each sample exits as early as its score allows."""
 
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -23,32 +22,36 @@ from keras_selfdistill.evaluation.data_adapter import best_classes, class_indice
 from keras_selfdistill.files.archive import RefusedFileError
 from keras_selfdistill.graph.nodes import producer
 from keras_selfdistill.training.distiller import SelfDistiller
+from keras_selfdistill.utils.type_aliases import Data, Labels
 
 
 class EarlyExit(Calibration):
-    """Answer each sample at the first exit that is sure enough.
+    """Predict each sample at the first exit whose confidence score is high enough.
 
-    The wrapper is cut into sections at its taps; after each, the samples that are done
-    leave, and the rest is gathered and goes on. Weights are shared: what the wrapper
-    learns later shows here. `predict` may be called from several threads.
+    The wrapper is cut into sections at its taps. After each section, samples whose
+    score reaches the threshold exit, and only the others are passed to the next
+    section. Weights are shared with the wrapper, not copied. `predict` may be called
+    from several threads.
 
     Args:
         model: A `SelfDistiller`.
-        criterion: How sure an answer is: `"confidence"` (largest probability),
-            `"margin"`, `"entropy"`, `"patience"` (exits in a row that agree), a
-            `Criterion`, or a function from probabilities `(samples, classes)` to
-            scores `(samples,)`, higher is surer.
-        scores_from: `"exit"`: each exit's own output. `"running_mean"`: the mean of
-            the logits of all exits so far.
-        last_resort: `"final"` or `"ensemble"`: answers where no exit was sure.
+        criterion: Confidence score: `"confidence"` (largest probability), `"margin"`,
+            `"entropy"`, `"patience"` (number of consecutive exits that agree), a
+            `Criterion`, or a function from probabilities of shape
+            `(samples, classes)` to scores of shape `(samples,)`, higher is more
+            confident.
+        scores_from: Output that is scored: `"exit"` for each exit's own output,
+            `"running_mean"` for the mean of the logits of all exits so far.
+        last_resort: Prediction for samples that reach no threshold: `"final"` or
+            `"ensemble"`.
         thresholds: One number for all exits, or one for each exit but the last, as a
-            list or by name. A sample leaves where its score is at least the threshold.
-            Left out, `calibrate` chooses them.
+            list or a dict by name. A sample exits where its score is at least the
+            threshold. By default `calibrate` chooses them.
 
     Raises:
-        TypeError: `model` is no `SelfDistiller`, or an argument of the wrong type.
-        ValueError: An argument is unknown or out of range, or an exit reads the whole
-            base.
+        TypeError: `model` is not a `SelfDistiller`, or an argument has the wrong type.
+        ValueError: An argument is unknown or out of range, the task is not multiclass
+            with one prediction per sample, or an exit reads the whole base.
 
     Example:
         >>> base = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a"),
@@ -76,7 +79,7 @@ class EarlyExit(Calibration):
         graph = model.exit_graph
         if graph.task.name != "multiclass" or graph.task.positions:
             raise ValueError(
-                "Early exit needs a model that answers with one class for each sample. "
+                "Early exit needs a model that predicts one class for each sample. "
                 f"Received: {model.name!r} of task {graph.task.name!r} with outputs of "
                 f"shape {tuple(graph.base.outputs[0].shape)}. Deploy exit_model(...) "
                 "or final_model() instead."
@@ -102,67 +105,74 @@ class EarlyExit(Calibration):
 
     @property
     def macs_ratios(self) -> dict[str, float]:
-        """Share of the base's multiply-adds that a sample costs, by its exit.
+        """Multiply-adds of a sample as a fraction of the base's, by its exit.
 
-        NaN where it is not known; `register_macs` makes it known.
+        NaN if unknown; register the cost of layers with `register_macs`.
         """
         costs = map(float, self._cascade.costs)
         return dict(zip(self.exit_names, costs, strict=True))
 
     @property
     def compile_count(self) -> int:
-        """How many times a section was compiled; PyTorch runs without."""
+        """Number of compilations of sections; 0 on PyTorch, which runs eagerly."""
         return self._cascade.compile_count
 
-    def predict(self, x: Any, batch_size: int = 32) -> EarlyExitResult:
-        """Answer each sample at the first exit whose score reaches its threshold.
+    def predict(self, x: Data, batch_size: int = 32) -> EarlyExitResult:
+        """Predict each sample at the first exit whose score reaches its threshold.
 
         Args:
             x: Array; tuple or dict of arrays for several inputs; a `tf.data.Dataset`,
-                PyTorch `DataLoader`, `keras.utils.PyDataset` or generator of batches,
-                of inputs or of (inputs, labels), labels ignored.
-            batch_size: Samples a section takes at once, whatever the size of batches
-                that `x` comes in. A base of a fixed batch size takes that many; what
-                is missing is filled up.
+                PyTorch `DataLoader`, `keras.utils.PyDataset` or generator of batches
+                of inputs or of (inputs, labels). Labels are ignored.
+            batch_size: Number of samples a section processes at once, independent of
+                the batch size of `x`. A base with a fixed batch size uses that one,
+                with padding.
+
+        Returns:
+            Predictions, exits and scores of all samples.
 
         Raises:
-            ValueError: There are no thresholds yet, or the data does not fit.
-            TypeError: `x` is of no kind that is known.
+            ValueError: There are no thresholds yet, or the data does not fit the base.
+            TypeError: `x` is of an unknown type.
         """
         result, _ = self._predict(x, None, batch_size)
         return result
 
     def evaluate(
         self,
-        x: Any,
-        y: Any = None,
+        x: Data,
+        y: Labels = None,
         batch_size: int = 32,
         verbose: str | int = "auto",
         *,
         return_dict: bool = False,
     ) -> list[float] | dict[str, float]:
-        """Return how accurate `predict` is, what it costs, and where samples exit.
+        """Return the accuracy and the cost of `predict`, and the samples per exit.
 
         Args:
-            x: As `predict` takes it; data sets yield (inputs, labels).
-            y: Labels, with arrays alone: class indices, or one-hot.
-            batch_size: Samples a section takes at once.
-            verbose: 0 prints nothing.
-            return_dict: Whether the values come by their names.
+            x: Samples, as `predict` takes them; datasets give (inputs, labels).
+            y: Class indices of shape `(samples,)`, or one-hot labels of shape
+                `(samples, classes)`. Omit them for a dataset of (inputs, labels).
+            batch_size: Number of samples a section processes at once.
+            verbose: 0 for no output.
+            return_dict: Whether to return a dict instead of a list.
 
         Returns:
-            `accuracy`, `macs_ratio` (multiply-adds as a share of the base's), and for
-            each of `exit_names` the number of samples that exit there, such as
-            `exit_1_samples`: in this order as a list, or as a dict.
+            `accuracy`, `macs_ratio` (multiply-adds as a fraction of the base's), and
+            for each of `exit_names` the number of samples that exit there, such as
+            `exit_1_samples`, in this order.
 
         Raises:
-            ValueError: There are no thresholds, no samples or no labels, or the data
-                does not fit.
-            TypeError: `x` is of no kind that is known.
+            ValueError: There are no thresholds, samples or labels, or the data does
+                not fit the base.
+            TypeError: `x` is of an unknown type.
         """
         result, batches = self._predict(x, y, batch_size)
         if not len(result.exits):
-            raise ValueError("There are no samples to evaluate. Received: none.")
+            raise ValueError(
+                "Evaluation needs samples. Received: data without samples. Expected: "
+                "at least one sample; a generator can be read only once."
+            )
         labels = class_indices(batches, result.predictions.shape[-1])
         logs = {
             "accuracy": float(np.mean(best_classes(result.predictions) == labels)),
@@ -174,7 +184,9 @@ class EarlyExit(Calibration):
             print(" - ".join(f"{name}: {value:.4g}" for name, value in logs.items()))
         return logs if return_dict else list(logs.values())
 
-    def _predict(self, x, y, batch_size):
+    def _predict(
+        self, x: Data, y: Labels, batch_size: int
+    ) -> tuple[EarlyExitResult, list[np.ndarray | None]]:
         """Return the result, and the labels of the data, batch by batch."""
         if self._thresholds is None:
             raise ValueError(
@@ -182,18 +194,21 @@ class EarlyExit(Calibration):
                 "Call calibrate(x, y, max_accuracy_drop=0.01) first, or pass "
                 "thresholds=0.9 to EarlyExit."
             )
-        exited, labels = self._cascade.leave(x, y, self._thresholds, batch_size)
+        exited, labels = self._cascade.predict(x, y, self._thresholds, batch_size)
         result = EarlyExitResult(
             predictions=exited.predictions,
-            exits=np.array(self.exit_names)[exited.numbers],
+            exits=np.array(self.exit_names)[exited.exits],
             scores=exited.scores,
-            macs_ratio=float(self._cascade.costs[exited.numbers].sum())
-            / max(1, len(exited.numbers)),
+            macs_ratio=float(self._cascade.costs[exited.exits].sum())
+            / max(1, len(exited.exits)),
         )
         return result, labels
 
     def warm_up(self, batch_size: int = 32) -> "EarlyExit":
-        """Compile all that `predict` with this batch size can need.
+        """Compile the sections for all batch sizes that `predict` may use.
+
+        Args:
+            batch_size: The `batch_size` of later calls of `predict`.
 
         Returns:
             This object.
@@ -202,17 +217,17 @@ class EarlyExit(Calibration):
         return self
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the model, the criterion and the thresholds to one file.
+        """Save the model, the criterion and the thresholds to one file.
 
-        The file appears whole or not at all. It holds data, no code: a criterion of
-        your own is saved by its registered name.
+        The file is written atomically. It contains data and no code: a custom
+        criterion is saved by its registered name.
 
         Args:
             path: Path of the file, such as `"model.earlyexit"`; replaced if it exists.
 
         Raises:
             ValueError: The criterion is not registered with Keras.
-            OSError: It cannot be written, or a folder, a link or the like is there.
+            OSError: The file cannot be written, or the path is not a regular file.
         """
         settings = {
             "criterion": criteria.to_config(self._scorer.criterion),
@@ -224,34 +239,34 @@ class EarlyExit(Calibration):
         write_early_exit(path, self._model, settings)
 
     def export(self, path: str | os.PathLike, format: str | None = None) -> None:
-        """Write files that stop early without Keras or this library.
+        """Export an early-exit artifact that needs neither Keras nor this library.
 
         `"tf_saved_model"` and `"litert"`: one artifact whose graph runs a section only
-        for samples of which the exits before were not sure. Its input is `input`
-        (several have the base's names), its outputs are `prediction`, `exit` (number
-        from 0) and `score`. A SavedModel takes any number of samples, each of which
-        leaves by itself; `litert` takes one sample a call, and more are an error.
-        `"onnx"` and `"openvino"`: a folder of one model for each section, a manifest,
-        and `section_runner.py`, which runs them on batches with NumPy and the runtime
-        alone.
+        for samples that have not exited. Its input is `input` (several inputs have the
+        names of the base's), its outputs are `prediction`, `exit` (index from 0) and
+        `score`. A SavedModel takes any number of samples, which exit individually;
+        `litert` takes one sample per call and refuses more.
+        `"onnx"` and `"openvino"`: a folder with one model for each section, a manifest,
+        and `section_runner.py`, which runs batches with NumPy and the runtime only.
 
-        Scores are computed in float32, here in float64: a sample whose score equals a
-        threshold but for rounding may leave at another exit. Layers that draw numbers
-        in inference, as for Monte-Carlo dropout, draw the same ones in every call.
+        Artifacts compute scores in float32, `predict` in float64: a sample whose score
+        equals a threshold up to rounding may exit at another exit. Layers that draw
+        random numbers in inference, as for Monte-Carlo dropout, draw the same numbers
+        in every call of an artifact.
 
         Args:
-            path: Path of the folder, or of the `litert` file. It comes there complete
-                or not at all; what is there is replaced only if it is an earlier
-                artifact of the same format, or an empty folder.
-            format: One of those above. Left out, it is `"litert"` for a path that ends
-                in `.tflite`, and else `"tf_saved_model"`.
+            path: Path of the folder, or of the `litert` file. It is written atomically,
+                and replaces only an earlier artifact of the same format or an empty
+                folder.
+            format: One of the formats above. By default `"litert"` for a path that
+                ends in `.tflite`, and `"tf_saved_model"` for others.
 
         Raises:
-            ValueError: There are no thresholds yet, the criterion is your own and runs
-                on NumPy arrays alone (see `criteria.array_namespace`), the format
-                contradicts the path's suffix, the backend in use cannot write it, or
-                the base has a fixed batch size.
-            FileExistsError: At the path is something else.
+            ValueError: There are no thresholds yet, a custom criterion supports only
+                NumPy arrays (see `criteria.array_namespace`), the format does not
+                match the suffix of the path, the backend cannot write it, or the base
+                has a fixed batch size.
+            FileExistsError: Something else exists at the path.
         """
         if self._thresholds is None:
             raise ValueError(
@@ -263,8 +278,8 @@ class EarlyExit(Calibration):
         export_sections(
             path,
             [
-                ScoredSection(section, self._scorer, number, graph.task.units)
-                for number, section in enumerate(sections)
+                ScoredSection(section, self._scorer, index, graph.task.units)
+                for index, section in enumerate(sections)
             ],
             inputs=sections[0].inputs,
             exits=self.exit_names,
@@ -274,21 +289,23 @@ class EarlyExit(Calibration):
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "EarlyExit":
-        """Read what `save` wrote.
+        """Load a file that `save` wrote. The file may be untrusted.
 
         Args:
-            path: Of the file.
+            path: Path of the file.
+
+        Returns:
+            An `EarlyExit` with the saved model, criterion and thresholds.
 
         Raises:
-            RefusedFileError: The file was changed, truncated, or written by something
-                else, or it names a criterion that is not registered here. It is a
-                `ValueError`.
-            OSError: The file cannot be opened, is no regular file, or the temporary
-                folder has no room for a copy.
+            RefusedFileError: The file was changed, truncated, or not written by
+                `save`, or its criterion is not registered. A `ValueError`.
+            OSError: The file cannot be opened, is not a regular file, or the temporary
+                folder has no space for a copy.
         """
         model, settings = read_early_exit(path)
         try:
-            fast = cls(
+            loaded = cls(
                 model,
                 criteria.from_config(settings["criterion"]),
                 scores_from=settings["scores_from"],
@@ -300,5 +317,5 @@ class EarlyExit(Calibration):
         found = settings["calibration"]
         if found is not None:
             found = {**found, "thresholds": tuple(found["thresholds"])}
-            fast.calibration = Choice(**found)
-        return fast
+            loaded.calibration = Choice(**found)
+        return loaded

@@ -1,7 +1,7 @@
-"""The file of an `EarlyExit`: a zip of a model and of checked data, with a digest.
+"""The file format of an `EarlyExit`: a zip of a model and its settings, with a digest.
 
-The digest of all bytes before it ends the file, as the zip's comment: whatever is
-changed or cut off shows.
+The comment of the zip, which ends the file, is the SHA-256 digest of all bytes before
+it, so that changes and truncation are detected.
 """
 
 import json
@@ -37,12 +37,17 @@ _DIGEST_LENGTH = 64  # SHA-256 in hexadecimal digits.
 def write_early_exit(
     path: str | os.PathLike, model: keras.Model, settings: dict[str, Any]
 ) -> None:
-    """Write a model and the settings around it to one file, atomically.
+    """Write a model and its settings to one file, atomically.
+
+    Args:
+        path: Path of the file.
+        model: A `SelfDistiller`.
+        settings: Fields of the file but for format and version.
 
     Raises:
-        ValueError: A setting is none that a file can hold.
-        OSError: It cannot be written, or what is at the path is no file. The path is
-            as it was.
+        ValueError: A setting does not fit the schema of the file.
+        OSError: The file cannot be written, or the path is not a regular file. The
+            path stays as it was.
     """
     path = pathlib.Path(path)
     document = {"format": _FORMAT, "version": _VERSION, **_encoded(settings)}
@@ -64,10 +69,14 @@ def write_early_exit(
 
 
 def read_early_exit(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
-    """Return the model and the settings of a file.
+    """Return the model and the settings of a file, which may be untrusted.
+
+    Args:
+        path: Path of the file.
 
     Raises:
-        RefusedFileError: The file was changed, truncated, or written by something else.
+        RefusedFileError: The file was changed, truncated, or not written by
+            `write_early_exit`.
         OSError: The file cannot be opened.
     """
     path = pathlib.Path(path)
@@ -84,7 +93,7 @@ def read_early_exit(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
 
 
 def _rename_ratio(document):
-    """Take the name that `macs_ratio` had when the first files were written."""
+    """Rename `flops_ratio`, as files of earlier versions call `macs_ratio`."""
     found = document.get("calibration") if isinstance(document, dict) else None
     if isinstance(found, dict) and "flops_ratio" in found:
         found.setdefault("macs_ratio", found.pop("flops_ratio"))
@@ -165,7 +174,7 @@ def _check(document, path):
 
 
 def _encoded(settings):
-    """Return the settings without infinity and NaN, which JSON has not."""
+    """Return the settings without infinity and NaN, which JSON does not have."""
     settings = _map_thresholds(settings, {math.inf: "never", -math.inf: "always"})
     found = settings["calibration"]
     if found is not None and math.isnan(found["macs_ratio"]):

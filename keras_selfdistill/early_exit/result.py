@@ -1,4 +1,4 @@
-"""`EarlyExitResult`: predictions, and at which exit each sample got its own."""
+"""`EarlyExitResult`: predictions, and the exit of each sample."""
 
 import dataclasses
 import math
@@ -10,15 +10,16 @@ from keras_selfdistill.utils.table import Table
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class EarlyExitResult:
-    """What `EarlyExit.predict` returns, samples in the order given.
+    """Result of `EarlyExit.predict`, with samples in the order of the input.
 
     Args:
-        predictions: In the base's own form, shape `(samples, classes)`, float32.
-        exits: Name of the exit that answered, shape `(samples,)`.
-        scores: The criterion's score of the answer, shape `(samples,)`.
-        macs_ratio: Multiply-adds spent, heads included, as a share of what the base
-            alone would have spent. Above 1 where all went to the end; NaN where the
-            cost of a layer is not known.
+        predictions: Outputs in the base's own form, shape `(samples, classes)`,
+            float32.
+        exits: Name of the exit of each sample, shape `(samples,)`.
+        scores: Confidence score of each prediction, shape `(samples,)`.
+        macs_ratio: Mean multiply-adds per sample, heads included, as a fraction of the
+            base's. Above 1 if all samples reach the last exit; NaN if the cost of a
+            layer is unknown.
     """
 
     predictions: np.ndarray

@@ -1,7 +1,7 @@
-"""Run sections one after another on those samples alone that still need them.
+"""Run sections in order, each only on the samples that have not exited.
 
-Samples wait in front of every section until there are enough to fill a batch, so that
-few rows are padded; at the end the rest goes through in smaller batches.
+Samples wait in front of every section until they fill a batch, so that little padding
+is needed; at the end the rest runs in smaller batches.
 """
 
 import collections
@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from keras_selfdistill.backend.tensors import join_rows, take_rows, to_numpy
+from keras_selfdistill.utils.type_aliases import Tensor
 
-# Samples that go on together: a section that runs many times in a row has its weights
-# in the cache, but what waits for the next one takes memory.
+# Samples queued together: a section that runs many times in a row keeps its weights in
+# the cache, but queued tensors take memory.
 _AT_ONCE = 64
-_MOST_PADDING = 0.25  # Share of a bucket; beyond it two smaller batches are cheaper.
+_MOST_PADDING = (
+    0.25  # Fraction of a bucket; with more, two smaller batches are cheaper.
+)
 
 
 @dataclasses.dataclass
@@ -24,12 +27,12 @@ class Chunk:
     """Samples between two sections.
 
     Args:
-        tensors: What the next section reads; also rows of samples that have left.
-        rows: Which rows of the tensors the samples are, shape `(samples,)`.
-        memory: Arrays with one row for each sample, such as its number.
+        tensors: Inputs of the next section, also with rows of samples that have exited.
+        rows: Rows of the tensors that belong to the samples, shape `(samples,)`.
+        memory: Arrays with one row per sample, such as its id.
     """
 
-    tensors: list[Any]
+    tensors: list[Tensor]
     rows: np.ndarray
     memory: dict[str, np.ndarray]
 
@@ -39,19 +42,19 @@ class Chunk:
 
     @property
     def size(self) -> int:
-        """How many rows the tensors have."""
+        """Number of rows of the tensors."""
         return int(self.tensors[0].shape[0]) if self.tensors else len(self)
 
-    def part(self, chosen: Any) -> "Chunk":
-        """Return some of the samples; the tensors stay as they are."""
+    def part(self, chosen: slice | np.ndarray) -> "Chunk":
+        """Return some of the samples, with the same tensors."""
         memory = {name: array[chosen] for name, array in self.memory.items()}
         return Chunk(self.tensors, self.rows[chosen], memory)
 
     def compact(self, size: int | None = None) -> "Chunk":
-        """Return the samples in tensors that hold nothing else.
+        """Return the samples in tensors without other rows.
 
         Args:
-            size: How many rows to fill up to, by repeating the last.
+            size: Number of rows to pad to, by repeating the last row.
         """
         rows = self.rows
         if size is not None:
@@ -83,8 +86,8 @@ def bucket_sizes(batch_size: int, *, fixed: bool = False) -> list[int]:
     """Return the batch sizes that sections are compiled for, ascending.
 
     Args:
-        batch_size: How many samples a section takes at most.
-        fixed: Whether it takes no other number.
+        batch_size: Largest number of samples per batch.
+        fixed: Whether this is the only batch size.
 
     Example:
         >>> bucket_sizes(48)
@@ -99,8 +102,8 @@ def bucket_sizes(batch_size: int, *, fixed: bool = False) -> list[int]:
 def next_bucket(samples: int, buckets: Sequence[int]) -> int:
     """Return the size of the next batch for a number of waiting samples.
 
-    The smallest bucket that holds all of them, unless it would be mostly padding: then
-    the largest that they fill.
+    This is the smallest bucket for all of them, unless it would need too much padding:
+    then the largest bucket that they fill.
 
     Example:
         >>> [next_bucket(samples, [1, 2, 4, 8, 16, 32]) for samples in (30, 20, 3, 99)]
@@ -127,7 +130,7 @@ class _Queue:
             self.samples += len(chunk)
 
     def take(self, samples):
-        """Remove and return so many samples, or all if there are fewer."""
+        """Remove and return a number of samples, or all if there are fewer."""
         found, missing = [], min(samples, self.samples)
         self.samples -= missing
         while missing:
@@ -141,56 +144,56 @@ class _Queue:
 
 
 def run_sections(
-    sections: Sequence[Callable[[list[Any]], dict[str, Any]]],
+    sections: Sequence[Callable[[list[Tensor]], dict[str, Any]]],
     chunks: Iterable[Chunk],
     decide: Callable[[int, np.ndarray, dict[str, np.ndarray]], np.ndarray],
     *,
-    answer: str,
+    output: str,
     batch_size: int,
     fixed: bool = False,
 ) -> None:
-    """Send samples through the sections until each has left.
+    """Run samples through the sections until all have exited.
 
     Args:
-        sections: Each returns a dict with the exit's answer and, under `"alive"`, what
-            the next section reads.
-        chunks: The samples, in any number of any size.
-        decide: Called with the number of the section, the answers of some samples,
-            shape `(samples, classes)`, and their memory, which it may change. Returns
-            which samples go on, shape `(samples,)`. It is called for every sample at
-            every section that the sample reaches.
-        answer: The key of the answers in what the sections return.
-        batch_size: How many samples a section takes at most.
-        fixed: Whether it takes no other number, so that fewer are always padded.
+        sections: Functions from the tensors alive before a section to a dict with the
+            output of its exit and, under `"alive"`, the inputs of the next section.
+        chunks: The samples, in chunks of any size.
+        decide: Function of the index of a section, outputs of shape
+            `(samples, classes)` and the memory of the samples, which it may update.
+            Returns whether each sample goes on, shape `(samples,)`. It is called once
+            for every sample at every section that the sample reaches.
+        output: Key of the exit's output in the results of the sections.
+        batch_size: Largest number of samples per batch.
+        fixed: Whether this is the only batch size, so that smaller batches are padded.
     """
     buckets = bucket_sizes(batch_size, fixed=fixed)
     queues = [_Queue() for _ in range(len(sections) + 1)]
 
-    def step(number):
-        waiting = queues[number]
+    def step(index):
+        waiting = queues[index]
         bucket = next_bucket(waiting.samples, buckets)
         chunk = waiting.take(bucket)
         if chunk.size != bucket:
             chunk = chunk.compact(bucket)
-        outputs = sections[number](chunk.tensors)
-        answers = to_numpy(outputs[answer])[chunk.rows]
-        stay = decide(number, answers, chunk.memory)
-        if not stay.any():
+        results = sections[index](chunk.tensors)
+        outputs = to_numpy(results[output])[chunk.rows]
+        goes_on = decide(index, outputs, chunk.memory)
+        if not goes_on.any():
             return
-        rest = Chunk(outputs["alive"], chunk.rows, chunk.memory)
-        rest = rest if stay.all() else rest.part(stay)
-        # Gathering pays unless the next batch is as large anyway. It also frees the
-        # rows of samples that have left, while the others wait.
+        rest = Chunk(results["alive"], chunk.rows, chunk.memory)
+        rest = rest if goes_on.all() else rest.part(goes_on)
+        # Gathering pays off unless the next batch has the same size. It also frees the
+        # rows of samples that have exited, while the others wait.
         if next_bucket(len(rest), buckets) != bucket:
             rest = rest.compact()
-        queues[number + 1].put(rest)
+        queues[index + 1].put(rest)
 
     for chunk in chunks:
         for start in range(0, len(chunk), most := max(batch_size, _AT_ONCE)):
             queues[0].put(chunk.part(slice(start, start + most)))
-            for number in range(len(sections)):
-                while queues[number].samples >= batch_size:
-                    step(number)
-    for number in range(len(sections)):
-        while queues[number].samples:
-            step(number)
+            for index in range(len(sections)):
+                while queues[index].samples >= batch_size:
+                    step(index)
+    for index in range(len(sections)):
+        while queues[index].samples:
+            step(index)

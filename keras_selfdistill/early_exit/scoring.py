@@ -1,35 +1,34 @@
-"""From what sections answer to predictions and scores, on arrays or in a graph."""
+"""Predictions and confidence scores of exits, on arrays or in a graph."""
 
 import dataclasses
-from typing import Any
 
 import keras
 import numpy as np
 
 from keras_selfdistill.backend.tensors import to_numpy
 from keras_selfdistill.criteria import Criterion, Memory, array_namespace
+from keras_selfdistill.utils.type_aliases import Tensor
 
 SCORES_FROM = ("exit", "running_mean")
 LAST_RESORTS = ("final", "ensemble")
-# Infinite thresholds lie beyond every score, also in float32, where exported files have
-# 3e38 for infinity.
+# Below infinite thresholds also in float32, where artifacts have 3e38 for infinity.
 LARGEST_SCORE = 1e38
 
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """What a sample is answered at each exit, and how sure the answer is.
+    """Computes the prediction of each exit, and its confidence score.
 
-    One definition for `predict`, where arrays come from NumPy and scores are computed
-    in float64, and for exported files, where tensors are symbolic and float32.
+    Serves both `predict`, which passes NumPy arrays and gets scores in float64, and
+    exported artifacts, whose tensors are symbolic and float32.
 
     Args:
-        criterion: Scores probabilities.
-        scores_from: `"exit"`: an exit's own output is scored and answered.
-            `"running_mean"`: the mean of the logits of all exits so far.
-        last_resort: `"final"` or `"ensemble"`: what answers where no exit was sure.
+        criterion: Function from probabilities to confidence scores.
+        scores_from: Output that is scored and predicted: `"exit"` for an exit's own,
+            `"running_mean"` for the mean of the logits of all exits so far.
+        last_resort: Prediction of the last exit: `"final"` or `"ensemble"`.
         softmax: Whether the base ends in softmax; else it ends in logits.
-        exits: Number of exits, the last one included.
+        exits: Number of exits, including the last.
     """
 
     criterion: Criterion
@@ -58,48 +57,50 @@ class Scorer:
 
     @property
     def reads(self) -> str:
-        """Which answer of a section is read: `"logits"` or `"output"`."""
+        """Name of the section's output that is read: `"logits"` or `"output"`."""
         return "logits" if self.averages else "output"
 
-    def __call__(self, number: int, answers: Any, memory: Memory) -> tuple[Any, Any]:
+    def __call__(
+        self, index: int, outputs: Tensor, memory: Memory
+    ) -> tuple[Tensor, Tensor]:
         """Return the predictions and scores of samples at one exit.
 
         Args:
-            number: Of the exit, from 0.
-            answers: Of the exit's section, shape `(samples, classes)`.
-            memory: Arrays with a row for each sample; what is to be known at the next
-                exit is put in.
+            index: Index of the exit, from 0.
+            outputs: Output of the exit's section, shape `(samples, classes)`.
+            memory: Arrays with one row per sample, which pass values to the next exit;
+                updated in place.
 
         Returns:
             Predictions in the base's own form, `(samples, classes)`, and scores,
             `(samples,)`.
         """
-        precise = "float64" if isinstance(answers, np.ndarray) else "float32"
-        answers = _cast(answers, "float32")
+        precise = "float64" if isinstance(outputs, np.ndarray) else "float32"
+        outputs = _cast(outputs, "float32")
         averaged = self.scores_from == "running_mean"
-        if number == self.exits - 1:
+        if index == self.exits - 1:
             averaged = self.last_resort == "ensemble"
         if self.averages:
-            memory["sum"] = memory["sum"] + answers if number else answers
-        chosen = memory["sum"] / (number + 1) if averaged else answers
+            memory["sum"] = memory["sum"] + outputs if index else outputs
+        chosen = memory["sum"] / (index + 1) if averaged else outputs
         if self.softmax and not self.averages:
             return chosen, self._scores(_cast(chosen, precise), memory)
         probabilities = softmax(_cast(chosen, precise))
         predictions = _cast(probabilities, "float32") if self.softmax else chosen
         return predictions, self._scores(probabilities, memory)
 
-    def remembered(self, number: int, classes: int) -> Memory:
-        """Return an example of what is known of samples when they come to an exit.
+    def remembered(self, index: int, classes: int) -> Memory:
+        """Return an example of the memory that an exit gets.
 
         Args:
-            number: Of the exit, from 0.
-            classes: How many the base tells apart.
+            index: Index of the exit, from 0.
+            classes: Number of classes.
 
         Returns:
-            Arrays with two rows.
+            Memory of two samples.
         """
         memory: Memory = {}
-        for before in range(number):
+        for before in range(index):
             self(before, np.full((2, classes), 1 / classes, "float32"), memory)
         return memory
 
@@ -113,7 +114,7 @@ class Scorer:
         memory.update({f"c.{name}": each for name, each in mine.items()})
         scores = _cast(scores, probabilities.dtype)
         _check_shape(scores, probabilities, self.criterion)
-        # What is no number is not sure, whatever a criterion makes of it.
+        # NaN gets the lowest score, whatever a criterion returns for it.
         missing = xp.logical_or(
             xp.isnan(xp.sum(probabilities, axis=-1)), xp.isnan(scores)
         )
@@ -121,7 +122,7 @@ class Scorer:
         return xp.clip(scores, -LARGEST_SCORE, LARGEST_SCORE)
 
 
-def softmax(logits: Any) -> Any:
+def softmax(logits: Tensor) -> Tensor:
     """Return probabilities in the precision of the logits.
 
     Example:

@@ -1,11 +1,11 @@
 """Cut a wrapper into sections: one model from each exit to the next.
 
-A section computes what its exit needs and no section before it has computed, so the
-sections one after another do the work of the whole network once.
+A section computes everything its exit needs that no section before it has computed, so
+all sections together run each layer of the network once.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 from keras import layers
@@ -15,25 +15,26 @@ from keras_selfdistill.exits.attach import ExitGraph
 from keras_selfdistill.graph.nodes import ancestors, graph_nodes
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.utils.keras_internals import run_in_inference_mode
+from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor
 
-ANSWERS = ("output", "logits")
+OUTPUTS = ("output", "logits")
 
 
 class Section(keras.Model):
     """The part of a network between two exits, on the network's own tensors.
 
-    No layer is called again or copied, so a base stays as it is and weights are shared.
-    Every layer is in inference mode, as in a base's own `predict`, also those that were
-    called with `training=True`.
+    No layer is called again or copied: the base does not change and weights are shared.
+    Every layer runs in inference mode, as in the base's own `predict`, also layers
+    that were called with `training=True`.
 
     Called with the list of tensors alive at the cut before it, in the order of
-    `inputs`, it returns a dict: `"output"` and `"logits"` of its exit (those it was cut
-    for), shape `(batch, classes)`, and under `"alive"` the list of tensors that the
-    sections behind it need: the next section's inputs.
+    `inputs`, it returns a dict with the `"output"` and `"logits"` of its exit (as
+    requested), shape `(batch, classes)`, and under `"alive"` the list of tensors that
+    later sections need, which are the inputs of the next section.
 
     Args:
-        function: The symbolic graph of the section.
-        exit_name: The exit that it computes.
+        function: Symbolic graph of the section.
+        exit_name: Name of the exit that the section computes.
         name: Name of the model.
     """
 
@@ -51,7 +52,7 @@ class Section(keras.Model):
         self.built = True
 
     @property
-    def inputs(self) -> list[Any]:
+    def inputs(self) -> list[SymbolicTensor]:
         """Symbolic tensors alive at the cut before the section."""
         return self._function.inputs
 
@@ -61,35 +62,41 @@ class Section(keras.Model):
         return list(self._parts)
 
     def call(self, alive, training=False):
-        """Compute the exit and what the next sections need; see the class."""
-        del training  # What is cut is never trained.
+        """Compute the exit and the inputs of the next section; see the class."""
+        del training  # Sections are not trained.
         return run_in_inference_mode(self._function, alive)
 
 
 class _Pieces(NamedTuple):
-    """The nodes of a network, and the section in which each of them runs."""
+    """The nodes of a network, and the section in which each of them runs.
 
-    nodes: list[Any]
-    number: dict[Any, int]  # -1 for the inputs.
-    ends: list[list[Any]]  # The answers of every exit.
+    Args:
+        nodes: Nodes in topological order.
+        section: Index of the section of each node; -1 for inputs.
+        ends: The requested outputs of every exit.
+    """
+
+    nodes: list[Node]
+    section: dict[Node, int]
+    ends: list[list[SymbolicTensor]]
 
 
 def cut_sections(
-    graph: ExitGraph, answers: Sequence[str] = ANSWERS
+    graph: ExitGraph, outputs: Sequence[str] = OUTPUTS
 ) -> tuple[Section, ...]:
     """Cut a network behind every exit.
 
     Args:
         graph: A base with exits.
-        answers: What each section gives of its exit: `"output"`, `"logits"` or both.
+        outputs: Requested outputs of each exit: `"output"`, `"logits"` or both.
 
     Returns:
-        One section for each exit, shallow to deep. The first takes those of the
-        base's inputs that anything reads.
+        One section for each exit, shallow to deep. The first takes the inputs of the
+        base that are used.
 
     Raises:
-        ValueError: An exit reads the base beyond its tap, so that nothing could stop
-            there; or the base masks time steps.
+        ValueError: An exit reads the base beyond its tap, or the base masks time
+            steps.
 
     Example:
         >>> import keras_selfdistill as ksd
@@ -99,29 +106,29 @@ def cut_sections(
         [1, 1]
     """
     _check_exits(graph)
-    pieces = _pieces(graph, answers)
+    pieces = _pieces(graph, outputs)
     cuts = [_alive(pieces, i) for i in range(len(pieces.ends) + 1)]
     sections = []
     for i, (name, end) in enumerate(zip(graph.exits, pieces.ends, strict=True)):
-        outputs = dict(zip(answers, end, strict=True)) | {"alive": cuts[i + 1]}
-        function = keras.Function(cuts[i], outputs)
+        returned = dict(zip(outputs, end, strict=True)) | {"alive": cuts[i + 1]}
+        function = keras.Function(cuts[i], returned)
         section_name = f"{graph.base.name}_section_{i + 1}"
         sections.append(Section(function, name, name=section_name))
     return tuple(sections)
 
 
 def section_costs(
-    graph: ExitGraph, answers: Sequence[str] = ANSWERS, shapes: Shapes | None = None
+    graph: ExitGraph, outputs: Sequence[str] = OUTPUTS, shapes: Shapes | None = None
 ) -> list[Count]:
-    """Return each section's multiply-adds for one sample, shallow to deep.
+    """Return the multiply-adds of each section for one sample, shallow to deep.
 
     Args:
         graph: A base with exits.
-        answers: As in `cut_sections`.
-        shapes: Of the base's inputs, where they leave sizes open.
+        outputs: Requested outputs, as in `cut_sections`.
+        shapes: Shapes of the base's inputs with unknown sizes.
 
     Raises:
-        ValueError: A size is unknown on which a count depends.
+        ValueError: A count depends on an unknown size.
 
     Example:
         >>> import keras_selfdistill as ksd
@@ -131,41 +138,41 @@ def section_costs(
         >>> [count.macs for count in section_costs(model.exit_graph, ["output"])]
         [56, 24]
     """
-    pieces = _pieces(graph, answers)
+    pieces = _pieces(graph, outputs)
     counts = macs_by_node(pieces.nodes, shapes)
     return [
         Count.total(
-            counts[node] for node, own in pieces.number.items() if own == number
+            counts[node] for node, own in pieces.section.items() if own == index
         )
-        for number in range(len(pieces.ends))
+        for index in range(len(pieces.ends))
     ]
 
 
-def calls_by_section(graph: ExitGraph, answers: Sequence[str] = ANSWERS) -> dict:
-    """Return, for every call that an exit needs, the first exit that does.
+def calls_by_section(graph: ExitGraph, outputs: Sequence[str] = OUTPUTS) -> dict:
+    """Return the name of the first exit that needs each node.
 
     Args:
         graph: A base with exits.
-        answers: As in `cut_sections`.
+        outputs: Requested outputs, as in `cut_sections`.
     """
-    pieces = _pieces(graph, answers)
+    pieces = _pieces(graph, outputs)
     names = list(graph.exits)
-    # The inputs, which belong to no section, are read in the first.
-    return {node: names[max(0, number)] for node, number in pieces.number.items()}
+    # The inputs, which belong to no section, are assigned to the first exit.
+    return {node: names[max(0, index)] for node, index in pieces.section.items()}
 
 
-def _pieces(graph, answers):
+def _pieces(graph, outputs):
     ends = [
-        [getattr(each, answer) for answer in answers] for each in graph.exits.values()
+        [getattr(each, output) for output in outputs] for each in graph.exits.values()
     ]
     nodes = graph_nodes(graph.base.inputs, ends)
     needed = [_all_ancestors(end) for end in ends]
-    number = {}
+    section = {}
     for node in nodes:
         made = {id(tensor) for tensor in node.outputs}
         exits = [i for i, found in enumerate(needed) if found & made]
-        number[node] = exits[0] if exits and node.input_tensors else -1
-    return _Pieces(nodes, number, ends)
+        section[node] = exits[0] if exits and node.input_tensors else -1
+    return _Pieces(nodes, section, ends)
 
 
 def _all_ancestors(tensors):
@@ -173,27 +180,28 @@ def _all_ancestors(tensors):
 
 
 def _alive(pieces, section):
-    """Return the tensors made before a section and read in it or behind it."""
+    """Return the tensors computed before a section and read in it or after it."""
     read = {id(tensor) for end in pieces.ends[section:] for tensor in end}
     for node in pieces.nodes:
-        if pieces.number[node] >= section:
+        if pieces.section[node] >= section:
             read.update(id(tensor) for tensor in node.input_tensors)
     return [
         tensor
         for node in pieces.nodes
-        if pieces.number[node] < section
+        if pieces.section[node] < section
         for tensor in node.outputs
         if id(tensor) in read
     ]
 
 
 def _check_exits(graph):
-    """Refuse exits and layers that leave nothing to cut."""
+    """Refuse networks that cannot be cut into sections."""
     if graph.head.reads_whole_base:
         raise ValueError(
-            f"No sample can leave early: the exits' head, {graph.head!r}, reads the "
-            f"whole base {graph.base.name!r} at each of them. Deploy final_model(), "
-            "which the exits helped to train, or ensemble_model()."
+            "No sample can exit early, because every exit reads the whole base. "
+            f"Received: head {graph.head!r} on base {graph.base.name!r}. Expected: a "
+            "head that reads its own tap alone, such as head='bottleneck'; or deploy "
+            "final_model() or ensemble_model()."
         )
     nodes = graph_nodes(graph.base.inputs, graph.flat.model.outputs)
     for node in nodes:
@@ -201,9 +209,9 @@ def _check_exits(graph):
         masks = isinstance(operation, layers.Masking)
         if masks or getattr(operation, "mask_zero", False):
             raise ValueError(
-                "A network that masks time steps cannot be cut: the mask is no tensor "
-                f"of its graph. Received: layer {operation.name!r} of model "
-                f"{graph.base.name!r}. Build the base without masks, or serve "
+                "A network that masks time steps cannot be cut, because masks are not "
+                f"tensors of its graph. Received: layer {operation.name!r} of model "
+                f"{graph.base.name!r}. Expected: a base without masks; or deploy "
                 "exit_model(...), which is not cut."
             )
     made = {id(tensor): node for node in nodes for tensor in node.outputs}
@@ -215,8 +223,8 @@ def _check_exits(graph):
         if beyond:
             layer = made[min(beyond, key=list(made).index)].operation.name
             raise ValueError(
-                f"No sample can leave at {name!r}, which reads the base beyond its "
+                f"No sample can exit at {name!r}, which reads the base beyond its "
                 f"tap. Received: tap {tap!r}, and a head that also reads {layer!r}. "
                 "Expected: a head that reads its own tap alone, such as "
-                "head='bottleneck'. Deploy exit_model(...) or final_model() instead."
+                "head='bottleneck'; or deploy exit_model(...) or final_model()."
             )

@@ -477,7 +477,7 @@ def test_a_guarantee_holds_where_exits_cost_alike(costs, caplog):
     data = population(60, np.random.default_rng(4))
     data = dataclasses.replace(data, costs=np.array(costs))
     choice = choose(data, ThresholdGoal(max_accuracy_drop=0.0, guarantee=0.95))
-    assert "all samples will go to the end" in caplog.text
+    assert "all samples will use the last exit" in caplog.text
     assert choice.thresholds == (np.inf, np.inf)
     assert choice.accuracy == choice.base_accuracy
 

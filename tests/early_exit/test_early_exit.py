@@ -763,7 +763,7 @@ def test_few_samples_wait_between_sections():
         return np.full(len(answers), number == 0)
 
     run_sections(
-        [section(0), section(1)], [chunk], decide, answer="output", batch_size=8
+        [section(0), section(1)], [chunk], decide, output="output", batch_size=8
     )
     assert sorted(left) == list(range(1000))
     assert most[0] <= 64

@@ -1,4 +1,4 @@
-"""TensorFlow functions that run a section only for samples that still need it."""
+"""TensorFlow functions that run a section only for samples that have not exited."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,17 +6,20 @@ from typing import Any
 import keras
 
 from keras_selfdistill.early_exit.export.scored_section import ScoredSection
+from keras_selfdistill.utils.type_aliases import SymbolicTensor
 
 
 def batched_function(
-    sections: Sequence[ScoredSection], inputs: Sequence[Any], limits: Sequence[float]
+    sections: Sequence[ScoredSection],
+    inputs: Sequence[SymbolicTensor],
+    limits: Sequence[float],
 ) -> Any:
-    """Return a function of any number of samples, each of which leaves by itself.
+    """Return a function of any number of samples, which exit individually.
 
     Args:
-        sections: The network's, shallow to deep.
-        inputs: Symbolic inputs that the first section takes, in its order.
-        limits: A threshold for each exit but the last.
+        sections: Sections of the network, shallow to deep.
+        inputs: Symbolic inputs of the first section, in its order.
+        limits: Thresholds of all exits but the last.
 
     Returns:
         A `tf.function` of tensors `(batch, …)`; its outputs are `prediction` of shape
@@ -35,11 +38,11 @@ def batched_function(
         }
         if i == len(limits):
             return here
-        # A score that is no number is not sure, so it is not below the threshold.
+        # Not `score < limits[i]`, so that samples with a score of NaN go on.
         rows = tf.where(tf.logical_not(score >= limits[i]))
 
         def go_on():
-            # A copy of all rows would cost a batch of one sample more than its cut.
+            # Gathering all rows would cost a batch of one sample more than it saves.
             all_ = tf.size(rows) == tf.size(score)
             rest = tf.cond(
                 all_, lambda: alive, lambda: [tf.gather_nd(x, rows) for x in alive]
@@ -60,14 +63,16 @@ def batched_function(
 
 
 def single_function(
-    sections: Sequence[ScoredSection], inputs: Sequence[Any], limits: Sequence[float]
+    sections: Sequence[ScoredSection],
+    inputs: Sequence[SymbolicTensor],
+    limits: Sequence[float],
 ) -> Any:
-    """Return a function of one sample, which refuses batches of more when it runs.
+    """Return a function of one sample, which refuses larger batches at run time.
 
     Args:
-        sections: As for `batched_function`.
-        inputs: Likewise.
-        limits: Likewise.
+        sections: Sections of the network, shallow to deep.
+        inputs: Symbolic inputs of the first section, in its order.
+        limits: Thresholds of all exits but the last.
 
     Returns:
         A `tf.function` like that of `batched_function`, for a batch of one.
@@ -84,8 +89,8 @@ def single_function(
         return tf.cond(score[0] >= limits[i], lambda: here, lambda: run(i + 1, alive))
 
     def one(tensor):
-        # LiteRT lets callers resize an input of one sample. Reshaping what may have any
-        # number fails there, where a mere size of 1 would be taken for granted.
+        # LiteRT lets callers resize an input of one sample. Reshaping an input of any
+        # batch size then fails, whereas a static size of 1 would not be checked.
         known = None not in tensor.shape[1:]
         rest = tensor.shape[1:] if known else tf.shape(tensor)[1:]
         return tf.reshape(tensor, tf.concat([[1], rest], 0))
@@ -108,10 +113,10 @@ def _signature(inputs):
 
 
 def _as_functions(sections) -> list[Callable]:
-    """Return functions of the sections whose weights are constants where they are read.
+    """Return functions of the sections, with weights as constants.
 
-    As variables or captured tensors they would reach a branch as arguments, which
-    LiteRT can neither fold into convolutions nor hand to its fast kernels.
+    Variables or captured tensors would be arguments of a branch, which LiteRT can
+    neither fold into convolutions nor pass to its fast kernels.
     """
     import tensorflow as tf
 

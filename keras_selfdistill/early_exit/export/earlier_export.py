@@ -1,4 +1,4 @@
-"""What an export may replace: an earlier one of its format, and nothing else."""
+"""Checks that an export replaces only an earlier export of the same format."""
 
 import json
 import os
@@ -14,7 +14,11 @@ _LITERT_MARK = b"TFL3"  # Bytes 4 to 8 of every such file.
 
 
 def write_saved_model_manifest(folder: pathlib.Path) -> None:
-    """Write which files of a folder are an exported SavedModel."""
+    """Write a list of the files of an exported SavedModel, with digests, into it.
+
+    Args:
+        folder: Path of the SavedModel.
+    """
     files = {name: _digest_or_none(folder / name) for name in sorted(_files(folder))}
     document = {"format": _SAVED_MODEL_FORMAT, "version": 1, "files": files}
     text = json.dumps(document, indent=2) + "\n"
@@ -25,11 +29,11 @@ def check_earlier_export(format: str) -> Callable[[pathlib.Path], None]:
     """Return a check that refuses to replace anything but an earlier export.
 
     Args:
-        format: What is exported.
+        format: Format of the new export.
 
     Returns:
-        A function of a path at which something is. It raises `FileExistsError`, which
-        says what is there.
+        Function of an existing path, which raises a `FileExistsError` that says what
+        exists there.
     """
 
     def find_problem(path):
@@ -47,17 +51,17 @@ def check_earlier_export(format: str) -> Callable[[pathlib.Path], None]:
         problem = find_problem(path)
         if problem:
             raise FileExistsError(
-                "An export replaces nothing but an earlier one of its format. "
+                "An export replaces only an earlier export of the same format. "
                 f"Received: path={str(path)!r}, format={format!r}, where {problem}. "
-                "Expected: a path at which there is nothing. Choose another, or remove "
-                "what is there."
+                "Expected: a path that does not exist. Choose another path, or remove "
+                "what exists there."
             )
 
     return refuse
 
 
 def _problem_of_litert(path):
-    """Return what is wrong with replacing a path by a file; `None` if nothing is."""
+    """Return the reason not to replace a path by a file; `None` without a reason."""
     if not section_runner.is_plain_file(path):
         return _kind(path)
     with open(path, "rb") as file:
@@ -87,7 +91,7 @@ def _problem_of_sections(path, format):
         return f"there is an export of format {manifest['runtime']!r}"
     expected = {"manifest.json", "section_runner.py"}
     expected.update(name for part in manifest["sections"] for name in part["files"])
-    # What Python leaves beside the runner where a program imports it.
+    # Python writes these beside the runner if a program imports it.
     expected.update(
         name for name in _files(path) if name.startswith("__pycache__/section_runner.")
     )
@@ -104,17 +108,17 @@ def _foreign(path, expected, changed):
 
 
 def _digest_or_none(path):
-    """Return a file's digest, `None` of what is no file: an empty folder, a link."""
+    """Return the digest of a regular file; `None` for an empty folder or a link."""
     return sha256_of_file(path) if section_runner.is_plain_file(path) else None
 
 
 def _files(folder):
-    """Return the names of all that is in a folder and its folders, empty ones too."""
+    """Return the relative paths of all files and empty folders in a folder."""
     found = set()
     for place, folders, names in os.walk(folder):
-        leaves = [*names, *(each for each in folders if not _is_full(place, each))]
+        ends = [*names, *(each for each in folders if not _is_full(place, each))]
         found |= {
-            pathlib.Path(place, name).relative_to(folder).as_posix() for name in leaves
+            pathlib.Path(place, name).relative_to(folder).as_posix() for name in ends
         }
     return found
 

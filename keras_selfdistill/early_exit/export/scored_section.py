@@ -1,42 +1,41 @@
-"""A section that also scores its exit, in the graph: what artifacts are made of."""
-
-from typing import Any
+"""A section that also computes the score of its exit, for exported artifacts."""
 
 import keras
 from keras import ops
 
 from keras_selfdistill.early_exit.scoring import Scorer
 from keras_selfdistill.early_exit.section_models import Section
+from keras_selfdistill.utils.type_aliases import Tensor
 
-# What a scorer remembers passes from section to section as, by the kind of its array.
+# Dtypes in which a scorer's memory is passed between sections, by the kind of array.
 _DTYPES = {"f": "float32", "i": "int32", "u": "int32", "b": "bool"}
 
 
 class ScoredSection(keras.Model):
-    """A section, the score of its exit, and what the next section has to know.
+    """A section, with the score of its exit and the scorer's memory.
 
-    Its graph holds the scorer, so that an exported file needs no NumPy for it. Called
-    with the list of tensors alive at the cut before it and of what the section before
-    remembered, in the order of `input_specs`, it returns a list: prediction
-    `(batch, classes)`, score `(batch,)`, then the next section's inputs.
+    Its graph contains the scorer, so that an exported file does not need NumPy. Called
+    with the list of tensors alive at the cut before it and of the memory of the section
+    before, in the order of `input_specs`, it returns a list: prediction
+    `(batch, classes)`, score `(batch,)`, then the inputs of the next section.
 
     Args:
-        section: Cut for the scorer's `reads`.
-        scorer: Says how sure an answer is.
-        number: Of the section, from 0.
-        classes: How many the base tells apart.
+        section: Section that returns the output named by `scorer.reads`.
+        scorer: Computes predictions and confidence scores.
+        index: Index of the section, from 0.
+        classes: Number of classes.
     """
 
-    def __init__(self, section: Section, scorer: Scorer, number: int, classes: int):
+    def __init__(self, section: Section, scorer: Scorer, index: int, classes: int):
         super().__init__(name=section.name, autocast=False)
         self.section = section
         self._scorer = scorer
-        self._number = number
+        self._index = index
         self._classes = classes
-        self._before = _signature(scorer.remembered(number, classes))
+        self._before = _signature(scorer.remembered(index, classes))
         self._after = {}
-        if number < scorer.exits - 1:
-            self._after = _signature(scorer.remembered(number + 1, classes))
+        if index < scorer.exits - 1:
+            self._after = _signature(scorer.remembered(index + 1, classes))
         self.built = True
 
     @property
@@ -49,29 +48,29 @@ class ScoredSection(keras.Model):
             for i, (shape, dtype) in enumerate(specs)
         ]
 
-    def call(self, tensors: list[Any], training: bool = False) -> list[Any]:
-        """Return prediction, score and the next section's inputs."""
+    def call(self, tensors: list[Tensor], training: bool = False) -> list[Tensor]:
+        """Return prediction, score and the inputs of the next section."""
         alive = list(tensors[: len(self.section.inputs)])
         memory = dict(zip(self._before, tensors[len(alive) :], strict=True))
         found = self.section(alive, training=False)
-        # A tensor also where a layer returned an array: the scorer goes by that.
-        answers = ops.cast(found[self._scorer.reads], "float32")
-        prediction, score, *remembered = self._score(answers, memory)
+        # A layer may return an array, for which the scorer would use NumPy.
+        outputs = ops.cast(found[self._scorer.reads], "float32")
+        prediction, score, *remembered = self._score(outputs, memory)
         return [prediction, score, *found["alive"], *remembered]
 
     def check_criterion(self) -> None:
-        """Check that the criterion runs in a graph of TensorFlow, before all else does.
+        """Check that the criterion runs in a TensorFlow graph.
 
         Raises:
-            ValueError: It does not, as where it needs values: NumPy does.
+            ValueError: It does not, for example because it calls NumPy.
         """
         import tensorflow as tf
 
-        answers = tf.TensorSpec((None, self._classes), "float32")
+        outputs = tf.TensorSpec((None, self._classes), "float32")
         memory = {name: tf.TensorSpec(*spec) for name, spec in self._before.items()}
         try:
             tf.function(self._score, autograph=False).get_concrete_function(
-                answers, memory
+                outputs, memory
             )
         # A user's criterion may raise anything on tensors without values.
         except Exception as error:
@@ -83,9 +82,9 @@ class ScoredSection(keras.Model):
                 "xp.sort(probabilities, axis=-1)."
             ) from error
 
-    def _score(self, answers, memory):
+    def _score(self, outputs, memory):
         memory = dict(memory)
-        prediction, score = self._scorer(self._number, answers, memory)
+        prediction, score = self._scorer(self._index, outputs, memory)
         remembered = [
             ops.cast(memory[name], dtype) for name, (_, dtype) in self._after.items()
         ]
@@ -93,7 +92,7 @@ class ScoredSection(keras.Model):
 
 
 def _signature(memory):
-    """Return shape and dtype of each array, any number of rows."""
+    """Return the shape, with an open batch size, and the dtype of each array."""
     for name, array in memory.items():
         if array.shape[:1] != (2,) or array.dtype.kind not in _DTYPES:
             raise ValueError(

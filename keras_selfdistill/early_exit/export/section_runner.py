@@ -1,7 +1,8 @@
-"""Run a folder of exported sections, sample by sample as far as each needs to go.
+"""Run a folder of exported sections, with early exit for each sample.
 
-This file is copied into every such folder and needs NumPy and the folder's runtime,
-onnxruntime or openvino; no Keras. As a command it answers the rows of an .npy file:
+This file is copied into every such folder. It needs NumPy and the runtime of the
+folder, onnxruntime or openvino, but not Keras. As a command it classifies the samples
+of an .npy file:
 
     python section_runner.py FOLDER INPUTS.npy
 """
@@ -22,10 +23,10 @@ class SectionRunner:
     """An early-exit network, loaded from a folder.
 
     Args:
-        folder: With `manifest.json` and the sections' files.
+        folder: Path of the folder of `manifest.json` and the files of the sections.
 
     Raises:
-        ValueError: The manifest is no such manifest, or a file was changed.
+        ValueError: The manifest is not valid, or a file was changed.
     """
 
     def __init__(self, folder):
@@ -36,10 +37,13 @@ class SectionRunner:
         self._sections = [load(folder / each["model"]) for each in manifest["sections"]]
 
     def __call__(self, *inputs):
-        """Return (predictions, exit names, scores) of a batch, in its order.
+        """Return the predictions, exit names and scores of a batch.
 
         Args:
-            *inputs: One array for each input of the network, `(batch, …)`.
+            *inputs: One array of shape `(batch, …)` for each input of the network.
+
+        Returns:
+            Arrays of shapes `(batch, classes)`, `(batch,)` and `(batch,)`.
         """
         rows = np.arange(len(inputs[0]))
         tensors = [np.asarray(each) for each in inputs]
@@ -49,21 +53,24 @@ class SectionRunner:
                 break
             prediction, score, *tensors = section(tensors)
             last = i == len(self._sections) - 1
-            leaves = np.ones(len(rows), bool) if last else score >= self.thresholds[i]
-            names = np.full(leaves.sum(), self.exits[i], object)
-            parts.append((rows[leaves], prediction[leaves], names, score[leaves]))
-            rows, tensors = rows[~leaves], [each[~leaves] for each in tensors]
+            exits = np.ones(len(rows), bool) if last else score >= self.thresholds[i]
+            names = np.full(exits.sum(), self.exits[i], object)
+            parts.append((rows[exits], prediction[exits], names, score[exits]))
+            rows, tensors = rows[~exits], [each[~exits] for each in tensors]
         found = [np.concatenate(each) for each in zip(*parts, strict=True)]
         order = np.argsort(found[0])
         return tuple(each[order] for each in found[1:])
 
 
 def read_manifest(folder):
-    """Return the checked content of a folder's manifest.
+    """Return the validated manifest of a folder, which may be untrusted.
+
+    Args:
+        folder: Path of the folder.
 
     Raises:
-        ValueError: It is no such manifest, names what is not in the folder, or a file
-            was changed.
+        ValueError: The manifest is not valid, names a file that is not in the folder,
+            or a file was changed.
     """
     folder = pathlib.Path(folder)
     path = folder / "manifest.json"
@@ -85,7 +92,15 @@ def read_manifest(folder):
 
 
 def check_files(folder, part):
-    """Refuse files of a section that are elsewhere, or not those of its digests."""
+    """Refuse files of a section outside of the folder, or with another digest.
+
+    Args:
+        folder: Path of the folder.
+        part: Entry of a section in the manifest.
+
+    Raises:
+        ValueError: A file is refused.
+    """
     for name, digest in part["files"].items():
         path = folder / name
         if pathlib.PurePath(name).name != name or not is_plain_file(path):
@@ -99,7 +114,7 @@ def check_files(folder, part):
 
 
 def is_plain_file(path):
-    """Tell a file from a folder, a link to elsewhere, a device and nothing."""
+    """Return whether a path is a regular file, not a folder, link or device."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except (OSError, ValueError):  # Too long a name, or one with a zero byte.
@@ -107,7 +122,7 @@ def is_plain_file(path):
 
 
 def is_part(value):
-    """Tell whether a value describes a section: its model, and digests by file."""
+    """Return whether a value is an entry of a section: its model and file digests."""
     return (
         isinstance(value, dict)
         and set(value) == {"model", "files"}
@@ -118,17 +133,17 @@ def is_part(value):
 
 
 def list_of(fits):
-    """Return a check of lists whose items all pass another check."""
+    """Return a check that a value is a list whose items pass another check."""
     return lambda value: isinstance(value, list) and all(map(fits, value))
 
 
 def is_text(value):
-    """Tell whether a value is a string."""
+    """Return whether a value is a string."""
     return isinstance(value, str)
 
 
 def is_threshold(value):
-    """Tell whether a value is a number of float32."""
+    """Return whether a value is a number within the range of float32."""
     return type(value) in (int, float) and abs(value) <= 3.4e38
 
 
@@ -143,7 +158,7 @@ SCHEMA = {
 
 
 def load_onnx(path):
-    """Return a function from a section's inputs to its outputs, by onnxruntime."""
+    """Return a function from inputs to outputs of a section, run by onnxruntime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -152,14 +167,14 @@ def load_onnx(path):
 
 
 def load_openvino(path):
-    """Return a function from a section's inputs to its outputs, by OpenVINO."""
+    """Return a function from inputs to outputs of a section, run by OpenVINO."""
     import openvino
 
     # Some processors would otherwise compute in bfloat16.
     options = {"INFERENCE_PRECISION_HINT": "f32"}
     model = openvino.Core().compile_model(path, "CPU", options)
-    # A converted section gives its outputs first, and behind them whatever it computes
-    # for nothing, which no section takes: inputs are called input_0, input_1, ...
+    # Converted sections may drop unused inputs; the names of the others, input_0,
+    # input_1, ..., give their positions.
     places = [int(each.any_name.rpartition("_")[2]) for each in model.inputs]
     return lambda tensors: [
         found.copy()
@@ -168,6 +183,6 @@ def load_openvino(path):
 
 
 if __name__ == "__main__":
-    answers, left_at, _ = SectionRunner(sys.argv[1])(np.load(sys.argv[2]))
-    for answer, name in zip(answers, left_at, strict=True):
-        print(f"class {answer.argmax()} at {name}")
+    predictions, exit_names, _ = SectionRunner(sys.argv[1])(np.load(sys.argv[2]))
+    for prediction, exit_name in zip(predictions, exit_names, strict=True):
+        print(f"class {prediction.argmax()} at {exit_name}")

@@ -1,7 +1,7 @@
-"""Artifacts of early exit: files that stop early without this library.
+"""Exported artifacts: files that run early exit without this library.
 
-Two kinds: one file whose graph decides by control flow (`tf_saved_model`, `litert`),
-or a folder of one file for each section and a small runner (`onnx`, `openvino`).
+There are two kinds: one file with control flow in its graph (`tf_saved_model`,
+`litert`), or a folder of one file per section and a small runner (`onnx`, `openvino`).
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from keras_selfdistill.files.atomic import replacing
 from keras_selfdistill.files.digest import sha256_of_file
 from keras_selfdistill.utils.config import did_you_mean
 
-# The format that a suffix names, if one does; and what to give instead.
+# The format that a suffix implies, if any, and what is expected otherwise.
 _SUFFIXES = {".tflite": "litert", ".onnx": None, ".xml": None}
 _SUFFIXES |= {".keras": None, ".h5": None, ".earlyexit": None}
 _EXPECTED = {
@@ -41,7 +41,7 @@ _EXPECTED = {
     ".h5": "save(path), which writes what EarlyExit.load reads.",
     ".earlyexit": "save(path), which writes what EarlyExit.load reads.",
 }
-# Runtimes compute in float32, where a larger threshold would overflow.
+# Runtimes compute in float32, in which a larger threshold would overflow.
 _LARGEST_THRESHOLD = 3e38
 
 
@@ -57,14 +57,14 @@ def export_sections(
     """Write an artifact of an early-exit network, atomically.
 
     Args:
-        path: Path of the file (`litert`) or the folder; an earlier artifact of the same
-            format is replaced, nothing else.
-        sections: The network's, shallow to deep.
-        inputs: The base's symbolic inputs that the first section takes, in its order.
-        exits: Names of what can answer, shallow to deep.
-        thresholds: One for each exit but the last.
+        path: Path of the file (`litert`) or the folder; replaces only an earlier
+            artifact of the same format.
+        sections: Sections of the network, shallow to deep.
+        inputs: Symbolic inputs of the first section, in its order.
+        exits: Names of the exits, shallow to deep.
+        thresholds: Thresholds of all exits but the last.
         format: `"tf_saved_model"`, `"litert"`, `"onnx"`, `"openvino"`, or `None` for
-            the one that the path's suffix names.
+            the format implied by the suffix of the path.
 
     Raises:
         ValueError: The format is unknown or contradicts the suffix, the backend is not
@@ -76,17 +76,17 @@ def export_sections(
     format = format_of(path, format)
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
-            f"Keras on {keras.backend.backend()} cannot write an early-exit artifact; "
-            "on TensorFlow it can. Save this EarlyExit, load it under "
-            "KERAS_BACKEND=tensorflow, and export it there. (exit_model(...) and "
-            "final_model() export by Keras' own export() on other backends, too.)"
+            "Early-exit artifacts are written by the TensorFlow backend only. "
+            f"Received: backend {keras.backend.backend()}. Save this EarlyExit, load "
+            "it with KERAS_BACKEND=tensorflow, and export it there. (Models returned "
+            "by exit_model(...) and final_model() can be exported on any backend.)"
         )
     fixed = {tensor.name: tensor.shape for tensor in inputs if tensor.shape[0]}
     if fixed:
         raise ValueError(
-            "A base of a fixed batch size cannot be exported: at each exit some "
-            f"samples of a batch leave. Received: inputs {fixed}. Expected: None as "
-            "the first size. Build the base with keras.Input(shape=...), and copy the "
+            "A base with a fixed batch size cannot be exported, because some samples "
+            f"of a batch exit early. Received: inputs {fixed}. Expected: None as the "
+            "batch size. Build the base with keras.Input(shape=...), and copy the "
             "weights."
         )
     for section in sections:
@@ -103,10 +103,10 @@ def format_of(path: str | os.PathLike, format: str | None = None) -> str:
 
     Args:
         path: Path of the file or folder.
-        format: What the user asked for, if anything.
+        format: Format requested by the user, or `None`.
 
     Raises:
-        ValueError: It is unknown, or contradicts the path's suffix.
+        ValueError: The format is unknown, or does not match the suffix of the path.
 
     Example:
         >>> format_of("model.tflite"), format_of("saved_model")
@@ -122,7 +122,7 @@ def format_of(path: str | os.PathLike, format: str | None = None) -> str:
     named = _SUFFIXES.get(suffix)
     if suffix in _SUFFIXES and (named is None or format not in (None, named)):
         raise ValueError(
-            f"The path's suffix and the format contradict each other. Received: "
+            "The suffix of the path does not match the format. Received: "
             f"path={str(path)!r}, format={format!r}. Expected: {_EXPECTED[suffix]}"
         )
     return format or named or "tf_saved_model"
@@ -130,7 +130,7 @@ def format_of(path: str | os.PathLike, format: str | None = None) -> str:
 
 @contextlib.contextmanager
 def _folders_of(path):
-    """Make the folders that a path lies in; remove them again after an error."""
+    """Create the parent folders of a path; remove them again after an error."""
     missing = [each for each in path.parents if not each.exists()]
     for each in reversed(missing):
         each.mkdir()
@@ -159,7 +159,7 @@ def _write_saved_model(path, sections, inputs, exits, limits):
 def _write_litert(path, sections, inputs, exits, limits):
     import tensorflow as tf
 
-    module = tf.Module()  # Makes the converter keep names of inputs and outputs.
+    module = tf.Module()  # With it the converter keeps names of inputs and outputs.
     module.serve = single_function(sections, inputs, limits)
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [module.serve.get_concrete_function()], module
@@ -194,7 +194,7 @@ def _folder_writer(runtime: str, suffix: str) -> Callable[..., None]:
         text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
         (path / "manifest.json").write_text(text, encoding="utf-8")
         section_runner.read_manifest(path)
-        # What tf2onnx has no operation for, it writes as it is, with a line in the log.
+        # tf2onnx only logs operations that it cannot convert: check the files.
         if runtime == "onnx" and importlib.util.find_spec("onnxruntime"):
             section_runner.SectionRunner(path)
         shutil.copy(section_runner.__file__, path / "section_runner.py")

@@ -1,4 +1,4 @@
-"""From a user's goal to thresholds: check it, search, and bound the drop."""
+"""Choose thresholds for a goal: check the goal, search, and bound the accuracy drop."""
 
 import dataclasses
 import itertools
@@ -25,23 +25,24 @@ from keras_selfdistill.early_exit.thresholds.search import (
     shared_path,
 )
 
-# Half the width of the accuracy's interval: above the first, thresholds are chosen with
-# a warning; above the second, not at all.
+# Half the width of the confidence interval of an accuracy: above the first value,
+# thresholds are chosen with a warning; above the second, an error is raised.
 _PRECISE, _NO_INFORMATION = 0.05, 0.25
 _GOALS = ("max_accuracy_drop", "target_accuracy", "macs_budget")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ThresholdGoal:
-    """What thresholds are to reach; exactly one of the first three.
+    """Goal of a calibration; exactly one of the first three fields is given.
 
     Args:
-        max_accuracy_drop: Against the base, 0.01 for one point of a hundred.
+        max_accuracy_drop: Largest accuracy drop against the base, 0.01 for one
+            percentage point.
         target_accuracy: Smallest accuracy.
-        macs_budget: Largest mean share of the base's multiply-adds.
-        guarantee: Confidence of a bound on the accuracy drop, such as 0.95.
-        per_exit: Whether each exit has a threshold of its own.
-        seed: Of the split of the samples, where there is a guarantee.
+        macs_budget: Largest mean cost, in multiply-adds as a fraction of the base's.
+        guarantee: Confidence level, such as 0.95, of a bound on the accuracy drop.
+        per_exit: Whether each exit has its own threshold.
+        seed: Seed of the split of the samples for a guarantee.
     """
 
     max_accuracy_drop: float | None = None
@@ -57,7 +58,7 @@ class ThresholdGoal:
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) != 1:
             raise ValueError(
-                "Thresholds are chosen for one goal. Received: "
+                "Calibration needs exactly one goal. Received: "
                 f"{', '.join(f'{n}={v!r}' for n, v in given.items()) or 'none'}. "
                 f"Expected one of {', '.join(f'{name}=' for name in _GOALS)}, e.g. "
                 "max_accuracy_drop=0.01."
@@ -70,7 +71,7 @@ class ThresholdGoal:
         ):
             raise ValueError(
                 f"`{name}` is out of range. Received: {name}={value!r}. Expected: a "
-                "share, such as 0.01 for one per cent."
+                "fraction, such as 0.01 for one per cent."
             )
         if self.guarantee is None:
             return
@@ -81,17 +82,22 @@ class ThresholdGoal:
             )
         if self.per_exit:
             raise ValueError(
-                "A guarantee holds along one path of shared thresholds. Received: "
-                f"guarantee={self.guarantee!r} with per_exit=True. Leave out one."
+                "A guarantee needs thresholds that all exits share. Received: "
+                f"guarantee={self.guarantee!r} with per_exit=True. Expected: only one "
+                "of the two."
             )
 
     @property
     def needs_costs(self) -> bool:
-        """Whether more must be known of costs than that deeper exits cost more."""
+        """Whether the choice depends on the costs, not only on their order."""
         return self.macs_budget is not None or self.per_exit
 
     def goal(self, outcomes: Outcomes) -> Goal:
-        """Return the goal on some samples, on which a drop is counted."""
+        """Return the goal of the search on some samples.
+
+        Args:
+            outcomes: Outcomes whose base accuracy a drop refers to.
+        """
         if self.macs_budget is not None:
             return Goal(max_cost=self.macs_budget)
         if self.target_accuracy is not None:
@@ -101,19 +107,19 @@ class ThresholdGoal:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Thresholds and what they gave on the samples they were chosen on.
+    """Chosen thresholds, with their accuracy and cost on the calibration samples.
 
     With a guarantee, accuracy and cost are those of the held-out half.
 
     Args:
-        thresholds: One for each exit but the last.
-        accuracy: Share of right answers.
-        base_accuracy: That of the base alone.
-        macs_ratio: Mean share of the base's multiply-adds; NaN where not known.
-        samples: How many samples were counted.
-        guarantee: Confidence of the bound, `None` without one.
-        accuracy_drop_bound: With that confidence, the mean accuracy drop on new samples
-            of the same distribution is at most so much.
+        thresholds: Thresholds of all exits but the last.
+        accuracy: Fraction of correct predictions.
+        base_accuracy: Accuracy of the base.
+        macs_ratio: Mean multiply-adds as a fraction of the base's; NaN if unknown.
+        samples: Number of samples.
+        guarantee: Confidence level of the bound; `None` without a bound.
+        accuracy_drop_bound: Upper bound, at this confidence level, of the mean accuracy
+            drop on new samples of the same distribution.
     """
 
     thresholds: tuple[float, ...]
@@ -126,18 +132,18 @@ class Choice:
 
 
 def choose(
-    outcomes: Outcomes, wish: ThresholdGoal, *, last_is_base: bool = True
+    outcomes: Outcomes, goal: ThresholdGoal, *, last_is_base: bool = True
 ) -> Choice:
-    """Return the best thresholds for a wish.
+    """Return the best thresholds for a goal.
 
     Args:
-        outcomes: What the exits answered on validation data.
-        wish: What to reach.
-        last_is_base: Whether the last resort is the base, so that samples which go to
-            the end cannot drop.
+        outcomes: Outcomes on validation data.
+        goal: Goal of the calibration.
+        last_is_base: Whether the last resort is the base, so that the accuracy of
+            samples that reach the last exit cannot drop.
 
     Raises:
-        ValueError: No thresholds reach it, or there are too few samples to tell.
+        ValueError: No thresholds reach the goal, or there are too few samples.
 
     Example:
         >>> scores = np.tile([[0.9], [0.1]], (200, 1))
@@ -147,12 +153,13 @@ def choose(
         (0.5,)
     """
     if np.isnan(outcomes.costs).any():
-        return _choose_by_order(outcomes, wish, last_is_base)
-    if wish.guarantee is None:
+        return _choose_by_order(outcomes, goal, last_is_base)
+    if goal.guarantee is None:
         _check_samples(len(outcomes))
-        goal = wish.goal(outcomes)
-        points = points_of(outcomes, goal, per_exit=wish.per_exit)
-        choice = _choice(outcomes, points.thresholds[_best(points, goal, outcomes)])
+        search_goal = goal.goal(outcomes)
+        points = points_of(outcomes, search_goal, per_exit=goal.per_exit)
+        best = _best(points, search_goal, outcomes)
+        choice = _choice(outcomes, points.thresholds[best])
         _warn_of_few_samples(choice)
         return choice
     if len(outcomes) < 2:
@@ -160,41 +167,42 @@ def choose(
             "A guarantee needs samples to search on and others to test on. Received: "
             f"{len(outcomes)} samples. Expected: some thousands."
         )
-    order = np.random.default_rng(wish.seed).permutation(len(outcomes))
+    order = np.random.default_rng(goal.seed).permutation(len(outcomes))
     search, test = np.array_split(order, 2)
     thresholds, bound = _guaranteed(
-        outcomes.part(search), outcomes.part(test), wish, last_is_base
+        outcomes.part(search), outcomes.part(test), goal, last_is_base
     )
-    return _choice(outcomes.part(test), thresholds, wish.guarantee, bound)
+    return _choice(outcomes.part(test), thresholds, goal.guarantee, bound)
 
 
-def _choose_by_order(outcomes, wish, last_is_base):
-    """Choose shared thresholds where it is known only that deeper exits cost more.
+def _choose_by_order(outcomes, goal, last_is_base):
+    """Choose shared thresholds if only the order of the costs is known.
 
-    Then lower thresholds cost less, whatever the costs are: the cheapest are the same.
+    Deeper exits cost more, so lower thresholds cost less, whatever the costs are: the
+    thresholds of least cost do not depend on them.
     """
-    if wish.needs_costs:
+    if goal.needs_costs:
         raise ValueError(
-            "The choice depends on costs, and those of some exits are not known. "
-            f"Received: {wish}. Expected: max_accuracy_drop= or target_accuracy=, with "
+            "The choice depends on costs, and those of some exits are unknown. "
+            f"Received: {goal}. Expected: max_accuracy_drop= or target_accuracy=, with "
             "thresholds that all exits share."
         )
     ranks = np.arange(1, len(outcomes.costs) + 1) / len(outcomes.costs)
     ranked = dataclasses.replace(outcomes, costs=ranks)
-    choice = choose(ranked, wish, last_is_base=last_is_base)
+    choice = choose(ranked, goal, last_is_base=last_is_base)
     return dataclasses.replace(choice, macs_ratio=math.nan)
 
 
 def _check_samples(samples):
-    """Refuse so few that an accuracy of a half may be anything from 25 to 75 %."""
+    """Refuse so few samples that 50 % may stand for anything from 25 to 75 %."""
     if half_width(0.5, samples) > _NO_INFORMATION:
         least = _samples_needed(0.5, _NO_INFORMATION)
         raise ValueError(
-            f"Too few samples to choose thresholds on. Received: {samples}, on which "
-            "an accuracy of 50 % is known to ±"
-            f"{half_width(0.5, samples):.0%} (95 %). Expected: at least {least}, "
-            "better some hundreds; or pass guarantee=0.95 for a bound that holds on "
-            "any number, or set `thresholds` yourself."
+            f"Too few samples to choose thresholds. Received: {samples} samples, on "
+            f"which an accuracy of 50 % is known to ±{half_width(0.5, samples):.0%} "
+            f"(95 %). Expected: at least {least}, preferably some hundreds; or pass "
+            "guarantee=0.95 for a bound that is valid for any number of samples, or "
+            "set `thresholds` yourself."
         )
 
 
@@ -204,7 +212,7 @@ def _warn_of_few_samples(choice):
         logging.warning(
             "Thresholds were chosen on %d samples, on which their accuracy of %.1f %% "
             "is known to ±%.1f points (95 %%): on other samples it may be far lower. "
-            "For ±%.0f points, calibrate on %d samples; for a bound that holds, pass "
+            "For ±%.0f points, calibrate on %d samples; for a guaranteed bound, pass "
             "guarantee=0.95.",
             choice.samples,
             100 * choice.accuracy,
@@ -221,41 +229,42 @@ def _samples_needed(accuracy, width):
 def points_of(
     outcomes: Outcomes, goal: Goal | None = None, *, per_exit: bool = False
 ) -> Points:
-    """Return the Pareto front of shared thresholds, or of each exit's own."""
+    """Return the Pareto front of shared thresholds, or of thresholds per exit."""
     return (
         per_exit_points(outcomes, goal) if per_exit else pareto(shared_path(outcomes))
     )
 
 
-def _guaranteed(search, test, wish, last_is_base):
-    """Return thresholds, and the bound on the accuracy drop that they keep."""
-    if wish.max_accuracy_drop is None:
-        goal = wish.goal(search)
+def _guaranteed(search, test, goal, last_is_base):
+    """Return thresholds, and a guaranteed bound of their accuracy drop."""
+    if goal.max_accuracy_drop is None:
+        search_goal = goal.goal(search)
         points = points_of(search)
-        thresholds = points.thresholds[_best(points, goal, search)]
+        thresholds = points.thresholds[_best(points, search_goal, search)]
         lost = drops(test, thresholds[None])[:, 0]
-        return thresholds, upper_bound(lost, wish.guarantee)
+        return thresholds, upper_bound(lost, goal.guarantee)
     path = thresholds_from_safest(shared_path(search))
-    found = certified(test, path, wish.max_accuracy_drop, wish.guarantee)
+    found = certified(test, path, goal.max_accuracy_drop, goal.guarantee)
     if found is None and not last_is_base:
         raise ValueError(
-            "Nothing can be guaranteed: even with all samples going to the ensemble "
-            "the drop is not certain to be small enough. Received: "
-            f"max_accuracy_drop={wish.max_accuracy_drop}, guarantee={wish.guarantee} "
-            f"and {len(test)} samples to test on. Calibrate on more samples, or pass "
+            "Nothing can be guaranteed: the drop may be too large even if the ensemble "
+            f"predicts all samples. Received: max_accuracy_drop="
+            f"{goal.max_accuracy_drop}, guarantee={goal.guarantee} and {len(test)} "
+            "samples to test on. Calibrate on more samples, or pass "
             "last_resort='final'."
         )
     if not found:
         logging.warning(
-            "No early exit can be guaranteed to drop at most %s on %d samples to test "
-            "on: all samples will go to the end. Calibrate on more samples.",
-            wish.max_accuracy_drop,
+            "No early exit is guaranteed to drop at most %s on %d samples to test on: "
+            "all samples will use the last exit. Calibrate on more samples.",
+            goal.max_accuracy_drop,
             len(test),
         )
-    return path.thresholds[found or 0], wish.max_accuracy_drop
+    return path.thresholds[found or 0], goal.max_accuracy_drop
 
 
 def _best(points, goal, outcomes):
+    """Return the index of the best point, or raise an error without one."""
     best = goal.best(points.accuracy, points.cost)
     if best is not None:
         return best

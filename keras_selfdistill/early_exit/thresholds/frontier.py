@@ -1,26 +1,25 @@
-"""What thresholds give, as data and as pictures: accuracy over cost, exits' shares."""
+"""Accuracy by cost, and the fraction of samples per exit, as data and plots."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from keras_selfdistill.early_exit.thresholds.search import Outcomes
+from keras_selfdistill.utils.type_aliases import Axes, Figure, PathLike
 from keras_selfdistill.visualization import plot_accuracy_vs_compute, plot_exit_shares
 
 
 @dataclasses.dataclass(frozen=True)
 class Frontier:
-    """Thresholds that no others beat, by rising cost.
+    """Pareto front of thresholds, by ascending cost.
 
     Args:
-        exit_names: The exits that have thresholds.
-        thresholds: Shape `(points, exits)`.
-        accuracy: Shape `(points,)`, on the calibration data.
-        macs_ratio: Shape `(points,)`: mean share of the base's multiply-adds.
-        base_accuracy: Accuracy of the final exit alone, which costs 1.
+        exit_names: Names of the exits that have thresholds.
+        thresholds: Thresholds of shape `(points, exits)`.
+        accuracy: Accuracy on the calibration data, shape `(points,)`.
+        macs_ratio: Mean multiply-adds as a fraction of the base's, shape `(points,)`.
+        base_accuracy: Accuracy of the base, which has a `macs_ratio` of 1.
     """
 
     exit_names: tuple[str, ...]
@@ -33,11 +32,11 @@ class Frontier:
         """Return the number of points."""
         return len(self.accuracy)
 
-    def plot(self, path: str | os.PathLike | None = None, *, ax: Any = None) -> Any:
-        """Draw accuracy over cost, with the base beside it.
+    def plot(self, path: PathLike | None = None, *, ax: Axes = None) -> Figure:
+        """Draw accuracy by cost, with the base as a point.
 
         Args:
-            path: File to write, such as `"frontier.svg"`.
+            path: Path of a file to write, such as `"frontier.svg"`.
             ax: Matplotlib axes to draw on.
 
         Returns:
@@ -55,12 +54,12 @@ class Frontier:
 
 @dataclasses.dataclass(frozen=True)
 class ExitShares:
-    """Where samples leave, by the threshold that all exits share.
+    """Fraction of samples per exit, by the threshold that all exits share.
 
     Args:
-        exit_names: All exits, shallow to deep.
-        thresholds: Shape `(points,)`, ascending.
-        shares: Shape `(points, exits)`; rows sum to 1.
+        exit_names: Names of all exits, shallow to deep.
+        thresholds: Thresholds of shape `(points,)`, ascending.
+        shares: Fractions of shape `(points, exits)`; each row sums to 1.
         chosen: The threshold in use, if all exits share one.
     """
 
@@ -69,8 +68,8 @@ class ExitShares:
     shares: np.ndarray
     chosen: float | None = None
 
-    def plot(self, *, ax: Any = None) -> Any:
-        """Draw the shares; see `visualization.plot_exit_shares`."""
+    def plot(self, *, ax: Axes = None) -> Figure:
+        """Draw the fractions; see `visualization.plot_exit_shares`."""
         return plot_exit_shares(
             self.thresholds, self.shares, self.exit_names, chosen=self.chosen, ax=ax
         )
@@ -82,13 +81,14 @@ def exit_shares(
     in_use: Sequence[float] | None = None,
     points: int = 201,
 ) -> ExitShares:
-    """Return the share of samples that leave at each exit, by shared threshold.
+    """Return the fraction of samples per exit, by shared threshold.
 
     Args:
-        outcomes: What the exits answered.
-        exit_names: Their names.
+        outcomes: Outcomes of the calibration samples.
+        exit_names: Names of all exits.
         in_use: The thresholds in use.
-        points: Number of thresholds, evenly from the smallest score to the largest.
+        points: Number of thresholds, evenly spaced from the smallest score to the
+            largest.
 
     Example:
         >>> scores, correct = np.array([[1.0], [0.0]]), np.array([[1, 1], [0, 1]])
@@ -96,16 +96,16 @@ def exit_shares(
         >>> exit_shares(outcomes, ["exit_1", "final"], points=3).shares.tolist()
         [[1.0, 0.0], [0.5, 0.5], [0.5, 0.5]]
     """
-    # A sample has left at an exit if its largest score so far reaches the threshold.
+    # A sample has exited at an exit if its largest score so far reaches the threshold.
     best = np.sort(np.maximum.accumulate(outcomes.scores, axis=1), axis=0)
     thresholds = np.linspace(best.min(), best.max(), points)
-    stay = [np.searchsorted(column, thresholds) / len(outcomes) for column in best.T]
-    left = 1 - np.stack([np.ones(points), *stay, np.zeros(points)], axis=1)
+    rest = [np.searchsorted(column, thresholds) / len(outcomes) for column in best.T]
+    exited = 1 - np.stack([np.ones(points), *rest, np.zeros(points)], axis=1)
     chosen = set(in_use or ())
     shared = chosen.pop() if len(chosen) == 1 else None
     return ExitShares(
         tuple(exit_names),
         thresholds,
-        np.diff(left, axis=1),
+        np.diff(exited, axis=1),
         shared if shared is not None and np.isfinite(shared) else None,
     )

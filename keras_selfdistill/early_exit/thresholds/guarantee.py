@@ -1,11 +1,11 @@
 """Bounds on the accuracy drop that hold for any distribution; NumPy only.
 
-The drop of a sample is 1 where the base was right and the early exit is not, -1 where
-it is the other way round, and 0 where they are alike. Its mean is tested by betting
+The drop of a sample is 1 if the base is correct and early exit is not, -1 in the
+opposite case, and 0 if both or neither are correct. Its mean is tested by betting
 (Waudby-Smith & Ramdas, "Estimating means of bounded random variables by betting",
-JRSS B 2024, arXiv 2010.09686): if the mean were as large as supposed, nobody could
-expect to win money by betting that the next drop is smaller; so a capital that has
-grown 20-fold speaks against it at the level 1/20 (Ville's inequality).
+JRSS B 2024, arXiv 2010.09686): under the null hypothesis that the mean is at least a
+given value, bets on smaller drops have no positive expected gain, so a 20-fold gain of
+the capital rejects the hypothesis at level 1/20 (Ville's inequality).
 """
 
 import math
@@ -19,7 +19,7 @@ from keras_selfdistill.early_exit.thresholds.search import (
 )
 
 _BISECTIONS = 40
-_LARGEST_BET = 0.75  # Of the capital that a single sample can lose.
+_LARGEST_BET = 0.75  # Fraction of the capital that a single sample can lose.
 _NORMAL_QUANTILE = 1.959963984540054  # 97.5 %.
 
 
@@ -27,11 +27,11 @@ def drops(outcomes: Outcomes, thresholds: np.ndarray) -> np.ndarray:
     """Return the accuracy drop of every sample at every point.
 
     Args:
-        outcomes: What the exits answered.
-        thresholds: Shape `(points, exits - 1)`.
+        outcomes: Outcomes of the samples.
+        thresholds: Thresholds of shape `(points, exits - 1)`.
 
     Returns:
-        Shape `(samples, points)`, of -1, 0 and 1.
+        Drops of shape `(samples, points)`, each -1, 0 or 1.
     """
     rows = np.arange(len(outcomes))
     correct = [
@@ -42,18 +42,19 @@ def drops(outcomes: Outcomes, thresholds: np.ndarray) -> np.ndarray:
 
 
 def evidence(values: np.ndarray, mean: float, confidence: float) -> np.ndarray:
-    """Return the log of the largest capital won against a mean of at least so much.
+    """Return the log of the largest capital of bets against a mean of at least `mean`.
 
-    The bets are the predictable plug-in ones of Waudby-Smith & Ramdas, which learn the
-    variance from the samples before.
+    The bets are the predictable plug-in bets of Waudby-Smith & Ramdas, which estimate
+    the variance from the previous samples.
 
     Args:
-        values: Shape `(samples, tests)`, between -1 and 1, independent samples.
-        mean: The supposed mean, above -1 and below 1.
-        confidence: For which the bets are made; the test is valid at any level.
+        values: Independent samples between -1 and 1, shape `(samples, tests)`.
+        mean: Mean of the null hypothesis, between -1 and 1.
+        confidence: Confidence level for which bets are optimised; the test is valid at
+            any level.
 
     Returns:
-        Shape `(tests,)`. `exp(-evidence)` is a p-value.
+        Evidence of shape `(tests,)`; `exp(-evidence)` is a p-value.
 
     Example:
         >>> alike = np.zeros((2000, 1))
@@ -66,7 +67,7 @@ def evidence(values: np.ndarray, mean: float, confidence: float) -> np.ndarray:
     number = np.arange(1, count + 1)[:, None]
     means = (0.5 + np.cumsum(values, axis=0)) / (number + 1)
     variances = (0.25 + np.cumsum((values - means) ** 2, axis=0)) / (number + 1)
-    # Each bet may know the samples before its own alone.
+    # Each bet may depend only on the samples before its own.
     before = np.concatenate([np.full((1, values.shape[1]), 0.25), variances[:-1]])
     bets = np.sqrt(2 * np.log(1 / (1 - confidence)) / (count * before))
     bets = np.minimum(bets, _LARGEST_BET / (1 - mean))
@@ -79,18 +80,18 @@ def certified(
     """Return the last point of a path whose accuracy drop is bounded.
 
     Fixed-sequence testing (Angelopoulos et al., "Learn then test", arXiv 2110.01052):
-    the points are tested in the order given, each at the full level, up to the first
-    that fails. The chance that any of the points before it drops more than `max_drop`
-    is then at most `1 - confidence`.
+    the points are tested in order, each at the full level, until the first fails. The
+    probability that any of the points before it drops by more than `max_drop` is then
+    at most `1 - confidence`.
 
     Args:
-        outcomes: Of samples that had no part in the choice of the path.
-        path: Points from the most careful to the least.
-        max_drop: Largest mean drop of accuracy allowed.
-        confidence: Such as 0.95.
+        outcomes: Outcomes of samples that were not used to choose the path.
+        path: Points from the safest to the least safe.
+        max_drop: Largest mean accuracy drop.
+        confidence: Confidence level, such as 0.95.
 
     Returns:
-        The index of the point, `None` if the first fails.
+        Index of the point; `None` if the first fails.
     """
     found = evidence(drops(outcomes, path.thresholds), max_drop, confidence)
     passed = found >= np.log(1 / (1 - confidence))
@@ -99,11 +100,11 @@ def certified(
 
 
 def upper_bound(values: np.ndarray, confidence: float) -> float:
-    """Return a bound that the mean of a distribution on [-1, 1] exceeds rarely.
+    """Return an upper confidence bound of the mean of a distribution on [-1, 1].
 
     Args:
-        values: Shape `(samples,)`, independent samples.
-        confidence: With this probability the mean is at most the bound.
+        values: Independent samples of shape `(samples,)`.
+        confidence: Probability that the mean is at most the bound.
 
     Example:
         >>> 0 < upper_bound(np.zeros(5000), 0.95) < 0.002
@@ -121,13 +122,13 @@ def upper_bound(values: np.ndarray, confidence: float) -> float:
 
 
 def thresholds_from_safest(points: Points, steps: int = 100) -> Points:
-    """Return points of a shared path from the most careful on, at even steps of cost.
+    """Return points of a shared path from the safest on, at even steps of cost.
 
-    The first one sends all samples to the end, also where exits cost alike.
+    At the first point all samples use the last exit, also if exits have equal costs.
 
     Args:
-        points: By rising threshold, as `shared_path` returns them.
-        steps: At most so many points.
+        points: Points by ascending threshold, as `shared_path` returns them.
+        steps: Largest number of points.
 
     Example:
         >>> thresholds = np.array([[-np.inf], [0.5], [np.inf]])
@@ -135,21 +136,21 @@ def thresholds_from_safest(points: Points, steps: int = 100) -> Points:
         >>> thresholds_from_safest(alike).thresholds.tolist()
         [[inf]]
     """
-    careful = points[::-1]  # Of equal costs, the highest threshold comes first.
-    wanted = np.linspace(careful.cost[0], careful.cost[-1], steps)
-    nearest = np.abs(careful.cost[None] - wanted[:, None]).argmin(axis=1)
-    return careful[np.unique(nearest)]
+    safest_first = points[::-1]  # Of equal costs, the highest threshold comes first.
+    costs = np.linspace(safest_first.cost[0], safest_first.cost[-1], steps)
+    nearest = np.abs(safest_first.cost[None] - costs[:, None]).argmin(axis=1)
+    return safest_first[np.unique(nearest)]
 
 
 def half_width(accuracy: float, samples: int) -> float:
-    """Return half the width of the 95 % interval of an accuracy.
+    """Return half the width of the 95 % confidence interval of an accuracy.
 
-    Wilson's score interval ("Probable inference", JASA 1927), which is not empty where
-    all samples are right, either.
+    Wilson's score interval ("Probable inference", JASA 1927), which is not empty even
+    if all predictions are correct.
 
     Args:
-        accuracy: Share of the samples that are right.
-        samples: How many were counted.
+        accuracy: Fraction of correct predictions.
+        samples: Number of samples.
 
     Example:
         >>> round(half_width(0.75, 20), 3), round(half_width(0.75, 20_000), 3)

@@ -1,7 +1,7 @@
-"""Choose thresholds from what every exit answered on validation data; NumPy only.
+"""Search thresholds on the outcomes of validation samples; NumPy only.
 
-A sample leaves at the first exit whose score reaches the exit's threshold. All costs
-are multiply-adds as a share of the base's.
+A sample exits at the first exit whose score reaches the threshold. All costs are
+multiply-adds as a fraction of the base's.
 """
 
 import dataclasses
@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 
-_MOST_STEPS = 200  # Of one ascent; few are needed.
-_TOLERANCE = 1e-9  # Shares that are equal but for rounding count as equal.
+_MOST_STEPS = 200  # Limit of one coordinate ascent; few steps are needed.
+_TOLERANCE = 1e-9  # Values that are equal up to rounding count as equal.
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcomes:
-    """What every exit answered, for each of some samples.
+    """Scores and correctness of every exit on some samples, and the costs of exits.
 
     Args:
-        scores: Shape `(samples, exits - 1)`: of all exits but the last.
-        correct: Shape `(samples, exits)`, 0 or 1.
-        reference: Shape `(samples,)`, 0 or 1: whether the base alone was right.
-        costs: Shape `(exits,)`: of leaving at each exit, ascending; NaN where not
-            known, which `choice.choose` alone takes.
+        scores: Scores of all exits but the last, shape `(samples, exits - 1)`.
+        correct: Whether each exit is correct, 0 or 1, shape `(samples, exits)`.
+        reference: Whether the base is correct, 0 or 1, shape `(samples,)`.
+        costs: Cost of a sample by its exit, ascending, shape `(exits,)`; NaN if
+            unknown, which only `choice.choose` accepts.
     """
 
     scores: np.ndarray
@@ -43,12 +43,12 @@ class Outcomes:
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """Ways to set the thresholds, and what each of them gives.
+    """Sets of thresholds, with the accuracy and the cost of each.
 
     Args:
-        thresholds: Shape `(points, exits - 1)`.
-        accuracy: Shape `(points,)`.
-        cost: Shape `(points,)`: mean share of the base's multiply-adds.
+        thresholds: Thresholds of shape `(points, exits - 1)`.
+        accuracy: Accuracy of shape `(points,)`.
+        cost: Mean cost of a sample, shape `(points,)`.
     """
 
     thresholds: np.ndarray
@@ -59,25 +59,25 @@ class Points:
         """Return the number of points."""
         return len(self.accuracy)
 
-    def __getitem__(self, rows):
+    def __getitem__(self, rows: slice | np.ndarray | list[int]) -> "Points":
         """Return some of the points."""
         return Points(self.thresholds[rows], self.accuracy[rows], self.cost[rows])
 
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """What thresholds are chosen for: give one of the two.
+    """Goal of a search; one of the two fields is given.
 
     Args:
-        min_accuracy: The cheapest that is at least so accurate.
-        max_cost: The most accurate that costs at most so much.
+        min_accuracy: Smallest accuracy, reached with the least cost.
+        max_cost: Largest cost, with the highest accuracy.
     """
 
     min_accuracy: float | None = None
     max_cost: float | None = None
 
     def best(self, accuracy: np.ndarray, cost: np.ndarray) -> int | None:
-        """Return the index of the best point, `None` if no point reaches the goal.
+        """Return the index of the best point; `None` if no point reaches the goal.
 
         Example:
             >>> Goal(min_accuracy=0.8).best(np.array([0.7, 0.8]), np.array([0.3, 0.5]))
@@ -95,11 +95,11 @@ class Goal:
 
 
 def exit_indices(scores: np.ndarray, thresholds: Any) -> np.ndarray:
-    """Return the exit of each sample: the first whose score reaches its threshold.
+    """Return the index of each sample's exit, shape `(samples,)`.
 
     Args:
-        scores: Shape `(samples, exits - 1)`.
-        thresholds: Shape `(exits - 1,)`.
+        scores: Scores of shape `(samples, exits - 1)`.
+        thresholds: Thresholds of shape `(exits - 1,)`.
 
     Example:
         >>> exit_indices(np.array([[0.9, 0.1], [0.2, 0.8], [0.2, 0.1]]), [0.5, 0.5])
@@ -110,7 +110,7 @@ def exit_indices(scores: np.ndarray, thresholds: Any) -> np.ndarray:
 
 
 def evaluate(outcomes: Outcomes, thresholds: Any) -> tuple[float, float]:
-    """Return the accuracy and the cost of some thresholds.
+    """Return the accuracy and the mean cost of some thresholds.
 
     Example:
         >>> scores, correct = np.array([[0.9], [0.1]]), np.array([[1, 1], [0, 1]])
@@ -125,15 +125,15 @@ def evaluate(outcomes: Outcomes, thresholds: Any) -> tuple[float, float]:
 
 
 def shared_path(outcomes: Outcomes) -> Points:
-    """Return all that one threshold for all exits can give, exactly.
+    """Return all points that one threshold shared by all exits can reach.
 
-    A sample goes on from exit i when the threshold rises above the largest of its
-    scores so far. Those values, sorted, are all the places where anything changes; the
-    sums of the changes before each place are the counts there.
+    A sample passes exit i when the threshold rises above the largest of its scores so
+    far. The exits of samples change only at these values; cumulative sums of the
+    changes give accuracy and cost between them.
 
     Returns:
-        Points by rising threshold, from minus infinity to infinity, one for each
-        interval in which all samples leave where they do.
+        Points by ascending threshold, from minus infinity to infinity, one for each
+        interval in which no sample changes its exit.
 
     Example:
         >>> scores, correct = np.array([[0.9], [0.1]]), np.array([[1, 1], [0, 1]])
@@ -157,9 +157,9 @@ def shared_path(outcomes: Outcomes) -> Points:
 def between(values: np.ndarray) -> np.ndarray:
     """Return thresholds below, between and above distinct ascending scores.
 
-    In the middle between two: scores that another batch size or backend rounds
-    otherwise then stay on their side. Between adjacent floats there is no middle: there
-    it is the upper one, at which the lower one does not exit.
+    Thresholds are midpoints, so that scores which another batch size or backend rounds
+    differently stay on their side. Adjacent floats have no midpoint: there the
+    threshold is the upper score, at which the lower one does not exit.
 
     Example:
         >>> between(np.array([0.25, 0.75])).tolist()
@@ -168,13 +168,13 @@ def between(values: np.ndarray) -> np.ndarray:
         True
     """
     low, high = values[:-1], values[1:]
-    middle = low / 2 + high / 2  # Their sum might not be finite.
+    middle = low / 2 + high / 2  # `low + high` might overflow.
     middle = np.where(middle > low, middle, high)
     return np.concatenate([[-np.inf], middle, [np.inf]])
 
 
 def pareto(points: Points) -> Points:
-    """Return the points that no other point beats, by rising cost.
+    """Return the Pareto front of points, by ascending cost.
 
     Example:
         >>> every = Points(np.zeros((3, 1)), np.array([0.5, 0.4, 0.9]), np.arange(3.0))
@@ -191,18 +191,18 @@ def pareto(points: Points) -> Points:
 def per_exit_points(
     outcomes: Outcomes, goal: Goal | None = None, *, starts: int = 32
 ) -> Points:
-    """Return points with thresholds of their own for every exit.
+    """Return the Pareto front of points with a separate threshold for every exit.
 
-    What is searched: from points of the shared path's Pareto front, one threshold at
-    a time is set to the best of all values it can have while the others stay, exactly,
-    until none of them improves. For a goal the best point found goes on so under the
-    goal itself. The result is never worse than the shared path, and the best possible
-    in each single threshold, but not always in all together: those are too many.
+    Coordinate ascent from points of the Pareto front of shared thresholds: one
+    threshold at a time is set to the best of all its values, until none improves. For
+    a goal, the ascent then continues from the best point under the goal itself. The
+    result is never worse than that of shared thresholds, and optimal in each single
+    threshold, but not always the best of all combinations.
 
     Args:
-        outcomes: What the exits answered.
-        goal: What to choose for; without one, the whole front is searched.
-        starts: From how many points of the shared front to start, at most.
+        outcomes: Outcomes of the samples.
+        goal: Goal of the search; by default the whole front is searched.
+        starts: Largest number of starting points.
     """
     shared = pareto(shared_path(outcomes))
     chosen = np.unique(np.linspace(0, len(shared) - 1, starts).round().astype(int))
@@ -219,7 +219,7 @@ def per_exit_points(
 
 @dataclasses.dataclass(frozen=True)
 class Price:
-    """A goal without limits: accuracy less `price` times the cost."""
+    """Goal without limits: maximise accuracy minus `price` times the cost."""
 
     price: float
 
@@ -229,7 +229,7 @@ class Price:
 
 
 def _prices(front, count):
-    """Return prices for points along a front: its slopes, steep to flat."""
+    """Return prices for points along a front, which are its slopes, steep to flat."""
     if len(front) == 1:
         return np.ones(count)
     slopes = np.diff(front.accuracy) / np.maximum(np.diff(front.cost), _TOLERANCE)
@@ -237,12 +237,12 @@ def _prices(front, count):
 
 
 def _ascend(outcomes, thresholds, goal):
-    """Improve one threshold after another until none improves."""
+    """Return the points of a coordinate ascent, until no threshold improves."""
     visited = [_point(outcomes, thresholds)]
     unchanged, i = 0, 0
     while unchanged < len(thresholds) and len(visited) < _MOST_STEPS:
         here = visited[-1]
-        # Where we are comes first: of points that are equally good, the first is best.
+        # The current point comes first, because the first of equal points is the best.
         options = _joined([here, _one_threshold(outcomes, here.thresholds[0], i)])
         best = goal.best(options.accuracy, options.cost)
         if best:
@@ -253,20 +253,18 @@ def _ascend(outcomes, thresholds, goal):
 
 
 def _one_threshold(outcomes, thresholds, i):
-    """Return all that one exit's threshold can give while the others stay."""
+    """Return all points that the threshold of exit i can reach, with fixed others."""
     without = np.array(thresholds)
     without[i] = np.inf
-    exits = exit_indices(
-        outcomes.scores, without
-    )  # Where samples go if none leaves at i.
+    exits = exit_indices(outcomes.scores, without)  # If no sample exits at i.
     rows = np.arange(len(exits))
     correct = outcomes.correct[rows, exits].astype("int64")
-    comes = np.flatnonzero(exits > i)
-    order = comes[np.argsort(outcomes.scores[comes, i], kind="stable")]
+    reach = np.flatnonzero(exits > i)
+    order = reach[np.argsort(outcomes.scores[reach, i], kind="stable")]
     values, first = np.unique(outcomes.scores[order, i], return_index=True)
     lost = correct[order] - outcomes.correct[order, i]
     spent = outcomes.costs[exits[order]] - outcomes.costs[i]
-    # All that come leave at the lowest threshold, none at the highest.
+    # All samples that reach i exit at the lowest threshold, none at the highest.
     gained = _sums_before(lost, first) + correct.sum() - lost.sum()
     cost = _sums_before(spent, first) + outcomes.costs[exits].sum() - spent.sum()
     options = np.repeat(without[None], len(values) + 1, axis=0)
@@ -289,7 +287,7 @@ def _joined(points):
 
 
 def _mean(total, outcomes):
-    # Rounded, so that sums in another order are not taken for better ones.
+    # Rounded, so that sums in another order compare as equal.
     return np.round(total / len(outcomes), 12)
 
 
