@@ -858,7 +858,7 @@ def test_evaluate_prints_one_line(fast, capsys):
     [
         (np.ones((4, 8, 8, 3)), None, "labels"),
         (np.ones((4, 8, 8, 3)), [0, 1, 2, 9], "Received"),
-        (iter([]), None, "no samples"),
+        (iter([]), None, "without samples"),
     ],
 )
 def test_evaluate_needs_samples_and_labels(fast, x, y, message):
