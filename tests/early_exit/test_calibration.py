@@ -333,7 +333,7 @@ def test_few_samples_are_warned_of_and_fewer_are_refused(caplog):
     # (1.96 / 0.05)² · 0.75 · 0.25 = 288, less what Wilson's interval gains.
     assert "For ±5 points, calibrate on 286 samples" in record.message
     for count in (1, 2, 11):
-        with pytest.raises(ValueError, match=f"Received: {count} samples.*at least 12,"):
+        with pytest.raises(ValueError, match=rf"Received: {count} .*at least 12,"):
             choose(data.part(np.arange(count)), ThresholdGoal(max_accuracy_drop=0.01))
     choose(data.part(np.arange(12)), ThresholdGoal(max_accuracy_drop=0.01))
 
