@@ -5,7 +5,8 @@ input get larger gradients than with a single loss at the end.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -16,7 +17,14 @@ from keras_selfdistill.graph.shells import original
 from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.training.logs.log_names import parse_log_names
 from keras_selfdistill.training.nonfinite import DeferredUpdates
-from keras_selfdistill.utils.type_aliases import Axes, Data, Figure, Labels
+from keras_selfdistill.utils.type_aliases import (
+    Axes,
+    Data,
+    Figure,
+    Labels,
+    Tensor,
+    TensorStructure,
+)
 from keras_selfdistill.visualization import style
 from keras_selfdistill.visualization.history import History, logs_of
 
@@ -140,7 +148,12 @@ def gradients_by_depth(
     )
 
 
-def _of_model(model, x, y, batch_size, name):
+_Loss: TypeAlias = Callable[[list[Tensor]], Tensor]
+
+
+def _of_model(
+    model: keras.Model, x: Data, y: Labels, batch_size: int, name: str
+) -> dict[str, float]:
     if not model.compiled:
         raise ValueError(
             f"Gradients need a loss. Received: model {name!r}, which is not compiled. "
@@ -174,7 +187,7 @@ def _of_model(model, x, y, batch_size, name):
     }
 
 
-def _layers(model):
+def _layers(model: keras.Model) -> dict[str, keras.Layer]:
     """Return the layers with a trainable kernel, by name, in topological order."""
     flat = model.exit_graph.flat if isinstance(model, SelfDistiller) else flatten(model)
     found: dict[str, keras.Layer] = {}
@@ -187,11 +200,15 @@ def _layers(model):
     return found
 
 
-def _gradients(model, batch, variables):
+def _gradients(
+    model: keras.Model,
+    batch: tuple[TensorStructure, Tensor],
+    variables: Sequence[keras.Variable],
+) -> list[np.ndarray]:
     """Return the gradients of the loss of a batch as arrays, zeros for `None`."""
     x, y = batch
 
-    def loss(values):
+    def loss(values: list[Tensor]) -> Tensor:
         # Assignments, such as of moving statistics, are discarded with the scope.
         others = [(v, v.value) for v in model.trainable_variables]
         mapping = {id(v): (v, value) for v, value in others}
@@ -214,7 +231,7 @@ def _gradients(model, batch, variables):
     ]
 
 
-def _on_tensorflow(loss, values):
+def _on_tensorflow(loss: _Loss, values: list[Tensor]) -> Sequence[Tensor | None]:
     import tensorflow as tf
 
     with tf.GradientTape() as tape:
@@ -223,13 +240,13 @@ def _on_tensorflow(loss, values):
     return [None if each is None else tf.convert_to_tensor(each) for each in found]
 
 
-def _on_jax(loss, values):
+def _on_jax(loss: _Loss, values: list[Tensor]) -> Sequence[Tensor | None]:
     import jax
 
     return jax.grad(loss)(values)
 
 
-def _on_torch(loss, values):
+def _on_torch(loss: _Loss, values: list[Tensor]) -> Sequence[Tensor | None]:
     import torch
 
     return torch.autograd.grad(loss(values), values, allow_unused=True)
@@ -238,7 +255,7 @@ def _on_torch(loss, values):
 _BACKENDS = {"tensorflow": _on_tensorflow, "jax": _on_jax, "torch": _on_torch}
 
 
-def _joined(found):
+def _joined(found: Mapping[str, Mapping[str, float]]) -> Gradients:
     """Return the magnitudes of several models in one object."""
     first, *others = found.values()
     places = tuple(first)

@@ -128,7 +128,13 @@ def flat_minima(
     return FlatMinima(np.asarray(scales, "float64"), accuracy, relative)
 
 
-def _accuracy(model, x, labels, noise, batch_size):
+def _accuracy(
+    model: keras.Model,
+    x: Data,
+    labels: Labels,
+    noise: contextlib.AbstractContextManager,
+    batch_size: int,
+) -> float:
     with noise:
         outputs = model.predict(x, batch_size=batch_size, verbose=0)
     return float(np.mean(correct_predictions(outputs, labels)))

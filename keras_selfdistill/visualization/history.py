@@ -1,6 +1,6 @@
 """Training curves of every exit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import keras
@@ -73,7 +73,9 @@ def plot_history(
     return ax.figure
 
 
-def _draw(ax, values, look, source, *, faint):
+def _draw(
+    ax: Axes, values: Sequence[float], look: style.Style, source: str, *, faint: bool
+) -> None:
     epochs = range(1, len(values) + 1)
     if faint:
         ax.plot(epochs, values, ":", color=look.color, linewidth=1.2)
@@ -90,7 +92,7 @@ def _draw(ax, values, look, source, *, faint):
     )
 
 
-def _legend(ax, sources, validated):
+def _legend(ax: Axes, sources: Iterable[str], validated: bool) -> None:
     handles, labels = ax.get_legend_handles_labels()
     by_label = dict(zip(labels, handles, strict=True))
     if validated:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.utils.table import compact
@@ -52,7 +53,7 @@ def plot_model(model: SelfDistiller, *, ax: Axes = None) -> Figure:
 class _Drawing:
     """Draws one wrapper on Matplotlib axes."""
 
-    def __init__(self, found: Anatomy, ax: Axes):
+    def __init__(self, found: Anatomy, ax: Axes) -> None:
         count = len(found.parts)
         rows = math.ceil(count / _MOST_COLUMNS)
         self.columns = math.ceil(count / rows)
@@ -69,7 +70,7 @@ class _Drawing:
         self.ax.set_axis_off()
         self.width, self.height = width, height
 
-    def draw(self):
+    def draw(self) -> Figure:
         for number, part in enumerate(self.found.parts):
             self._section(number, part)
             self._exit(number, part)
@@ -79,12 +80,12 @@ class _Drawing:
         self._words()
         return self.ax.figure
 
-    def _place(self, number):
+    def _place(self, number: int) -> tuple[float, float]:
         """Return the left end and the bottom of a column."""
         row, column = divmod(number, self.columns)
         return _LEFT + column * _COLUMN, self.height - 0.5 - (row + 1) * _ROW
 
-    def _section(self, number, part):
+    def _section(self, number: int, part: Part) -> None:
         x, y = self._place(number)
         y += _SECTION
         text = f"section {number + 1}\n{self._share(part.section)}"
@@ -96,7 +97,7 @@ class _Drawing:
             label = label.replace(" × ", "×\n")
             self._text(x - 0.42, y + _HIGH / 2, label, size=8)
 
-    def _onwards(self, number):
+    def _onwards(self, number: int) -> None:
         """Draw an arrow to the next section, which may be in the next row."""
         x, y = self._place(number)
         y += _SECTION + _HIGH / 2
@@ -106,7 +107,7 @@ class _Drawing:
             y += _SECTION + _HIGH / 2
             self._arrow((x - 0.35, y), (x, y), style.INK)
 
-    def _exit(self, number, part: Part):
+    def _exit(self, number: int, part: Part) -> None:
         x, y = self._place(number)
         tap, level = x + _TAP_AT, y + _SECTION + _HIGH / 2
         last = part.tap == ""
@@ -134,13 +135,14 @@ class _Drawing:
             cost = self._share(self._cost(number))
             self._text(tap, y + _EXIT - 0.19, cost, va="top")
 
-    def _cost(self, number):
+    def _cost(self, number: int) -> int | None:
         """Return the multiply-adds of the `exit_model` of one exit."""
         sections = [part.section for part in self.found.parts[: number + 1]]
         counts = [*sections, self.found.parts[number].head]
-        return None if None in counts else sum(counts)
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
 
-    def _teaching(self):
+    def _teaching(self) -> None:
         """Draw dashed arrows from teachers to students, below the exits."""
         names = [part.exit_name for part in self.found.parts]
         for i, part in enumerate(self.found.parts):
@@ -157,13 +159,13 @@ class _Drawing:
                 self._line([*path, (end, level)], style.ORANGE, "--")
                 self._arrow((end, level), (end, level + above), style.ORANGE)
 
-    def _tap_x(self, number):
+    def _tap_x(self, number: int) -> float:
         return self._place(number)[0] + _TAP_AT
 
-    def _input_shapes(self):
+    def _input_shapes(self) -> list[str]:
         return [" × ".join(map(str, shape)) for shape in self.found.input_shapes]
 
-    def _words(self):
+    def _words(self) -> None:
         total = self.found.macs
         size = "unknown" if total is None else compact(total)
         sample = "a sample"
@@ -180,7 +182,7 @@ class _Drawing:
         text = "\n".join(lines)
         self._text(self.width / 2, 0.3, text, size=9, color=style.GRAY)
 
-    def _share(self, count, *, plus=False):
+    def _share(self, count: int | None, *, plus: bool = False) -> str:
         total = self.found.macs
         if count is None or not total:
             return "cost unknown"
@@ -188,7 +190,7 @@ class _Drawing:
         digits = 1 if share < 9.95 else 0
         return f"{'+' if plus else ''}{share:.{digits}f} %"
 
-    def _box(self, x, y, width, text, color):
+    def _box(self, x: float, y: float, width: float, text: str, color: str) -> None:
         patches = style.module("matplotlib.patches")
         shape = "round,pad=0,rounding_size=0.08"
         box = patches.FancyBboxPatch(
@@ -197,14 +199,27 @@ class _Drawing:
         self.ax.add_patch(box)
         self._text(x + width / 2, y + _HIGH / 2, text, color="white", zorder=5)
 
-    def _text(self, x, y, text, *, size=9.5, va="center", **kwargs):
+    def _text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: float = 9.5,
+        va: str = "center",
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("color", style.INK)
         self.ax.text(x, y, text, fontsize=size, ha="center", va=va, **kwargs)
 
-    def _line(self, points: Sequence[tuple[float, float]], color, line="-"):
+    def _line(
+        self, points: Sequence[tuple[float, float]], color: str, line: str = "-"
+    ) -> None:
         self.ax.plot(*zip(*points, strict=True), line, color=color, linewidth=1.6)
 
-    def _arrow(self, start, end, color):
+    def _arrow(
+        self, start: tuple[float, float], end: tuple[float, float], color: str
+    ) -> None:
         arrow = {
             "arrowstyle": "-|>",
             "color": color,

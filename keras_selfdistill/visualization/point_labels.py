@@ -1,6 +1,7 @@
 """Labels beside points, placed so that they overlap neither lines nor each other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,12 @@ def place_labels(ax: Axes, labels: Mapping[str, tuple[float, float]]) -> None:
         boxes.append(best.get_window_extent())
 
 
-def _note(ax, text, point, place):
+def _note(
+    ax: Axes,
+    text: str,
+    point: tuple[float, float],
+    place: tuple[float, float, str, str],
+) -> Any:
     x, y, horizontal, vertical = place
     return ax.annotate(
         text,
@@ -53,7 +59,7 @@ def _note(ax, text, point, place):
     )
 
 
-def _hits(box, points, boxes, ax):
+def _hits(box: Any, points: np.ndarray, boxes: Sequence[Any], ax: Axes) -> int:
     """Return the penalty of a label at a place: covered points and overlaps."""
     box = box.padded(3)
     covered = ((points >= box.min) & (points <= box.max)).all(axis=1).sum()
@@ -63,7 +69,7 @@ def _hits(box, points, boxes, ax):
     return covered + _WORST * (overlaps + (not inside))
 
 
-def _points_of_lines(ax):
+def _points_of_lines(ax: Axes) -> np.ndarray:
     """Return points along all lines, in pixels, shape `(points, 2)`."""
     found = [np.zeros((0, 2))]
     for line in ax.lines:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from keras_selfdistill.evaluation.data_adapter import correct_predictions
-from keras_selfdistill.evaluation.reliability import BINS, binned
+from keras_selfdistill.evaluation.reliability import BINS, Reliability, binned
 from keras_selfdistill.utils.type_aliases import Axes, Figure, Labels, Tensor
 from keras_selfdistill.visualization import style
 
@@ -50,7 +50,7 @@ def plot_reliability(
     return panels[0].figure
 
 
-def _panels(count):
+def _panels(count: int) -> list[Axes]:
     columns = min(count, 4 if count != 5 else 3)
     rows = math.ceil(count / columns)
     figure = style.new_figure((style.WIDTH, rows * (style.WIDTH / columns + 0.75)))
@@ -62,14 +62,14 @@ def _panels(count):
     return list(grid.flat[:count])
 
 
-def _reliability(probabilities, labels, bins):
+def _reliability(probabilities: Tensor, labels: Labels, bins: int) -> Reliability:
     probabilities = np.asarray(probabilities, "float64")
     right = correct_predictions(probabilities, labels)
     _check(probabilities)
     return binned(probabilities.max(axis=-1), right, bins)
 
 
-def _draw(ax, name, found):
+def _draw(ax: Axes, name: str, found: Reliability) -> None:
     shade = style.colormap("Blues")(0.25 + 0.7 * found.share / found.share.max())
     ax.bar(
         found.edges[:-1],
@@ -89,7 +89,7 @@ def _draw(ax, name, found):
     style.tidy(ax)
 
 
-def _check(probabilities):
+def _check(probabilities: np.ndarray) -> None:
     off = np.abs(probabilities.sum(axis=-1) - 1).max()
     if not (off <= 1e-2 and probabilities.min() >= 0):  # False for NaN, too.
         raise ValueError(

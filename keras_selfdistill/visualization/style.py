@@ -124,7 +124,7 @@ def whole_numbers(axis: Any) -> None:
     axis.set_major_locator(ticks.MaxNLocator(integer=True))
 
 
-def _png(figure):
+def _png(figure: Figure) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()
