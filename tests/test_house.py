@@ -8,6 +8,7 @@ import re
 import pytest
 
 from .conftest import ROOT
+from .keras_names import classes_in, private_uses
 
 pytestmark = pytest.mark.once
 PACKAGE = "keras_selfdistill"
@@ -140,3 +141,81 @@ def test_every_package_of_the_house_has_its_tests():
     packages = {path.parent.name for path in HOUSE.glob("*/__init__.py")}
     # Data, quality and reliability are tested by the reports made of them.
     assert packages - {"evaluation"} <= {path.name for path in tests.iterdir()}
+
+
+INTERNALS = ("utils/keras_internals.py", "graph/nodes.py")
+
+
+def python_sources():
+    """Yield (path, text) of all code that users run or read, but for the tests."""
+    for folder in (HOUSE, *(ROOT / each for each in ("benchmarks", "examples"))):
+        for path in folder.rglob("*.py"):
+            yield path, path.read_text()
+    for path in (ROOT / "tutorials").rglob("*.py"):
+        yield path, path.read_text()
+    for path in (*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")):
+        for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
+            yield path, block
+
+
+def test_no_other_module_uses_private_names_of_keras():
+    sources = list(python_sources())
+    assert len(sources) > 200
+    classes = {}
+    for _, text in sources:
+        classes |= classes_in(ast.parse(text))
+    found = [
+        (path.relative_to(ROOT), use)
+        for path, text in sources
+        for use in private_uses(text, classes)
+    ]
+    inside = {pathlib.Path(PACKAGE, each) for each in INTERNALS}
+    assert inside <= {path for path, _ in found}
+    uses = [(str(path), use) for path, use in found if path not in inside]
+    assert not uses, f"move into {INTERNALS}, one small function each: {uses}"
+
+
+PLANTED = {
+    "import keras.src.backend": "keras.src.backend",
+    "from keras.src.utils import naming": "keras.src.utils.naming",
+    "from keras import src": "keras.src",
+    "keras.src.ops.numpy": "keras.src",
+    "name = tensor._keras_history.operation.name": "tensor._keras_history",
+    "model._initial_epoch = 3": "model._initial_epoch",
+    "mask = getattr(x, '_keras_mask', None)": "getattr(x, '_keras_mask', None)",
+    "options = vars(loss)['_fn_kwargs']": "vars(loss)['_fn_kwargs']",
+    "layer.__class__ = Other": "layer.__class__",
+    "class A(keras.Model):\n    def f(self):\n        return self._loss_tracker": (
+        "self._loss_tracker"
+    ),
+    "class A(keras.Model):\n    def _run_through_graph(self): ...": (
+        "A._run_through_graph"
+    ),
+    "class A(keras.Layer): ...\nclass B(A):\n    def f(self):\n"
+    "        return [super()._layers for _ in range(2)]": "super()._layers",
+    "def f():\n    '''Do.\n\n    >>> dense._inbound_nodes\n    []\n    '''": (
+        "dense._inbound_nodes"
+    ),
+}
+INNOCENT = """
+class Plain:
+    def __init__(self, model):
+        self._model, self._lock = model, None
+
+class Metric(keras.Metric):
+    def result(self):
+        return self._model
+
+checkpoint._replace(epoch=1)
+wrapper._graph.exits
+getattr(x, "_own")
+"""
+
+
+@pytest.mark.parametrize("source", PLANTED)
+def test_a_planted_private_name_of_keras_is_found(source):
+    assert PLANTED[source] in [use for _, use in private_uses(source)]
+
+
+def test_our_own_private_names_are_allowed():
+    assert private_uses(INNOCENT) == []

@@ -9,9 +9,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.backend.common.global_state import get_global_attribute
-from keras.src.random.seed_generator import (
-    GLOBAL_SEED_GENERATOR,
+
+from keras_selfdistill.utils.keras_internals import (
+    existing_seed_generator,
     global_seed_generator,
 )
 
@@ -41,7 +41,7 @@ def random_state() -> dict[str, Any]:
             devices = torch.cuda.get_rng_state_all()
             state["cuda"] = [device.tolist() for device in devices]
     # For keras.random without a seed. Read directly: Keras' getter would create it.
-    generator = get_global_attribute(GLOBAL_SEED_GENERATOR)
+    generator = existing_seed_generator()
     if generator is not None:
         value = keras.ops.convert_to_numpy(generator.state.value)
         state["keras"] = value.tolist()

@@ -20,6 +20,10 @@ from keras_selfdistill.callbacks.training_state import (
     signature,
     state_variables,
 )
+from keras_selfdistill.utils.keras_internals import (
+    give_back_weights,
+    set_initial_epoch,
+)
 
 
 class Resume(keras.callbacks.Callback):
@@ -146,7 +150,7 @@ class Resume(keras.callbacks.Callback):
         if self._restored is not None:
             state = state_variables(self.model)
             assign(state, self._restored.arrays[: len(state)])
-            self.model._initial_epoch = epoch
+            set_initial_epoch(self.model, epoch)
             logging.info("Resumed at epoch %d, batch %d.", *self._restored[:2])
             if epoch >= self.params["epochs"]:
                 logging.warning(
@@ -158,7 +162,7 @@ class Resume(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Restore the random states, and the metrics inside of an epoch."""
         # Read by now; another fit of this model shall not begin with it.
-        self.model._initial_epoch = None
+        set_initial_epoch(self.model, None)
         self._epoch, self._last_batch = epoch, -1
         restored, self._restored = self._restored, None
         if restored is not None:
@@ -223,7 +227,7 @@ class Resume(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave the model as it was."""
-        self.model._initial_epoch = None
+        set_initial_epoch(self.model, None)
         for name, function in self._undisturbed.items():
             setattr(self.model, name, function)
         self._save_end()
@@ -241,8 +245,7 @@ class Resume(keras.callbacks.Callback):
     def _save(self, epoch, batch, random_at_epoch_begin, random_now):
         self._is_due = False
         self._unsaved_batches = 0
-        if keras.backend.backend() == "jax":
-            self.model.jax_state_sync()  # During fit, Keras has the state elsewhere.
+        give_back_weights(self.model)
         variables = [*state_variables(self.model), *self.model.metrics_variables]
         about = {
             **signature(self.model),

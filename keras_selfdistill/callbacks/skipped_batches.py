@@ -8,6 +8,7 @@ import keras
 from keras_selfdistill.backend.random_state import set_random_state
 from keras_selfdistill.callbacks.checkpoints import Checkpoint
 from keras_selfdistill.callbacks.training_state import assign, state_variables
+from keras_selfdistill.utils.keras_internals import build_metrics
 
 
 class SkippedBatches:
@@ -56,7 +57,7 @@ class SkippedBatches:
         if not drawn:
             raise StopIteration
         if self._logs is None:
-            self._model._symbolic_build(data_batch=drawn[0])
+            build_metrics(self._model, drawn[0])
             self._restore_metrics()
         return (self._logs, *state) if state else self._logs
 

@@ -18,8 +18,10 @@ from keras_selfdistill.costs.layer_rules import has_rule, is_free, rule
 from keras_selfdistill.costs.operation_rules import count_operation, is_primitive, size
 from keras_selfdistill.graph.ends.pre_activation import PreActivation
 from keras_selfdistill.graph.flatten import takes_training
-from keras_selfdistill.graph.nodes import calls_inside, model_nodes
+from keras_selfdistill.graph.nodes import model_nodes
 from keras_selfdistill.graph.shells import original
+from keras_selfdistill.graph.trace_calls import calls_inside
+from keras_selfdistill.utils.keras_internals import flatten_layers
 from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor
 
 # Shape of one sample of each input, without the batch, by the id of its tensor.
@@ -182,7 +184,7 @@ def _layers(operation: keras.Operation) -> list[keras.Layer]:
     """Return a layer and all its sublayers."""
     if not isinstance(operation, keras.Layer):
         return []
-    return list(operation._flatten_layers())
+    return flatten_layers(operation)
 
 
 def _is_leaf(operation: keras.Operation) -> bool:

@@ -10,14 +10,14 @@ _OPERATIONS = """
     Abs Absolute Add AllClose Angle Arccos Arccosh Arcsin Arcsinh Arctan Arctan2 Arctanh
     BitwiseAnd BitwiseInvert BitwiseLeftShift BitwiseNot BitwiseOr BitwiseRightShift
     BitwiseXor Cast Cbrt Ceil Clip Conj Conjugate Cos Cosh Deg2rad Divide DivideNoNan
-    Equal Erf Erfc Erfinv Exp Exp2 Expm1 Fabs Floor FloorDivide Fmax Fmin Fmod Gcd
-    Greater GreaterEqual HSVToRGB Heaviside Hypot I0 Imag IsIn Isclose Isfinite Isinf
-    Isnan Isneginf Isposinf Isreal Kron Lcm Ldexp LeftShift Less LessEqual Log Log10
-    Log1p Log2 Logaddexp Logaddexp2 LogicalAnd LogicalNot LogicalOr LogicalXor Maximum
-    Minimum Mod Multiply NanToNum Negative Nextafter NotEqual Outer Polar Power RGBToHSV
-    Rad2deg Real Reciprocal RightShift Round Rsqrt SaturateCast Select Sign Signbit Sin
-    Sinc Sinh Sqrt Square Subtract Tan Tanh TrueDivide Trunc Vander ViewAsComplex
-    ViewAsReal Where
+    Equal Erf Erfc Erfinv Exp Exp2 Expm1 Fabs FakeQuantWithMinMaxVars Floor FloorDivide
+    Fmax Fmin Fmod Gcd Greater GreaterEqual HSVToRGB Heaviside Hypot I0 Imag IsIn
+    Isclose Isfinite Isinf Isnan Isneginf Isposinf Isreal Kron Lcm Ldexp LeftShift Less
+    LessEqual Log Log10 Log1p Log2 Logaddexp Logaddexp2 LogicalAnd LogicalNot LogicalOr
+    LogicalXor Maximum Minimum Mod Multiply NanToNum Negative Nextafter NotEqual Outer
+    Polar Power RGBToHSV Rad2deg Real Reciprocal RightShift Round Rsqrt SaturateCast
+    Select Sign Signbit Sin Sinc Sinh Sqrt Square Subtract Tan Tanh TrueDivide Trunc
+    Vander ViewAsComplex ViewAsReal Where
 
     Celu Elu Gelu Glu HardShrink HardSigmoid HardSilu HardTanh LeakyRelu LogSigmoid
     LogSoftmax Mish ReLU Relu Relu6 Selu Sigmoid Silu SoftShrink Softmax Softplus

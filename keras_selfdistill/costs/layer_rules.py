@@ -10,6 +10,7 @@ from keras import layers
 
 from keras_selfdistill.costs.free_operations import FREE_LAYERS
 from keras_selfdistill.costs.operation_rules import size
+from keras_selfdistill.utils.config import is_of_keras
 from keras_selfdistill.utils.type_aliases import SymbolicTensor
 
 Rule = Callable[[Any, Sequence[SymbolicTensor], Sequence[SymbolicTensor]], int]
@@ -59,7 +60,7 @@ def has_rule(operation: keras.Operation) -> bool:
     own: Any = type(operation)
     if rule.dispatch(own) is rule.dispatch(object):
         return False
-    of_keras = [each for each in own.__mro__ if each.__module__.startswith("keras.")]
+    of_keras = [each for each in own.__mro__ if is_of_keras(each)]
     if not any(each in rule.registry for each in of_keras):
         return True  # A user's registered layer.
     # A user's subclass of Keras' layer may compute something else: it is traced.
@@ -74,9 +75,7 @@ def is_free(operation: keras.Operation) -> bool:
         (True, False)
     """
     own = type(operation)  # Users' subclasses may do more: they are traced.
-    return own.__module__.startswith("keras.src.layers.") and (
-        own.__name__ in FREE_LAYERS
-    )
+    return own.__name__ in FREE_LAYERS and own is getattr(layers, own.__name__)
 
 
 @functools.singledispatch

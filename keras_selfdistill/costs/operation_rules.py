@@ -9,9 +9,8 @@ from typing import Any
 import keras
 
 from keras_selfdistill.costs.free_operations import FREE_OPERATIONS
+from keras_selfdistill.utils.config import is_of_keras
 from keras_selfdistill.utils.type_aliases import SymbolicTensor
-
-_PRIMITIVE = ("keras.src.ops.", "keras.src.activations.")
 
 
 def is_primitive(operation: keras.Operation) -> bool:
@@ -21,8 +20,9 @@ def is_primitive(operation: keras.Operation) -> bool:
         >>> is_primitive(keras.layers.Dense(2))
         False
     """
-    own = type(operation).__module__.startswith(_PRIMITIVE)
-    return own and not isinstance(operation, keras.Function)
+    others = (keras.Layer, keras.Function)
+    own = isinstance(operation, keras.Operation) and not isinstance(operation, others)
+    return own and is_of_keras(type(operation))
 
 
 def count_operation(

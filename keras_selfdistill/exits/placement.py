@@ -22,6 +22,7 @@ from keras_selfdistill.graph.nodes import (
 )
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.graph.trace_layer import holds_layers
+from keras_selfdistill.utils.config import is_of_keras
 from keras_selfdistill.utils.table import Table
 from keras_selfdistill.utils.type_aliases import Node, Shape, SymbolicTensor
 
@@ -152,8 +153,7 @@ def _dominating_stack(flat: FlatModel) -> str | None:
 
 
 def _is_stack(operation: keras.Operation) -> bool:
-    own = type(operation).__module__.split(".")[0] == "keras"
-    return holds_layers(operation) and not own
+    return holds_layers(operation) and not is_of_keras(type(operation))
 
 
 def placed_taps(flat: FlatModel, end: BaseEnd, exits: int | str) -> list[BlockEnd]:

@@ -20,12 +20,12 @@ from typing import Any, BinaryIO
 
 import keras
 import numpy as np
-from keras.src.backend.common.global_state import get_global_attribute
 
 from keras_selfdistill.files.config_budget import check_budget
 from keras_selfdistill.files.config_check import check_config
 from keras_selfdistill.files.regular_files import copy_regular
 from keras_selfdistill.files.weights_file import stored_bytes
+from keras_selfdistill.utils.keras_internals import deferred_values
 from keras_selfdistill.utils.type_aliases import ConfigDict
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
@@ -242,11 +242,10 @@ def _needed_bytes(config: ConfigDict) -> int:
     """Return the size of all variables that a config creates, without creating them."""
     compiled: list[ConfigDict] = []
     model = _uncompiled(config, compiled)
-    with keras.StatelessScope(initialize_variables=False):
+    # Includes layers that no output reads, which the model does not list.
+    with deferred_values() as made:
         for each in (model, *compiled):
             keras.saving.deserialize_keras_object(each, safe_mode=True)
-    # Includes layers that no output reads, which the model does not list.
-    made = get_global_attribute("uninitialized_variables") or []
     return sum(math.prod(each.shape) * np.dtype(each.dtype).itemsize for each in made)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_selfdistill.files.config_check import resolve, where
+from keras_selfdistill.utils.config import is_of_keras
 from keras_selfdistill.utils.type_aliases import ConfigDict
 
 _MOST = {
@@ -161,7 +162,7 @@ class _Budget:
             self._wildcards += [part.count(".*") for part in parts]
 
     def _check_text(self, text: str, place: _Place) -> None:
-        is_own = _is_a(place.kind, keras.Operation) and _is_keras(place.kind)
+        is_own = _is_a(place.kind, keras.Operation) and is_of_keras(place.kind)
         if is_own and len(text) > _LONGEST_TEXT:
             raise ValueError(
                 "A string of the config is too long for a layer. Received: "
@@ -191,7 +192,3 @@ def _texts(patterns: Any) -> list[str]:
 
 def _is_a(kind: Any, classes: type | tuple[type, ...]) -> bool:
     return isinstance(kind, type) and issubclass(kind, classes)
-
-
-def _is_keras(kind: Any) -> bool:
-    return kind.__module__.partition(".")[0] == "keras"

@@ -198,13 +198,9 @@ def _keras_symbol(module: Any, name: Any, is_function: bool) -> Any:
         return next((each for each in functions if each is not None), None)
     if package != "keras":
         return None
-    if parts[:1] == ["src"]:
+    if module not in sys.modules:
         _let_keras_load_optimizers()
-        return getattr(sys.modules.get(module), name, None)
-    found = keras
-    for part in parts:
-        found = getattr(found, part, None)
-    return getattr(found, name, None)
+    return getattr(sys.modules.get(module), name, None)
 
 
 @functools.cache

@@ -9,5 +9,6 @@ __all__ = [
     "nodes",
     "shells",
     "task",
+    "trace_calls",
     "trace_layer",
 ]

@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 import keras
 from keras import layers
 
-from keras_selfdistill.graph.nodes import input_structure, model_nodes
+from keras_selfdistill.graph.nodes import input_structure, model_nodes, producer
 from keras_selfdistill.graph.shells import Renamed, WithMask
 from keras_selfdistill.graph.trace_layer import LayerGraph, holds_layers, trace_layer
+from keras_selfdistill.utils.config import is_of_keras
 from keras_selfdistill.utils.keras_internals import mask_of
 from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor
 
@@ -193,7 +194,7 @@ def _is_nested(operation: keras.Operation) -> bool:
     if not isinstance(operation, (keras.Function, keras.Sequential)):
         return False
     owner = next(each for each in type(operation).__mro__ if "call" in vars(each))
-    return owner.__module__.split(".")[0] == "keras"
+    return is_of_keras(owner)
 
 
 def takes_training(operation: keras.Operation) -> bool:
@@ -276,7 +277,7 @@ def _as_inner_input(
     if tensor.dtype == dtype:
         return tensor
     cast = keras.ops.cast(tensor, dtype)
-    cast._keras_history.operation.name = _layer_name(name) + "_cast"
+    producer(cast).operation.name = _layer_name(name) + "_cast"
     return cast
 
 

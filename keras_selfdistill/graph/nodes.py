@@ -1,23 +1,22 @@
 """Read the graph of a functional model: its nodes in order, and their connections.
 
-Keras exposes the graph through `keras.Function`; only this module reads its private
-node lists.
+Keras exposes graphs through `keras.Function`, but neither its nodes, which are calls,
+nor the node that made a symbolic tensor. Only this module reads the private lists of
+these, each by one function. Of a `Node` (ops/node.py in Keras), this package uses
+`operation`, `arguments`, `input_tensors`, `outputs` and `is_input`.
 """
 
-import collections
 import contextlib
-import graphlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
-from absl import logging
 
 from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor, TensorStructure
 
 # Keras' lists of nodes are plain lists: one thread at a time may change them.
-_GRAPH = threading.RLock()
+GRAPH_LOCK = threading.RLock()
 
 
 def check_functional(base: Any) -> None:
@@ -63,13 +62,11 @@ def graph_nodes(
         >>> [node.operation.name for node in graph_nodes([inputs], outputs)]
         ['table', 'logits']
     """
-    return _in_order(keras.Function(inputs, outputs))
+    return nodes_of_function(keras.Function(inputs, outputs))
 
 
 def model_nodes(model: keras.Model) -> list[Node]:
     """Return the nodes of a functional model, in topological order.
-
-    Equal to `graph_nodes` from its inputs to its outputs, but read from Keras' list.
 
     Example:
         >>> dense = keras.layers.Dense(2, name="logits")
@@ -77,155 +74,49 @@ def model_nodes(model: keras.Model) -> list[Node]:
         >>> [node.operation.name for node in model_nodes(model)]
         ['table', 'logits']
     """
-    sequential = isinstance(model, keras.Sequential)
-    return _in_order(model._functional if sequential else model)
+    if isinstance(model, keras.Sequential):
+        return graph_nodes(model.inputs, model.outputs)
+    return nodes_of_function(model)
 
 
-def _in_order(function: keras.Function) -> list[Node]:
+def nodes_of_function(function: keras.Function) -> list[Node]:
+    """Return the nodes of a `keras.Function`, in the order in which Keras runs them.
+
+    Reads `Function._nodes_by_depth` (ops/function.py). Only its operations are public,
+    which does not tell several calls of one layer apart.
+    """
     by_depth = function._nodes_by_depth
     return [
         node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]
     ]
 
 
-def calls_inside(
-    function: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    inputs: Sequence[SymbolicTensor],
-    through: Iterable[keras.Layer],
-) -> tuple[list[Node], TensorStructure]:
-    """Trace a function of symbolic tensors; return the nodes its result needs, and it.
+def calls_of(operation: keras.Operation) -> list[Node]:
+    """Return the list of an operation's symbolic calls, its inbound nodes.
 
-    The layers it calls keep no record of the trace: `layer.output` does not change.
-
-    Args:
-        function: Function of symbolic tensors, such as a layer's `call`.
-        args: Positional arguments, which contain the `inputs`.
-        kwargs: Keyword arguments, which may contain `inputs`, too.
-        inputs: Symbolic tensors made by `keras.Input`.
-        through: Layers to trace through: the nodes inside replace the layer's own,
-            where its `call` runs on symbolic tensors.
-
-    Example:
-        >>> inputs = keras.Input((4,))
-        >>> stack = keras.Sequential([keras.layers.Dense(2, name="a")])
-        >>> nodes, _ = calls_inside(stack, [inputs], {}, [inputs], [stack])
-        >>> [node.operation.name for node in nodes]
-        ['a']
+    Returns `Operation._inbound_nodes` (ops/operation.py). Only `input` and `output` of
+    an operation with a single call are public.
     """
-    scope = keras.StatelessScope(collect_losses=True)
-    nodes, outputs = trace_calls(function, args, kwargs, inputs, through, scope)
-    return needed_calls(nodes, outputs), outputs
+    return operation._inbound_nodes
 
 
-def trace_calls(
-    function: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    inputs: Sequence[SymbolicTensor],
-    through: Iterable[keras.Layer],
-    scope: keras.StatelessScope,
-) -> tuple[list[Node], TensorStructure]:
-    """Trace a function of symbolic tensors; return all nodes, in order, and its result.
+def readers_of(operation: keras.Operation) -> list[Node]:
+    """Return the list of the nodes that take an operation's outputs.
 
-    Args:
-        function: Function to trace, as in `calls_inside`.
-        args: Positional arguments, as in `calls_inside`.
-        kwargs: Keyword arguments, as in `calls_inside`.
-        inputs: Symbolic inputs, as in `calls_inside`.
-        through: Layers to trace through, as in `calls_inside`.
-        scope: `keras.StatelessScope` in which the function runs.
+    Returns `Operation._outbound_nodes` (ops/operation.py). Keras only appends to it;
+    nothing public reads it or removes a node.
     """
-    with _GRAPH:
-        try:
-            with _run_through(through), scope:
-                outputs = function(*args, **kwargs)
-        finally:
-            nodes = _behind(inputs)
-            for node in nodes:
-                node.operation._inbound_nodes.remove(node)
-                for tensor in node.input_tensors:
-                    readers = tensor._keras_history.operation._outbound_nodes
-                    readers[:] = [reader for reader in readers if reader is not node]
-    return nodes, outputs
+    return operation._outbound_nodes
 
 
-def needed_calls(nodes: Sequence[Node], outputs: TensorStructure) -> list[Node]:
-    """Return the nodes that the outputs need, in the order given.
+def origin(tensor: SymbolicTensor) -> tuple[keras.Operation, int]:
+    """Return the operation that made a symbolic tensor, and the index of the call.
 
-    Example:
-        >>> inputs = keras.Input((4,))
-        >>> outputs = keras.layers.Dense(2, name="a")(inputs)
-        >>> unused = keras.layers.Dense(2, name="b")(inputs)
-        >>> nodes = [producer(each) for each in (outputs, unused)]
-        >>> [node.operation.name for node in needed_calls(nodes, outputs)]
-        ['a']
+    Reads `KerasTensor._keras_history` (set in ops/node.py). Only the way from an
+    operation to its outputs is public.
     """
-    needed = {id(tensor) for tensor in keras.tree.flatten(outputs)}
-    for node in reversed(nodes):
-        if any(id(tensor) in needed for tensor in node.outputs):
-            needed.update(id(tensor) for tensor in node.input_tensors)
-    return [node for node in nodes if needed & {id(each) for each in node.outputs}]
-
-
-@contextlib.contextmanager
-def _run_through(layers: Iterable[keras.Layer]) -> Iterator[None]:
-    """Let layers run their `call` on symbolic tensors, instead of only their specs.
-
-    Python looks up `__call__` in the class, so the classes get another one meanwhile.
-    It applies to these layers in this thread; all others are called as usual.
-    """
-    chosen = {id(layer) for layer in layers}
-    classes = {type(layer): type(layer).__call__ for layer in layers}
-    own = {each: vars(each).get("__call__") for each in classes}
-    try:
-        for each, usual in classes.items():
-            each.__call__ = _transparent(usual, chosen, threading.get_ident())
-        yield
-    finally:
-        for each, call in own.items():
-            if call is not None:
-                each.__call__ = call
-            elif "__call__" in vars(each):
-                del each.__call__
-
-
-def _transparent(
-    usual: Callable[..., Any], chosen: set[int], thread: int
-) -> Callable[..., Any]:
-    """Return a `__call__` whose symbolic calls record only the nodes inside."""
-
-    def call(self: keras.Layer, *args: Any, **kwargs: Any) -> TensorStructure:
-        if id(self) in chosen and threading.get_ident() == thread:
-            values = keras.tree.flatten((args, kwargs))
-            if any(isinstance(value, keras.KerasTensor) for value in values):
-                try:
-                    return self.call(*args, **kwargs)
-                # User code may need the values of its tensors. Keras then calls the
-                # layer as usual, and raises if that fails, too.
-                except Exception as error:
-                    logging.debug("%s stays one call: %r", self.name, error)
-        return usual(self, *args, **kwargs)
-
-    return call
-
-
-def _behind(tensors: Iterable[SymbolicTensor]) -> list[Node]:
-    """Return all nodes that depend on the tensors, in topological order."""
-    found, pending = {}, collections.deque(tensors)
-    while pending:
-        tensor = pending.popleft()
-        for node in tensor._keras_history.operation._outbound_nodes:
-            if id(node) not in found and any(tensor is x for x in node.input_tensors):
-                found[id(node)] = node
-                pending.extend(node.outputs)
-    made = {id(tensor): node for node in found.values() for tensor in node.outputs}
-    reads = {
-        node: {made[id(x)] for x in node.input_tensors if id(x) in made}
-        for node in found.values()
-    }
-    return list(graphlib.TopologicalSorter(reads).static_order())
+    history = tensor._keras_history
+    return history.operation, history.node_index
 
 
 @contextlib.contextmanager
@@ -241,17 +132,17 @@ def unrecorded(model: keras.Model) -> Iterator[None]:
         >>> model = keras.Sequential([keras.Input((4,)), dense])
         >>> with unrecorded(model):
         ...     outputs = keras.layers.ReLU()(model.outputs[0])
-        >>> dense._outbound_nodes
+        >>> readers_of(dense)
         []
     """
-    with _GRAPH:
+    with GRAPH_LOCK:
         operations = {id(node.operation): node.operation for node in model_nodes(model)}
-        known = {key: len(each._outbound_nodes) for key, each in operations.items()}
+        known = {key: len(readers_of(each)) for key, each in operations.items()}
         try:
             yield
         finally:
             for key, operation in operations.items():
-                del operation._outbound_nodes[known[key] :]
+                del readers_of(operation)[known[key] :]
 
 
 def input_structure(model: keras.Model) -> TensorStructure:
@@ -273,8 +164,8 @@ def producer(tensor: SymbolicTensor) -> Node:
         >>> producer(keras.layers.Dense(2, name="logits")(inputs)).operation.name
         'logits'
     """
-    history = tensor._keras_history
-    return history.operation._inbound_nodes[history.node_index]
+    operation, index = origin(tensor)
+    return calls_of(operation)[index]
 
 
 def ancestors(tensor: SymbolicTensor) -> set[int]:

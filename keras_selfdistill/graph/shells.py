@@ -4,6 +4,7 @@ from typing import Any, Self
 
 import keras
 
+from keras_selfdistill.graph.nodes import producer
 from keras_selfdistill.utils.config import PACKAGE
 from keras_selfdistill.utils.keras_internals import mask_of, set_mask
 from keras_selfdistill.utils.type_aliases import (
@@ -149,5 +150,5 @@ def masked_as(
         return tensor
     # Not `keras.ops.copy`: on TensorFlow, that takes the mask along.
     tensor = keras.ops.multiply(tensor, 1.0)
-    tensor._keras_history.operation.name = name
+    producer(tensor).operation.name = name
     return tensor

@@ -7,8 +7,12 @@ from collections.abc import Iterable
 import keras
 
 from keras_selfdistill.graph.compare_traces import first_difference, reads_weights
-from keras_selfdistill.graph.nodes import needed_calls, trace_calls
-from keras_selfdistill.utils.keras_internals import call_context, mask_of
+from keras_selfdistill.graph.trace_calls import needed_calls, trace_calls
+from keras_selfdistill.utils.keras_internals import (
+    call_context,
+    flatten_layers,
+    mask_of,
+)
 from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor, Tensor
 
 
@@ -54,7 +58,8 @@ def trace_layer(layer: keras.Layer, node: Node, path: str) -> LayerGraph:
         ...     def call(self, x):
         ...         return self.second(self.first(x))
         >>> stack = Stack(name="stack")
-        >>> node = stack(keras.Input((4,)))._keras_history.operation._inbound_nodes[0]
+        >>> from keras_selfdistill.graph.nodes import producer
+        >>> node = producer(stack(keras.Input((4,))))
         >>> [call.operation.name for call in trace_layer(stack, node, "stack").nodes]
         ['first', 'second']
     """
@@ -84,7 +89,7 @@ def holds_layers(operation: keras.Operation) -> bool:
         >>> holds_layers(keras.layers.Bidirectional(keras.layers.LSTM(2)))
         True
     """
-    return isinstance(operation, keras.Layer) and bool(operation._layers)
+    return isinstance(operation, keras.Layer) and len(flatten_layers(operation)) > 1
 
 
 class _RecordingScope(keras.StatelessScope):

@@ -11,6 +11,7 @@ from keras_selfdistill.heads.pieces import (
     resize_positions,
 )
 from keras_selfdistill.utils.config import PACKAGE
+from keras_selfdistill.utils.keras_internals import mask_of
 from keras_selfdistill.utils.type_aliases import DType, SymbolicTensor
 
 
@@ -55,7 +56,7 @@ def _padding(tap: SymbolicTensor, target: Target) -> dict[str, SymbolicTensor]:
     mask = target.padding_mask
     if mask is None or len(tap.shape) != 3 or tap.shape[1] != mask.shape[1]:
         return {}
-    return {} if getattr(tap, "_keras_mask", None) is not None else {"mask": mask}
+    return {} if mask_of(tap) is not None else {"mask": mask}
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

@@ -12,6 +12,7 @@ from keras_selfdistill.graph.flatten import flatten
 from keras_selfdistill.graph.nodes import check_functional, producer, unrecorded
 from keras_selfdistill.graph.task import Task
 from keras_selfdistill.training.distiller import SelfDistiller
+from keras_selfdistill.utils.keras_internals import mask_of
 from keras_selfdistill.utils.type_aliases import SymbolicTensor
 
 ENSEMBLE = "ensemble"
@@ -115,7 +116,7 @@ def _plain(model, task):
 
 def _check_masks(model):
     output = model.outputs[0]
-    masked = getattr(output, "_keras_mask", None) is not None
+    masked = mask_of(output) is not None
     if masked and len(output.shape) > 2:
         raise ValueError(
             "A report does not support masked outputs. Received: model "

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_selfdistill.training.section_gradients import mean_magnitudes
-from keras_selfdistill.utils.keras_internals import loss_of_hook
+from keras_selfdistill.utils.keras_internals import aggregate_additional_loss
 
 
 class Step(NamedTuple):
@@ -85,9 +85,8 @@ class BatchLoss(keras.Model):
         batch = self._forward(x, training)
         self._batch.now = batch
         try:
-            loss = loss_of_hook(
-                self, x, y, dict(batch.outputs), sample_weight, training=training
-            )
+            mode = {"training": training} if self._loss_takes_training else {}
+            loss = self.compute_loss(x, y, dict(batch.outputs), sample_weight, **mode)
         finally:
             self._batch.now = None
         if loss is None or len(loss.shape):
@@ -129,11 +128,11 @@ class BatchLoss(keras.Model):
         )
         if "distillation_loss" in terms:
             # A mean over the batch of one replica, as the base's own losses are sums.
-            terms["distillation_loss"] = self._aggregate_additional_loss(
-                terms["distillation_loss"]
+            terms["distillation_loss"] = aggregate_additional_loss(
+                self, terms["distillation_loss"]
             )
         # Keras scales the base's own losses for the number of replicas here.
-        own_losses = [self._aggregate_additional_loss(loss) for loss in self.losses]
+        own_losses = [aggregate_additional_loss(self, loss) for loss in self.losses]
         return sum([*terms.values(), *own_losses]), terms
 
     def _gradient_magnitudes(self, gradients) -> dict[str, Any]:

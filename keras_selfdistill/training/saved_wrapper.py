@@ -8,7 +8,7 @@ import keras
 
 from keras_selfdistill.files.config_check import check_config
 from keras_selfdistill.files.quantized import quantizations, quantize
-from keras_selfdistill.utils.keras_internals import is_cloned_by, writes_legacy_format
+from keras_selfdistill.utils.keras_internals import refuses_clones, writes_legacy_format
 
 # Fields of the config that hold configs of Keras objects.
 _SERIALIZED = (
@@ -21,20 +21,19 @@ _SERIALIZED = (
 )
 
 
+@refuses_clones
 class SavedWrapper(keras.Model):
     """The part of a `SelfDistiller` that turns it into a config and back."""
 
-    def _run_through_graph(self, inputs, operation_fn=lambda each: each, call_fn=None):
-        """Refuse to be cloned as a plain model; called by Keras."""
-        if is_cloned_by(operation_fn):
-            raise TypeError(
-                "keras.models.clone_model makes a plain model without recipe, heads "
-                f"and training of a wrapper. Received: {type(self).__name__} "
-                f"{self.name!r}. Expected: copy.deepcopy(model), a wrapper with the "
-                "same weights, or type(model).from_config(model.get_config()), one "
-                "with new weights."
-            )
-        return super()._run_through_graph(inputs, operation_fn, call_fn)
+    def refuse_clone(self):
+        """Raise, where `keras.models.clone_model` would make a plain model of it."""
+        raise TypeError(
+            "keras.models.clone_model makes a plain model without recipe, heads "
+            f"and training of a wrapper. Received: {type(self).__name__} "
+            f"{self.name!r}. Expected: copy.deepcopy(model), a wrapper with the "
+            "same weights, or type(model).from_config(model.get_config()), one "
+            "with new weights."
+        )
 
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         """Save the wrapper to a `.keras` file, as `keras.Model.save` does.

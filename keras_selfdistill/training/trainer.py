@@ -107,6 +107,9 @@ class Trainer(BatchLoss, LoggedModel):
             auto_scale_loss=auto_scale_loss,
         )
         self._objective = objective
+        # Overrides written for older versions of Keras do not take it.
+        parameters = inspect.signature(self.compute_loss).parameters
+        self._loss_takes_training = "training" in parameters
         self._logs = logs
         self._sections = types.MappingProxyType(sections)  # Not to be tracked.
         self._compile_arguments = types.SimpleNamespace(

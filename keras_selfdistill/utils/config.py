@@ -139,6 +139,16 @@ def unknown_name(kind: str, identifier: Any, module: types.ModuleType) -> ValueE
     )
 
 
+def is_of_keras(kind: type) -> bool:
+    """Tell a class that Keras defines from one that a user or another package does.
+
+    Example:
+        >>> is_of_keras(keras.layers.Dense), is_of_keras(Config)
+        (True, False)
+    """
+    return kind.__module__.partition(".")[0] == "keras"
+
+
 def for_any_backend(config: Any) -> Any:
     """Return a config whose optimizers have their public names.
 
@@ -146,13 +156,15 @@ def for_any_backend(config: Any) -> Any:
     name into files, which other backends cannot read.
 
     Example:
-        >>> module = "keras.src.backend.torch.optimizers.torch_sgd"
-        >>> for_any_backend({"optimizer": {"module": module, "class_name": "SGD"}})
+        >>> for_any_backend({"optimizer": {
+        ...     "module": "keras.backend.torch.optimizers", "class_name": "SGD"}})
         {'optimizer': {'module': 'keras.optimizers', 'class_name': 'SGD'}}
     """
     if isinstance(config, dict):
         config = {key: for_any_backend(each) for key, each in config.items()}
-        if str(config.get("module")).startswith("keras.src.backend.torch.optimizers"):
+        package, *parts = str(config.get("module")).split(".")
+        published = hasattr(keras.optimizers, str(config.get("class_name")))
+        if package == "keras" and "optimizers" in parts and published:
             config["module"] = "keras.optimizers"
     elif isinstance(config, (list, tuple)):
         config = [for_any_backend(each) for each in config]

@@ -1,8 +1,12 @@
-"""What is read of Keras that Keras does not publish: one small function for each."""
+"""Private names of Keras that this package needs: one small function for each.
+
+Each docstring names what it uses, the file below keras/src, and why no public API will
+do. A test in tests/utils/test_keras_internals.py fails if a newer Keras changes it. The
+private lists of a graph's nodes are read in `graph/nodes.py`.
+"""
 
 import contextlib
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,306 +17,29 @@ from keras.src.backend.common.global_state import (
 )
 from keras.src.layers.layer import CallContext
 from keras.src.losses.losses import LossFunctionWrapper
+from keras.src.random import seed_generator
 from keras.src.utils.naming import get_object_name
 
-_DEFERRED = "uninitialized_variables"
 _CALL_CONTEXT = "current_call_ctx"
+_DEFERRED = "uninitialized_variables"
 
 
 def writes_legacy_format() -> bool:
     """Tell whether Keras is asking for a config for a legacy `.h5` file.
 
-    Its own models read the same attribute; nothing public tells a model what its config
-    is for.
-
-    Example:
-        >>> writes_legacy_format()
-        False
+    Reads the global attribute set by legacy/saving/legacy_h5_format.py, as Keras' own
+    models do. No public API tells a model what its config is for.
     """
     return bool(get_global_attribute("use_legacy_config", False))
-
-
-def value_without_autocast(variable: Any) -> Any:
-    """Return a variable's value in its own dtype, also inside of a layer's call.
-
-    There, `variable.value` is cast to the layer's compute dtype, and Keras' scope that
-    turns this off is not public.
-
-    Example:
-        >>> import keras
-        >>> value_without_autocast(keras.Variable([1.0, 2.0])).shape == (2,)
-        True
-    """
-    return variable._value
-
-
-def run_in_inference_mode(function: keras.Function, inputs: Any) -> Any:
-    """Return a graph's outputs where every layer is called with `training=False`.
-
-    `keras.Function` replays the arguments of its symbolic calls, and there layers whose
-    `call` has `training=True` as its default, such as `RandomFlip`, recorded that. Only
-    functional models override it, but a functional model whose inputs are not those of
-    `keras.Input` copies every call, and the layers would keep the copies.
-
-    Uses `Function._run_through_graph`, as `Functional.call` does.
-
-    Args:
-        function: Symbolic graph.
-        inputs: Tensors, in the structure of its inputs.
-
-    Example:
-        >>> inputs = keras.Input((2,))
-        >>> noisy = keras.layers.GaussianNoise(1.0)(inputs, training=True)
-        >>> outputs = run_in_inference_mode(
-        ...     keras.Function(inputs, noisy), keras.ops.ones((1, 2)))
-        >>> keras.ops.convert_to_numpy(outputs).tolist()
-        [[1.0, 1.0]]
-    """
-
-    def inferring(operation):
-        if not isinstance(operation, keras.Layer):
-            return operation
-        # Every layer takes `training`; those whose `call` does not ask hand it on.
-        return lambda *args, **kwargs: operation(*args, **{**kwargs, "training": False})
-
-    return function._run_through_graph(inputs, operation_fn=inferring)
-
-
-def object_name(thing: Any) -> str:
-    """Return the name under which Keras logs a metric, function or callable object.
-
-    Example:
-        >>> object_name(keras.metrics.categorical_accuracy)
-        'categorical_accuracy'
-    """
-    return get_object_name(thing)
-
-
-def set_direction(metric: keras.Metric, direction: str) -> None:
-    """Tell Keras' callbacks, in mode "auto", whether `"up"` or `"down"` is better."""
-    metric._direction = direction
-
-
-def loss_of_function(function: Any, name: str, **options: Any) -> keras.losses.Loss:
-    """Return a function of labels and outputs as a loss, as `keras.Model.compile` does.
-
-    Args:
-        function: Returns a value for each sample.
-        name: Name of the loss.
-        options: Further arguments of the function.
-    """
-    return LossFunctionWrapper(function, name=name, **options)
-
-
-def loss_function(loss: keras.losses.Loss) -> tuple[Any, Mapping[str, Any]]:
-    """Return the function that a loss computes, and its options.
-
-    `(None, {})` for losses that are made of no function, and for subclasses that
-    compute something else.
-
-    Example:
-        >>> function, options = loss_function(keras.losses.BinaryCrossentropy())
-        >>> function is keras.losses.binary_crossentropy, options["from_logits"]
-        (True, False)
-    """
-    kind, wrapper = type(loss), LossFunctionWrapper
-    if kind.call is not wrapper.call or kind.__call__ is not wrapper.__call__:
-        return None, {}
-    return loss.fn, loss._fn_kwargs
-
-
-def with_loss_function(
-    loss: keras.losses.Loss, function: Any, options: Mapping[str, Any]
-) -> keras.losses.Loss:
-    """Return a copy of a loss that computes another function, and is reduced alike.
-
-    Its config would not do, as it holds no dtype, nor would `copy.copy`, which is by
-    way of the config.
-
-    Args:
-        loss: One that `loss_function` knows.
-        function: Of labels and outputs.
-        options: All further arguments of the function.
-    """
-    copied = object.__new__(type(loss))
-    vars(copied).update(vars(loss), fn=function, _fn_kwargs=dict(options))
-    return copied
-
-
-def copy_metric(metric: keras.Metric) -> keras.Metric:
-    """Return a copy of a metric with variables of its own and everything else alike.
-
-    The object is copied, not made again from its config, which may omit arguments.
-    Layers, models, losses and functions in it are shared.
-
-    Raises:
-        TypeError: It holds what cannot be copied, such as an open file.
-
-    Example:
-        >>> import numpy as np
-        >>> metric = keras.metrics.Precision(class_id=1)
-        >>> copied = copy_metric(metric)
-        >>> copied.update_state(np.eye(2), np.eye(2))
-        >>> copied.class_id, float(copied.result()), float(metric.result())
-        (1, 1.0, 0.0)
-    """
-    return _copy_metric(metric, {})
-
-
-def _copy_metric(metric, memo):
-    copied = memo[id(metric)] = object.__new__(type(metric))
-    for inner in metric._metrics:
-        if id(inner) not in memo:
-            _copy_metric(inner, memo)
-    for variable in metric._variables:
-        memo[id(variable)] = _fresh(variable)
-    for value in keras.tree.flatten([_plain(each) for each in vars(metric).values()]):
-        if isinstance(value, (keras.Layer, keras.losses.Loss, keras.Optimizer)):
-            memo[id(value)] = value
-    # Keras copies its own objects by way of a file: this one must be none of them.
-    vars(copied).update(copy.deepcopy(vars(metric), memo))
-    _repair_tracker(metric, copied, memo)
-    return copied
-
-
-def _plain(value):
-    """Return a container that Keras tracks as one that its tree functions open."""
-    if isinstance(value, dict):
-        return [_plain(each) for each in value.values()]
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(each) for each in value]
-    return [value]
-
-
-def _fresh(variable):
-    value = value_without_autocast(variable)
-    if keras.backend.backend() == "tensorflow":
-        # Of devices that train together, each has its own: all began alike.
-        value = getattr(value, "values", (value,))[0]
-    return keras.Variable(
-        keras.ops.convert_to_numpy(value),
-        dtype=variable.dtype,
-        trainable=False,
-        aggregation=variable.aggregation,
-        synchronization=variable.synchronization,
-        name=variable.name,
-    )
-
-
-def _repair_tracker(metric, copied, memo):
-    """Let the copy's tracker know the copy's variables, and each of them once.
-
-    It knows what it tracks by `id`; copied lists, which it watches, tell it again.
-    """
-    stores = {"variables": "_variables", "metrics": "_metrics"}
-    for store, attribute in stores.items():
-        held = [memo[id(each)] for each in getattr(metric, attribute)]
-        getattr(copied, attribute)[:] = held
-        copied._tracker.stored_ids[store] = {id(each) for each in held}
-
-
-def parameters(model: keras.Model) -> list[Any]:
-    """Return the weights that training changes where nothing is frozen.
-
-    `trainable_variables` leaves out those of frozen layers, and `weights` has moving
-    statistics and states of random generators, too; only a layer's private list tells
-    frozen weights from those.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3),
-        ...     keras.layers.BatchNormalization()])
-        >>> model.trainable = False
-        >>> [variable.name for variable in parameters(model)]
-        ['kernel', 'bias', 'gamma', 'beta']
-    """
-    trained = {
-        id(variable)
-        for layer in model._flatten_layers()
-        for variable in layer._trainable_variables
-    }
-    return [variable for variable in model.weights if id(variable) in trained]
-
-
-def flatten_layers(layer: Any) -> list[Any]:
-    """Return a layer and all layers inside of it, the layer itself first.
-
-    `layer.layers` is there in models alone, and lists no layers of layers.
-
-    Example:
-        >>> import keras
-        >>> rnn = keras.layers.RNN(keras.layers.GRUCell(2))
-        >>> [type(each).__name__ for each in flatten_layers(rnn)]
-        ['RNN', 'GRUCell']
-    """
-    return list(layer._flatten_layers())
-
-
-def mask_of(tensor: Any) -> Any:
-    """Return the mask that a tensor carries, `None` if it carries none.
-
-    Keras hands masks from layer to layer beside the tensors, symbolic ones too; public
-    is only what a layer computes of them.
-
-    Example:
-        >>> import keras
-        >>> ids = keras.Input((5,))
-        >>> mask_of(keras.layers.Embedding(9, 2, mask_zero=True)(ids)).shape
-        (None, 5)
-    """
-    return get_keras_mask(tensor)
-
-
-def set_mask(tensor: Any, mask: Any) -> None:
-    """Let a tensor carry a mask, as Keras' own models do with what they are given.
-
-    Example:
-        >>> import keras
-        >>> tensor, mask = keras.Input((5, 2)), keras.Input((5,), dtype="bool")
-        >>> set_mask(tensor, mask)
-        >>> mask_of(tensor) is mask
-        True
-    """
-    set_keras_mask(tensor, mask)
-
-
-@contextlib.contextmanager
-def call_context(layer: Any, training: bool | None) -> Iterator[None]:
-    """Let layers called in the scope be called as from inside of another layer's call.
-
-    They then train or not as that layer does, where they are not told; Keras keeps this
-    in a global attribute that only `Layer.__call__` sets.
-
-    Example:
-        >>> import keras
-        >>> outer, drop = keras.layers.ReLU(), keras.layers.Dropout(1 - 1e-6, seed=1)
-        >>> with call_context(outer, training=True):
-        ...     values = drop(keras.ops.ones((2, 3)))
-        >>> float(keras.ops.convert_to_numpy(keras.ops.max(values)))
-        0.0
-    """
-    context = CallContext(entry_layer=layer)
-    context.set_value("training", training)
-    before = get_global_attribute(_CALL_CONTEXT)
-    set_global_attribute(_CALL_CONTEXT, context)
-    try:
-        yield
-    finally:
-        set_global_attribute(_CALL_CONTEXT, before)
 
 
 @contextlib.contextmanager
 def deferred_values() -> Iterator[list[Any]]:
     """Build layers in the scope without values; return their variables at its end.
 
-    Values are most of the time that building takes. Keras lists such variables in a
-    global attribute; these are taken off, and get values by `give_values` or never.
-
-    Example:
-        >>> import keras
-        >>> with deferred_values() as variables:
-        ...     outputs = keras.layers.Dense(2)(keras.Input((3,)))
-        >>> [tuple(variable.shape) for variable in variables]
-        [(3, 2), (2,)]
+    Creating values takes most of the time of building. Keras lists such variables in a
+    global attribute (backend/common/variables.py), from which these are removed; no
+    public API lists them. `give_values` initializes them.
     """
     before = list(get_global_attribute(_DEFERRED, []))
     variables: list[Any] = []
@@ -327,13 +54,7 @@ def deferred_values() -> Iterator[list[Any]]:
 def give_values(variables: list[Any]) -> None:
     """Give variables from `deferred_values` the values of their initializers.
 
-    Example:
-        >>> import keras
-        >>> with deferred_values() as variables:
-        ...     outputs = keras.layers.Dense(2)(keras.Input((3,)))
-        >>> give_values(variables)
-        >>> keras.ops.convert_to_numpy(variables[1]).tolist()
-        [0.0, 0.0]
+    Sets the global attribute of `deferred_values`, for the same reason.
     """
     before = list(get_global_attribute(_DEFERRED, []))
     set_global_attribute(_DEFERRED, [*before, *variables])
@@ -341,18 +62,238 @@ def give_values(variables: list[Any]) -> None:
         pass
 
 
-def loss_of_hook(model: keras.Model, *args: Any, training: bool) -> Any:
-    """Return what a model's `compute_loss` says, whether or not it takes `training`.
+def existing_seed_generator() -> keras.random.SeedGenerator | None:
+    """Return the global generator of `keras.random`, or `None` if there is none yet.
 
-    Overrides written for older versions of Keras do not; Keras' own steps call them so.
+    Reads the global attribute of random/seed_generator.py. The public API can only
+    reset it to a seed.
     """
-    return model._compute_loss(*args, training=training)
+    return get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
 
 
-def is_cloned_by(operation_fn: Any) -> bool:
-    """Tell whether `keras.models.clone_model` runs a graph to copy it.
+def global_seed_generator() -> keras.random.SeedGenerator:
+    """Return the same generator, created if there is none yet (same file)."""
+    return seed_generator.global_seed_generator()
 
-    It asks nothing of the model that it copies; only its function is its own.
+
+def value_without_autocast(variable: Any) -> Any:
+    """Return a variable's value in its own dtype, even inside a layer's call.
+
+    Reads `Variable._value` (backend/common/variables.py). In a call, `variable.value`
+    is cast to the compute dtype, and the scope that disables this is private.
+    """
+    return variable._value
+
+
+def run_in_inference_mode(function: keras.Function, inputs: Any) -> Any:
+    """Return a graph's outputs where every layer is called with `training=False`.
+
+    Calls `Function._run_through_graph` (ops/function.py), as `Functional.call` does.
+    `keras.Function` replays the arguments of its symbolic calls, and there layers whose
+    `call` has `training=True` as its default, such as `RandomFlip`, recorded that. Only
+    functional models override it, but a functional model whose inputs are not those of
+    `keras.Input` copies every call, and the layers would keep the copies.
+    """
+
+    def inferring(operation):
+        if not isinstance(operation, keras.Layer):
+            return operation
+        # Every layer takes `training`; those whose `call` does not ask hand it on.
+        return lambda *args, **kwargs: operation(*args, **{**kwargs, "training": False})
+
+    return function._run_through_graph(inputs, operation_fn=inferring)
+
+
+def refuses_clones(model_class: Any) -> Any:
+    """Decorate a model class: `clone_model` calls its `refuse_clone`, which raises.
+
+    Overrides `Functional._run_through_graph` (models/functional.py), which
+    `keras.models.clone_model` (models/cloning.py) calls with a function of its own. It
+    calls no public method that could refuse.
     """
     cloning = keras.models.clone_model.__module__
-    return getattr(operation_fn, "__module__", None) == cloning
+
+    def run_through_graph(self, inputs, operation_fn=lambda each: each, call_fn=None):
+        if getattr(operation_fn, "__module__", None) == cloning:
+            self.refuse_clone()
+        usual = super(model_class, self)._run_through_graph
+        return usual(inputs, operation_fn, call_fn)
+
+    model_class._run_through_graph = run_through_graph
+    return model_class
+
+
+def object_name(thing: Any) -> str:
+    """Return the name under which Keras logs a metric, function or callable object.
+
+    Calls `get_object_name` (utils/naming.py). Only `compile` applies it in public.
+    """
+    return get_object_name(thing)
+
+
+def set_direction(metric: keras.Metric, direction: str) -> None:
+    """Tell Keras' callbacks, in mode "auto", whether `"up"` or `"down"` is better.
+
+    Sets `Metric._direction`, which callbacks/monitor_callback.py reads. The public
+    alternative is the argument `mode` of each callback, which users set.
+    """
+    metric._direction = direction
+
+
+def loss_of_function(function: Any, name: str, **options: Any) -> keras.losses.Loss:
+    """Return a function of labels and outputs as a loss, as `keras.Model.compile` does.
+
+    Instantiates `LossFunctionWrapper` (losses/losses.py), which is not exported.
+    """
+    return LossFunctionWrapper(function, name=name, **options)
+
+
+def loss_function(loss: keras.losses.Loss) -> tuple[Any, Mapping[str, Any]]:
+    """Return the function that a loss computes, and its options.
+
+    `(None, {})` if there is none, or a subclass computes something else. Reads `fn` and
+    `_fn_kwargs` (losses/losses.py). The config of a loss contains neither.
+    """
+    kind, wrapper = type(loss), LossFunctionWrapper
+    if kind.call is not wrapper.call or kind.__call__ is not wrapper.__call__:
+        return None, {}
+    return loss.fn, loss._fn_kwargs
+
+
+def with_loss_function(
+    loss: keras.losses.Loss, function: Any, options: Mapping[str, Any]
+) -> keras.losses.Loss:
+    """Return a copy of a loss with another function and all its further arguments.
+
+    Sets what `loss_function` reads. The config of a loss will not do, as it contains
+    no dtype, nor will `copy.copy`, which goes through the config.
+    """
+    copied = object.__new__(type(loss))
+    vars(copied).update(vars(loss), fn=function, _fn_kwargs=dict(options))
+    return copied
+
+
+def variables_inside(metric: keras.Metric) -> list[Any]:
+    """Return the list of a metric's own variables.
+
+    Returns `Metric._variables` (metrics/metric.py). `variables` also has those of the
+    metrics it contains.
+    """
+    return metric._variables
+
+
+def metrics_inside(metric: keras.Metric) -> list[keras.Metric]:
+    """Return the list of the metrics that a metric contains.
+
+    Returns `Metric._metrics` (metrics/metric.py). No public API lists them.
+    """
+    return metric._metrics
+
+
+def set_tracked(
+    metric: keras.Metric, variables: Sequence[Any], metrics: Sequence[keras.Metric]
+) -> None:
+    """Replace the variables and metrics that a metric tracks.
+
+    Sets `stored_ids` of `Metric._tracker` (utils/tracking.py), the `id`s of what it
+    tracks, which are wrong in a copy. The public API can only add.
+    """
+    variables_inside(metric)[:] = variables
+    metrics_inside(metric)[:] = metrics
+    stored = metric._tracker.stored_ids
+    stored["variables"] = {id(each) for each in variables}
+    stored["metrics"] = {id(each) for each in metrics}
+
+
+def parameters(model: keras.Model) -> list[Any]:
+    """Return the weights that would be trained if no layer were frozen.
+
+    Reads `Layer._trainable_variables` (layers/layer.py). `trainable_variables` excludes
+    those of frozen layers, and `weights` includes moving statistics and seeds.
+    """
+    trained = {
+        id(variable)
+        for layer in flatten_layers(model)
+        for variable in layer._trainable_variables
+    }
+    return [variable for variable in model.weights if id(variable) in trained]
+
+
+def flatten_layers(layer: Any) -> list[Any]:
+    """Return a layer and all its sublayers, at any depth, the layer itself first.
+
+    Calls `Layer._flatten_layers` (layers/layer.py). Only models have `layers`, which
+    excludes the sublayers of layers.
+    """
+    return list(layer._flatten_layers())
+
+
+def mask_of(tensor: Any) -> Any:
+    """Return the mask attached to a tensor, symbolic or not, or `None`.
+
+    Calls `get_keras_mask` (backend/common/masking.py). Only `compute_mask`, what a
+    layer makes of masks, is public.
+    """
+    return get_keras_mask(tensor)
+
+
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Attach a mask to a tensor, as Keras' own models do with their inputs.
+
+    Calls `set_keras_mask` (backend/common/masking.py), for the same reason.
+    """
+    set_keras_mask(tensor, mask)
+
+
+@contextlib.contextmanager
+def call_context(layer: Any, training: bool | None) -> Iterator[None]:
+    """Call layers in the scope as if inside another layer's call.
+
+    They inherit its `training`, unless given. Sets the global attribute of a
+    `CallContext` (layers/layer.py). In public, only `Layer.__call__` sets it, and that
+    does not run `call` on symbolic tensors of ours.
+    """
+    context = CallContext(entry_layer=layer)
+    context.set_value("training", training)
+    before = get_global_attribute(_CALL_CONTEXT)
+    set_global_attribute(_CALL_CONTEXT, context)
+    try:
+        yield
+    finally:
+        set_global_attribute(_CALL_CONTEXT, before)
+
+
+def aggregate_additional_loss(model: keras.Model, loss: Any) -> Any:
+    """Return a further loss, such as a regularizer's, as a term of the total loss.
+
+    Calls `Trainer._aggregate_additional_loss` (trainers/trainer.py), which divides by
+    the number of replicas. The public `compute_loss` only gives the sum of all.
+    """
+    return model._aggregate_additional_loss(loss)
+
+
+def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Set the epoch at which the starting `fit` begins; `None` keeps its argument.
+
+    Sets `Trainer._initial_epoch` (trainers/trainer.py), as `BackupAndRestore` does. A
+    callback cannot set the argument `initial_epoch`.
+    """
+    model._initial_epoch = epoch
+
+
+def build_metrics(model: keras.Model, batch: Any) -> None:
+    """Create the variables of the compiled metrics, without a step.
+
+    Calls `Trainer._symbolic_build` (trainers/trainer.py), as `fit` does. The public
+    `test_on_batch` would run the model and draw random numbers.
+    """
+    model._symbolic_build(data_batch=batch)
+
+
+def give_back_weights(model: keras.Model) -> None:
+    """Write the state of a running `fit` to the model's variables; on JAX it is apart.
+
+    Calls `jax_state_sync` (backend/jax/trainer.py), which is not documented.
+    """
+    if keras.backend.backend() == "jax":
+        model.jax_state_sync()

@@ -10,8 +10,7 @@ import pytest
 from keras import layers, ops
 
 import keras_selfdistill as ksd
-from keras_selfdistill.training.logs.exit_metrics import exit_metrics
-from keras_selfdistill.utils.keras_internals import copy_metric
+from keras_selfdistill.training.logs.exit_metrics import copy_metric, exit_metrics
 from tests.conftest import to_numpy
 
 RANDOM = np.random.default_rng(3)

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_selfdistill.graph.ends.pre_activation import ActivationNotCalledError
+from keras_selfdistill.utils.keras_internals import flatten_layers
 from keras_selfdistill.utils.type_aliases import SymbolicTensor, Tensor
 
 _BATCH_SIZE, _UNKNOWN_SIZE = 2, 16  # Of the batch, and of any other unknown axis.
@@ -81,7 +82,7 @@ class _Run(keras.layers.Layer):
             each
             for operation in self._function.operations
             if isinstance(operation, keras.Layer)
-            for each in operation._flatten_layers()
+            for each in flatten_layers(operation)
         ]
 
     def weights_to_draw(self) -> list[keras.Variable]:

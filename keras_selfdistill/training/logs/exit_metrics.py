@@ -1,5 +1,6 @@
 """The user's metrics, one copy for every exit, named as the logs show them."""
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,9 +9,12 @@ import keras
 from keras_selfdistill.losses.label_loss import crossentropy, is_sparse
 from keras_selfdistill.utils.config import unknown_name
 from keras_selfdistill.utils.keras_internals import (
-    copy_metric,
+    metrics_inside,
     object_name,
     set_direction,
+    set_tracked,
+    value_without_autocast,
+    variables_inside,
 )
 
 
@@ -106,6 +110,71 @@ def _copy(metric, output):
         ) from error
     copied.name = f"{output}_{metric.name}"
     return copied
+
+
+def copy_metric(metric: keras.Metric) -> keras.Metric:
+    """Return a copy of a metric with variables of its own and everything else alike.
+
+    The object is copied, not made again from its config, which may omit arguments.
+    Layers, models, losses and functions in it are shared.
+
+    Raises:
+        TypeError: It holds what cannot be copied, such as an open file.
+
+    Example:
+        >>> import numpy as np
+        >>> metric = keras.metrics.Precision(class_id=1)
+        >>> copied = copy_metric(metric)
+        >>> copied.update_state(np.eye(2), np.eye(2))
+        >>> copied.class_id, float(copied.result()), float(metric.result())
+        (1, 1.0, 0.0)
+    """
+    return _copy_metric(metric, {})
+
+
+def _copy_metric(metric, memo):
+    copied = memo[id(metric)] = object.__new__(type(metric))
+    for inner in metrics_inside(metric):
+        if id(inner) not in memo:
+            _copy_metric(inner, memo)
+    for variable in variables_inside(metric):
+        memo[id(variable)] = _fresh(variable)
+    for value in keras.tree.flatten([_plain(each) for each in vars(metric).values()]):
+        if isinstance(value, (keras.Layer, keras.losses.Loss, keras.Optimizer)):
+            memo[id(value)] = value
+    # Keras copies its own objects by way of a file: this one must be none of them.
+    vars(copied).update(copy.deepcopy(vars(metric), memo))
+    # Copied lists, which the tracker watches, told it of the variables once more.
+    set_tracked(
+        copied,
+        variables=[memo[id(each)] for each in variables_inside(metric)],
+        metrics=[memo[id(each)] for each in metrics_inside(metric)],
+    )
+    return copied
+
+
+def _plain(value):
+    """Return a container that Keras tracks as one that its tree functions open."""
+    if isinstance(value, dict):
+        return [_plain(each) for each in value.values()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(each) for each in value]
+    return [value]
+
+
+def _fresh(variable):
+    value = value_without_autocast(variable)
+    if keras.backend.backend() == "tensorflow":
+        # Of devices that train together, each has its own: all began alike.
+        value = getattr(value, "values", (value,))[0]
+    return keras.Variable(
+        keras.ops.convert_to_numpy(value),
+        dtype=variable.dtype,
+        trainable=False,
+        aggregation=variable.aggregation,
+        synchronization=variable.synchronization,
+        name=variable.name,
+    )
 
 
 def _accuracy(labels, outputs):
