@@ -12,6 +12,7 @@ from keras import layers
 
 from keras_selfdistill.costs.counting import Count, Shapes, macs_by_node
 from keras_selfdistill.exits.attach import ExitGraph
+from keras_selfdistill.exits.sections import exit_sections
 from keras_selfdistill.graph.nodes import ancestors, graph_nodes
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.utils.keras_internals import run_in_inference_mode
@@ -148,30 +149,13 @@ def section_costs(
     ]
 
 
-def calls_by_section(graph: ExitGraph, outputs: Sequence[str] = OUTPUTS) -> dict:
-    """Return the name of the first exit that needs each node.
-
-    Args:
-        graph: A base with exits.
-        outputs: Requested outputs, as in `cut_sections`.
-    """
-    pieces = _pieces(graph, outputs)
-    names = list(graph.exits)
-    # The inputs, which belong to no section, are assigned to the first exit.
-    return {node: names[max(0, index)] for node, index in pieces.section.items()}
-
-
 def _pieces(graph, outputs):
     ends = [
         [getattr(each, output) for output in outputs] for each in graph.exits.values()
     ]
     nodes = graph_nodes(graph.base.inputs, ends)
-    needed = [_all_ancestors(end) for end in ends]
-    section = {}
-    for node in nodes:
-        made = {id(tensor) for tensor in node.outputs}
-        exits = [i for i, found in enumerate(needed) if found & made]
-        section[node] = exits[0] if exits and node.input_tensors else -1
+    section = exit_sections(graph, nodes, outputs)
+    section |= {node: -1 for node in nodes if not node.input_tensors}
     return _Pieces(nodes, section, ends)
 
 

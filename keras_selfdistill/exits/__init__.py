@@ -3,4 +3,11 @@
 Public: `suggest_taps`, as `keras_selfdistill.suggest_taps`; the rest is internal.
 """
 
-__all__ = ["attach", "block_ends", "head_budget", "named_taps", "placement"]
+__all__ = [
+    "attach",
+    "block_ends",
+    "head_budget",
+    "named_taps",
+    "placement",
+    "sections",
+]

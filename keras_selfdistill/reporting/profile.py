@@ -14,7 +14,7 @@ from keras_selfdistill.costs.counting import (
     model_macs,
 )
 from keras_selfdistill.costs.input_shapes import given_shapes
-from keras_selfdistill.early_exit.section_models import calls_by_section
+from keras_selfdistill.exits.sections import exit_sections
 from keras_selfdistill.graph.ends.pre_activation import PreActivation
 from keras_selfdistill.graph.flatten import flatten
 from keras_selfdistill.graph.nodes import (
@@ -203,7 +203,8 @@ def _profile_exits(model, shapes):
     }
     ends = [each.output for each in graph.exits.values()] + [graph.ensemble]
     nodes = graph_nodes(graph.base.inputs, ends)
-    section = calls_by_section(graph, ["output"])
+    numbers = exit_sections(graph, nodes, ["output"])
+    section = {node: model.exit_names[number] for node, number in numbers.items()}
     counts = macs_by_node(nodes, shapes)
     rows = _layer_costs(counts, section, graph.flat.calls)
     sections = {}

@@ -8,7 +8,8 @@ import keras
 from keras import ops
 
 from keras_selfdistill.exits.attach import ExitGraph
-from keras_selfdistill.graph.nodes import ancestors, model_nodes
+from keras_selfdistill.exits.sections import base_sections
+from keras_selfdistill.graph.nodes import model_nodes
 from keras_selfdistill.graph.shells import original
 
 
@@ -33,20 +34,17 @@ def section_weights(graph: ExitGraph) -> dict[str, list[Any]]:
         ['section_1', 'section_2', 'section_3']
     """
     digits = len(str(len(graph.exits)))
-    ends = [ancestors(graph.flat.calls[tap]) for tap in graph.taps]
     found: dict[str, list[Any]] = {
         f"section_{i + 1:0{digits}}": [] for i in range(len(graph.exits))
     }
+    names = list(found)
     seen = set()
-    for node in model_nodes(graph.flat.model):
+    nodes = model_nodes(graph.flat.model)
+    for node, number in base_sections(graph, nodes).items():
         layer = original(node.operation)
-        if not isinstance(layer, keras.Layer) or id(layer) in seen:
-            continue
-        seen.add(id(layer))
-        made = {id(tensor) for tensor in node.outputs}
-        before = (i for i, end in enumerate(ends) if made & end)
-        section = list(found)[next(before, len(ends))]
-        found[section] += layer.trainable_variables
+        if isinstance(layer, keras.Layer) and id(layer) not in seen:
+            seen.add(id(layer))
+            found[names[number]] += layer.trainable_variables
     return {section: weights for section, weights in found.items() if weights}
 
 

@@ -5,7 +5,8 @@ import dataclasses
 from keras_selfdistill.costs.counting import Shapes, macs_by_node
 from keras_selfdistill.costs.input_shapes import nominal_shapes
 from keras_selfdistill.exits.attach import ExitGraph
-from keras_selfdistill.graph.nodes import ancestors, graph_nodes
+from keras_selfdistill.exits.sections import base_sections, needed_by
+from keras_selfdistill.graph.nodes import graph_nodes
 from keras_selfdistill.recipes.base import is_used
 from keras_selfdistill.training.distiller import SelfDistiller
 
@@ -104,16 +105,14 @@ def _costs(
     outputs = [each.output for each in graph.exits.values()]
     nodes = graph_nodes(graph.base.inputs, outputs)
     counts = macs_by_node(nodes, shapes)
-    of_base = ancestors(graph.exits["final"].output)
-    ends = [ancestors(graph.flat.calls[tap]) for tap in graph.taps] + [of_base]
-    exits = [ancestors(output) for output in outputs]
-    sections: list[int | None] = [0] * len(exits)
-    heads: list[int | None] = [0] * len(exits)
+    in_section = base_sections(graph, nodes)
+    users = needed_by(nodes, [[output] for output in outputs])
+    sections: list[int | None] = [0] * len(outputs)
+    heads: list[int | None] = [0] * len(outputs)
     for node in nodes:
-        made = {id(tensor) for tensor in node.outputs}
-        totals, needed = (sections, ends) if made & of_base else (heads, exits)
-        users = [i for i, tensors in enumerate(needed) if made & tensors]
-        number = users[0] if totals is sections else users[-1]
+        totals, number = heads, users[node][-1]
+        if node in in_section:
+            totals, number = sections, in_section[node]
         total, count = totals[number], counts[node]
         if total is None or count.unknown:
             totals[number] = None
