@@ -10,7 +10,7 @@ import keras
 from keras_selfdistill.evaluation.significance import sign_flip_p
 from keras_selfdistill.reporting.comparison_result import Comparison, Line, Summary
 from keras_selfdistill.reporting.report import report
-from keras_selfdistill.reporting.report_result import PLAIN, Report
+from keras_selfdistill.reporting.report_result import PLAIN, Report, Row
 from keras_selfdistill.utils.type_aliases import Data
 
 Run: TypeAlias = keras.Model | Report
@@ -97,7 +97,9 @@ def compare(
     return Comparison(reports, tuple(_lines(reports)))
 
 
-def _reports(name, found, data, options):
+def _reports(
+    name: str, found: Sequence[Run], data: Data, options: Mapping[str, Any]
+) -> Iterator[Report]:
     """Yield the report of each seed, and print the run's name above progress bars."""
     for number, each in enumerate(found, start=1):
         if isinstance(each, Report):
@@ -108,7 +110,7 @@ def _reports(name, found, data, options):
         yield report(each, data, **options)
 
 
-def _check_data(data, models):
+def _check_data(data: Data, models: int) -> None:
     if models and data is None:
         raise ValueError(
             "Comparing models needs data. Received: data=None. Expected: data as "
@@ -121,7 +123,7 @@ def _check_data(data, models):
         )
 
 
-def _check_reports(reports):
+def _check_reports(reports: Mapping[str, Sequence[Report]]) -> None:
     every = [each for found in reports.values() for each in found]
     kinds = {(each.task, each.samples) for each in every}
     if len(kinds) > 1:
@@ -138,7 +140,7 @@ def _check_reports(reports):
             )
 
 
-def _lines(reports):
+def _lines(reports: Mapping[str, Sequence[Report]]) -> Iterator[Line]:
     names = {
         run: {_depth(name): name for name in _exits(found[0])}
         for run, found in reports.items()
@@ -160,12 +162,12 @@ def _lines(reports):
             yield Line(exit_name, run, len(found), against, numbers)
 
 
-def _exits(found):
+def _exits(found: Report) -> list[str]:
     # The plain base of a report is not an exit of the run.
     return [row.name for row in found.rows if row.name != PLAIN]
 
 
-def _depth(name):
+def _depth(name: str) -> tuple[int, int, str]:
     """Return a sort key: exits from shallow to deep, then the final exit and others.
 
     `exit_01` of ten exits and `exit_1` of three exits have the same key.
@@ -176,7 +178,7 @@ def _depth(name):
     return (1 if name == "final" else 2), 0, name
 
 
-def _summary(number, rows, others):
+def _summary(number: str, rows: Sequence[Row], others: Sequence[Row]) -> Summary:
     values = [getattr(row, number) for row in rows]
     against = [getattr(row, number) for row in others]
     deviation = _deviation(values) if len(values) > 1 else None
@@ -189,7 +191,7 @@ def _summary(number, rows, others):
     return Summary(statistics.mean(values), deviation, difference, p)
 
 
-def _deviation(values):
+def _deviation(values: Sequence[float]) -> float:
     # `statistics.stdev` fails where a value is NaN.
     finite = all(map(math.isfinite, values))
     return statistics.stdev(values) if finite else math.nan

@@ -78,7 +78,7 @@ class Comparison:
         """Return the table in Markdown."""
         return f"**{self._title()}**\n\n{self._table().markdown()}"
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         return self._table().html(self._title())
 
     def to_csv(self) -> str:
@@ -110,12 +110,12 @@ class Comparison:
         }
         return {"lines": lines, "reports": reports}
 
-    def _title(self):
+    def _title(self) -> str:
         first = next(iter(self.reports.values()))[0]
         runs = ", ".join(self.reports)
         return f"{runs}: {first.task}, {first.samples:,} samples"
 
-    def _table(self):
+    def _table(self) -> Table:
         main = _main_number(self)
         cells = [_cells(line, main) for line in self.lines]
         # Columns without any value, such as "p" without pairs of seeds, are left out.
@@ -124,12 +124,12 @@ class Comparison:
         return Table(headings, rows, _notes(self), names=2)
 
 
-def _main_number(comparison):
+def _main_number(comparison: "Comparison") -> str:
     known = comparison.lines[0].numbers
     return "accuracy" if "accuracy" in known else "absolute_error"
 
 
-def _cells(line, main):
+def _cells(line: Line, main: str) -> dict[str, str]:
     """Return the texts of one row by column heading."""
     summary = line.numbers[main]
     scale, unit = (100, "%") if main == "accuracy" else (1, "")
@@ -141,7 +141,7 @@ def _cells(line, main):
     )
     difference = summary.difference
 
-    def mean(number, form):
+    def mean(number: str, form: str) -> str:
         known = line.numbers.get(number)
         return "–" if known is None else form.format(known.mean)
 
@@ -158,7 +158,7 @@ def _cells(line, main):
     }
 
 
-def _notes(comparison):
+def _notes(comparison: "Comparison") -> list[str]:
     first = next(iter(comparison.reports))
     points = " in percentage points" if _main_number(comparison) == "accuracy" else ""
     found = [

@@ -46,7 +46,7 @@ class CompiledLogits:
         model: Model to evaluate.
     """
 
-    def __init__(self, model: EvaluatedModel):
+    def __init__(self, model: EvaluatedModel) -> None:
         inputs = list(model.base.inputs)
         self._names = list(model.logits)  # The call returns them sorted by name.
         self._call = CompiledModel(keras.Model(inputs, model.logits))
@@ -103,7 +103,7 @@ def evaluated_model(model: keras.Model, task: str | None = None) -> EvaluatedMod
     return EvaluatedModel(model, graph.base, graph.task, logits, models)
 
 
-def _plain(model, task):
+def _plain(model: keras.Model, task: str | None) -> EvaluatedModel:
     flat = flatten(model).model  # The last layer may be in a nested model.
     with unrecorded(flat):
         end = find_base_end(flat, task)
@@ -114,7 +114,7 @@ def _plain(model, task):
     )
 
 
-def _check_masks(model):
+def _check_masks(model: keras.Model) -> None:
     output = model.outputs[0]
     masked = mask_of(output) is not None
     if masked and len(output.shape) > 2:

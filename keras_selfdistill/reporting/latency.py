@@ -47,7 +47,7 @@ class Picked:
     model: keras.Model
     table: tuple[Latency, ...]
 
-    def __str__(self):
+    def __str__(self) -> str:
         """Return the name of the exit and the table of latencies."""
         return f"{self.name} of\n{_text(self.table)}"
 
@@ -96,7 +96,7 @@ def pick_exit(
     return Picked(fitting[-1], model.exit_model(fitting[-1]), table)
 
 
-def _measured(model, sample, repeats):
+def _measured(model: SelfDistiller, sample: Data, repeats: int) -> dict[str, float]:
     """Return the median latency of every exit in milliseconds."""
     base = model.exit_graph.base
     ((arrays, _),) = DataAdapter(base).batches(sample)
@@ -143,7 +143,7 @@ def median_milliseconds(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _text(table):
+def _text(table: Sequence[Latency]) -> str:
     return "\n".join(
         f"  {row.name:10} {row.milliseconds:9.3f} ms{'' if row.fits else '  too slow'}"
         for row in table

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -26,6 +26,7 @@ from keras_selfdistill.graph.nodes import (
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.utils.table import Table, compact
+from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Profile(Mapping[str, Cost]):
         exits: Mapping[str, Cost],
         sections: Mapping[str, Cost],
         layers: tuple[LayerCost, ...],
-    ):
+    ) -> None:
         self._exits = dict(exits)
         self.sections = dict(sections)
         self.layers = layers
@@ -189,7 +190,7 @@ def profile_at(model: keras.Model, shapes: Shapes) -> Profile:
     return Profile({"final": cost}, {"final": cost}, tuple(rows.values()))
 
 
-def _profile_exits(model, shapes):
+def _profile_exits(model: SelfDistiller, shapes: Shapes) -> Profile:
     graph = model.exit_graph
     names = model.exit_names if model.has_early_exits else ["final"]
     models = {name: model.exit_model(name) for name in names}
@@ -216,7 +217,7 @@ def _profile_exits(model, shapes):
     return Profile(exits, sections, tuple(rows.values()))
 
 
-def _as_cost(parameters, count, of_base):
+def _as_cost(parameters: int, count: Count, of_base: Count) -> Cost:
     return Cost(parameters, count.macs, macs_ratio(count, of_base), count.unknown)
 
 
@@ -235,7 +236,11 @@ def macs_ratio(cost: Cost | Count, of_base: Cost | Count) -> float:
     return cost.macs / of_base.macs
 
 
-def _layer_costs(counts, sections, calls):
+def _layer_costs(
+    counts: Mapping[Node, Count],
+    sections: Mapping[Node, str],
+    calls: Mapping[str, SymbolicTensor],
+) -> dict[Node, LayerCost]:
     """Return the `LayerCost` of every counted node."""
     paths = {id(tensor): path for path, tensor in calls.items()}
     # A `PreActivation` calls the last layer of the base without its activation.
@@ -261,7 +266,9 @@ def _layer_costs(counts, sections, calls):
     return rows
 
 
-def _own_parameters(nodes, sections):
+def _own_parameters(
+    nodes: Iterable[Node], sections: Mapping[Node, str]
+) -> dict[Node, int]:
     """Return the number of weights that each node is the first to use.
 
     Nodes of the ensemble come last, because they may use weights of the final exit.
@@ -277,7 +284,7 @@ def _own_parameters(nodes, sections):
     return found
 
 
-def _costs_table(costs, heading):
+def _costs_table(costs: Mapping[str, Cost], heading: str) -> Table:
     headings = [heading, "parameters", "multiply-adds", "share"]
     rows = [
         [
@@ -291,7 +298,7 @@ def _costs_table(costs, heading):
     return Table(headings, rows)
 
 
-def _layers_table(layers):
+def _layers_table(layers: Sequence[LayerCost]) -> Table:
     headings = ["layer", "class", "section of", "parameters", "multiply-adds"]
     rows = [
         [
@@ -299,7 +306,7 @@ def _layers_table(layers):
             row.kind,
             row.section,
             compact(row.parameters),
-            "unknown" if row.unknown else compact(row.macs),
+            "unknown" if row.macs is None else compact(row.macs),
         ]
         for row in layers
         if row.parameters or row.macs != 0

@@ -4,10 +4,11 @@ import dataclasses
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from absl import logging
 
 from keras_selfdistill import heads
@@ -105,7 +106,7 @@ def report(
     )
 
 
-def _other_heads(model):
+def _other_heads(model: keras.Model) -> str:
     """Return the heads of a wrapper as text, if they are not those of its recipe."""
     if not isinstance(model, SelfDistiller):
         return ""
@@ -113,7 +114,7 @@ def _other_heads(model):
     return "" if model.head == own else f"{model.head}; the recipe's own: {own}"
 
 
-def _check_numbers(batch_size, latency_batch_size, repeats):
+def _check_numbers(batch_size: int, latency_batch_size: int, repeats: int) -> None:
     if batch_size < 1 or latency_batch_size < 1 or repeats < 0:
         raise ValueError(
             "Batch sizes must be at least 1 and `repeats` at least 0. Received: "
@@ -122,7 +123,7 @@ def _check_numbers(batch_size, latency_batch_size, repeats):
         )
 
 
-def _evaluated_base(base, wrapper):
+def _evaluated_base(base: keras.Model, wrapper: EvaluatedModel) -> EvaluatedModel:
     """Return the plain base as an `EvaluatedModel`, if it has the wrapper's shapes."""
     plain = evaluated_model(base, wrapper.task.name)
     shapes = [
@@ -138,7 +139,9 @@ def _evaluated_base(base, wrapper):
     return plain
 
 
-def _read(evaluated, data, batch_size, verbose):
+def _read(
+    evaluated: Mapping[str, EvaluatedModel], data: Data, batch_size: int, verbose: int
+) -> tuple[dict[str, Sums], list[np.ndarray], int]:
     """Return the sums by row, the first batch and the number of samples."""
     logits_of = {key: CompiledLogits(each) for key, each in evaluated.items()}
     task = evaluated[""].task
@@ -205,7 +208,12 @@ def _batches(
     return adapter.batches(data), count
 
 
-def _times(evaluated, sample, repeats, verbose):
+def _times(
+    evaluated: Mapping[str, EvaluatedModel],
+    sample: Sequence[np.ndarray],
+    repeats: int,
+    verbose: int,
+) -> dict[str, float]:
     """Return the median latency of every row whose model can be deployed."""
     if not repeats:
         return {}
@@ -236,7 +244,7 @@ def _cost(
     }
 
 
-def _size_on_disk(model):
+def _size_on_disk(model: keras.Model) -> int | None:
     """Return the bytes of a model's `.keras` file; `None` if Keras cannot save it."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.keras")
@@ -251,17 +259,17 @@ def _size_on_disk(model):
 class _Silence:
     """A progress bar that shows nothing."""
 
-    def update(self, current, finalize=None):
+    def update(self, current: int, finalize: bool | None = None) -> None:
         """Show nothing."""
 
 
-def _bar(verbose, target, unit):
+def _bar(verbose: int, target: int | None, unit: str) -> Any:
     if not verbose:
         return _Silence()
     return keras.utils.Progbar(target, unit_name=unit)
 
 
-def _device():
+def _device() -> str:
     """Return the backend and its default device, such as `"tensorflow on CPU:0"`."""
     tensor = keras.ops.ones((1,))
     backend = keras.backend.backend()

@@ -103,7 +103,7 @@ class Report:
         """Return the table in Markdown."""
         return f"**{self._title()}**\n\n{table_of(self).markdown()}"
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         return table_of(self).html(self._title())
 
     def to_csv(self) -> str:
@@ -141,5 +141,5 @@ class Report:
             axes.yaxis.set_major_formatter("{x:.3g}")
         return figure
 
-    def _title(self):
+    def _title(self) -> str:
         return f"{self.model}: {self.task}, {self.samples:,} samples"

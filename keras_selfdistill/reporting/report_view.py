@@ -61,7 +61,7 @@ def csv_of(rows: list[dict]) -> str:
     )
 
 
-def _cell(row, key):
+def _cell(row: Any, key: str) -> str:
     value = getattr(row, key)
     if value is None:
         return "–"
@@ -72,7 +72,7 @@ def _cell(row, key):
     return f"≥ {shown}" if key == "macs" and row.unknown else shown
 
 
-def _notes(report):
+def _notes(report: Any) -> list[str]:
     found = [
         meaning
         for key, meaning in _MEANINGS.items()
