@@ -19,7 +19,7 @@ from keras_selfdistill.early_exit.thresholds.frontier import (
     Frontier,
     exit_shares,
 )
-from keras_selfdistill.early_exit.thresholds.search import Outcomes
+from keras_selfdistill.early_exit.thresholds.search import Outcomes, evaluate
 from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.utils.table import Table
 from keras_selfdistill.utils.type_aliases import Data, Labels
@@ -145,12 +145,17 @@ class Calibration:
         self._check_costs("frontier()")
         outcomes = self._calibrated("Call calibrate(x, y, ...) first.")
         points = points_of(outcomes, per_exit=per_exit)
+        chosen = None
+        if self._thresholds is not None:
+            accuracy, cost = evaluate(outcomes, self._thresholds)
+            chosen = cost, accuracy
         return Frontier(
             exit_names=tuple(self.exit_names[:-1]),
             thresholds=points.thresholds,
             accuracy=points.accuracy,
             macs_ratio=points.cost,
             base_accuracy=float(outcomes.reference.mean()),
+            chosen=chosen,
         )
 
     def exit_shares(self, points: int = 201) -> ExitShares:

@@ -93,7 +93,7 @@ def plot_exit_shares(
     shares: Tensor,
     exit_names: Sequence[str],
     *,
-    chosen: float | None = None,
+    chosen: float | Sequence[float] | None = None,
     ax: Axes = None,
 ) -> Figure:
     """Draw the fraction of samples that exit at each exit, by threshold.
@@ -102,7 +102,8 @@ def plot_exit_shares(
         thresholds: Thresholds that all exits share, ascending, shape `(thresholds,)`.
         shares: Fractions of shape `(thresholds, exits)`; each row sums to 1.
         exit_names: Names of the exits, shallow to deep.
-        chosen: Threshold to mark.
+        chosen: Threshold to mark, or one for each exit but the last. Infinite ones, at
+            which no sample or every sample exits, are left out.
         ax: Matplotlib axes to draw on.
 
     Returns:
@@ -126,9 +127,7 @@ def plot_exit_shares(
         colors=[styles[name].color for name in exit_names],
         edgecolor="white",
     )
-    if chosen is not None:
-        ax.axvline(chosen, color=style.ORANGE, linewidth=2.5, linestyle="--")
-        ax.lines[-1].set_label(f"chosen: {chosen:.3g}")
+    _mark_thresholds(ax, chosen, exit_names, styles)
     ax.set_xlabel("threshold of every exit")
     ax.set_ylabel("fraction of samples per exit")
     ax.yaxis.set_major_formatter("{x:.0%}")
@@ -144,3 +143,23 @@ def plot_exit_shares(
         frameon=False,
     )
     return ax.figure
+
+
+def _mark_thresholds(
+    ax: Axes,
+    chosen: float | Sequence[float] | None,
+    exit_names: Sequence[str],
+    styles: Mapping[str, style.Style],
+) -> None:
+    """Draw lines at the thresholds in use: one where all exits share it."""
+    values = np.atleast_1d(np.asarray([] if chosen is None else chosen, "float64"))
+    if len(set(values.tolist())) == 1:
+        marks = [("chosen", style.ORANGE, values[0])]
+    else:
+        named = zip(exit_names, values, strict=False)
+        marks = [(name, styles[name].color, value) for name, value in named]
+    for name, color, value in marks:
+        if np.isfinite(value):
+            ax.axvline(value, color="white", linewidth=4)
+            ax.axvline(value, color=color, linewidth=2, linestyle="--")
+            ax.lines[-1].set_label(f"{name}: {value:.3g}")

@@ -28,9 +28,11 @@ class Style(NamedTuple):
 _PINNED = {
     "final": Style(INK, "o", "-"),
     "ensemble": Style(ORANGE, "D", "--"),
+    "base": Style(INK, "o", "-"),
+    "chosen": Style(INK, "*", "--"),
     **dict.fromkeys(("plain", "plain base", "trained plainly"), Style(ROSE, "s", "--")),
 }
-_EXIT_MARKERS, _OTHER_MARKERS = "^vP*Xdhp<>", "X^vP*"
+_EXIT_MARKERS, _OTHER_MARKERS = "^vPXdhp<>8", "X^vP"
 
 
 def exit_styles(names: Iterable[str]) -> dict[str, Style]:

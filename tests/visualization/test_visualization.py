@@ -19,6 +19,7 @@ import pytest
 
 import keras_selfdistill as ksd
 from keras_selfdistill import analysis, visualization
+from keras_selfdistill.early_exit.thresholds.frontier import Frontier
 from keras_selfdistill.visualization import style
 from keras_selfdistill.visualization.anatomy import anatomy
 from tests.conftest import ROOT, small_base
@@ -90,7 +91,23 @@ def many_exits():
     )
 
 
+def exit_shares_by_exit():
+    t = np.linspace(0.1, 1.0, 50)
+    shares = np.stack([1 - t**2, t**2 - t**4, t**4 - t**8, t**8], axis=1)
+    chosen = [0.5, 0.7, np.inf]
+    return visualization.plot_exit_shares(t, shares, EXITS, chosen=chosen)
+
+
+def frontier():
+    cost = np.linspace(0.33, 1.0, 30)
+    accuracy = 0.62 + 0.16 * np.sqrt(cost - 0.33)
+    found = Frontier(("exit_1",), cost[:, None], accuracy, cost, 0.74, (0.6, 0.70))
+    return found.plot()
+
+
 FIGURES = {
+    "exit_shares_by_exit": exit_shares_by_exit,
+    "frontier": frontier,
     "accuracy_vs_compute": accuracy_vs_compute,
     "exit_shares": exit_shares,
     "history": history,

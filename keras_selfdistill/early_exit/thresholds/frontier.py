@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_selfdistill.early_exit.thresholds.search import Outcomes
-from keras_selfdistill.utils.type_aliases import Axes, Figure, PathLike
+from keras_selfdistill.utils.type_aliases import Axes, Figure
 from keras_selfdistill.visualization import plot_accuracy_vs_compute, plot_exit_shares
 
 
@@ -20,6 +20,7 @@ class Frontier:
         accuracy: Accuracy on the calibration data, shape `(points,)`.
         macs_ratio: Mean multiply-adds as a fraction of the base's, shape `(points,)`.
         base_accuracy: Accuracy of the base, which has a `macs_ratio` of 1.
+        chosen: `macs_ratio` and accuracy of the thresholds in use, if there are any.
     """
 
     exit_names: tuple[str, ...]
@@ -27,16 +28,16 @@ class Frontier:
     accuracy: np.ndarray
     macs_ratio: np.ndarray
     base_accuracy: float
+    chosen: tuple[float, float] | None = None
 
     def __len__(self):
         """Return the number of points."""
         return len(self.accuracy)
 
-    def plot(self, path: PathLike | None = None, *, ax: Axes = None) -> Figure:
-        """Draw accuracy by cost, with the base as a point.
+    def plot(self, *, ax: Axes = None) -> Figure:
+        """Draw accuracy by cost, with the base and the thresholds in use as points.
 
         Args:
-            path: Path of a file to write, such as `"frontier.svg"`.
             ax: Matplotlib axes to draw on.
 
         Returns:
@@ -45,11 +46,10 @@ class Frontier:
         Raises:
             ImportError: Matplotlib is not installed.
         """
-        base = {"base": (1.0, self.base_accuracy)}
-        figure = plot_accuracy_vs_compute(base, frontier=self, ax=ax)
-        if path is not None:
-            figure.savefig(path)
-        return figure
+        points = {"base": (1.0, self.base_accuracy)}
+        if self.chosen is not None:
+            points["chosen"] = self.chosen
+        return plot_accuracy_vs_compute(points, frontier=self, ax=ax)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +60,13 @@ class ExitShares:
         exit_names: Names of all exits, shallow to deep.
         thresholds: Thresholds of shape `(points,)`, ascending.
         shares: Fractions of shape `(points, exits)`; each row sums to 1.
-        chosen: The threshold in use, if all exits share one.
+        chosen: The thresholds in use, of all exits but the last.
     """
 
     exit_names: tuple[str, ...]
     thresholds: np.ndarray
     shares: np.ndarray
-    chosen: float | None = None
+    chosen: tuple[float, ...] | None = None
 
     def plot(self, *, ax: Axes = None) -> Figure:
         """Draw the fractions; see `visualization.plot_exit_shares`."""
@@ -101,11 +101,5 @@ def exit_shares(
     thresholds = np.linspace(best.min(), best.max(), points)
     rest = [np.searchsorted(column, thresholds) / len(outcomes) for column in best.T]
     exited = 1 - np.stack([np.ones(points), *rest, np.zeros(points)], axis=1)
-    chosen = set(in_use or ())
-    shared = chosen.pop() if len(chosen) == 1 else None
-    return ExitShares(
-        tuple(exit_names),
-        thresholds,
-        np.diff(exited, axis=1),
-        shared if shared is not None and np.isfinite(shared) else None,
-    )
+    chosen = None if in_use is None else tuple(in_use)
+    return ExitShares(tuple(exit_names), thresholds, np.diff(exited, axis=1), chosen)
