@@ -50,9 +50,10 @@ def features_within_budget(
     Returns:
         The head, and its features by exit name.
     """
-    affordable = _budget(base) if head.narrower() is not None else None
-    if affordable is None:
+    of_base = _known_macs(base) if head.narrower() is not None else None
+    if of_base is None:
         return head, head.features(taps, target)
+    affordable = SHARE * of_base
     trials = _trials(base, head, taps, target, classes)
     tried = [next(trials)]
     while tried[-1].macs > affordable:
@@ -62,7 +63,7 @@ def features_within_budget(
         tried.append(narrower)
     chosen = tried[-1] if tried[-1].macs <= affordable else tried[0]
     if chosen is not tried[0]:
-        _log(base, tried)
+        _log(base, of_base, tried)
     random.setstate(chosen.seeds)
     give_values(chosen.variables)
     return chosen.head, chosen.features
@@ -119,16 +120,15 @@ def features_macs(base: keras.Model, features: Mapping[str, SymbolicTensor]) -> 
     return Count.total(macs_by_node(own).values())
 
 
-def _budget(base: keras.Model) -> float | None:
-    """Return the multiply-adds that exits may add to a base, `None` if unknown."""
+def _known_macs(base: keras.Model) -> int | None:
+    """Return a base's multiply-adds per sample, `None` if not all are known."""
     if any(None in tensor.shape[1:] for tensor in base.inputs):
-        return None  # Costs depend on the input's size.
+        return None  # They depend on the input's size.
     macs, unknown = model_macs(base)
-    return None if unknown else SHARE * macs  # A part of it would be too little.
+    return None if unknown else macs
 
 
-def _log(base: keras.Model, tried: Sequence[_Trial]) -> None:
-    of_base = model_macs(base).macs
+def _log(base: keras.Model, of_base: int, tried: Sequence[_Trial]) -> None:
     logging.info(
         "The exits of %s use %r, which adds %.0f %% to its multiply-adds. The "
         "recipe's own %r would add %.0f %%; pass it as `head=` to use it.",
