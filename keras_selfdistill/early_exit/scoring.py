@@ -115,11 +115,9 @@ class Scorer:
         scores = _cast(scores, probabilities.dtype)
         _check_shape(scores, probabilities, self.criterion)
         # NaN gets the lowest score, whatever a criterion returns for it.
-        missing = xp.logical_or(
-            xp.isnan(xp.sum(probabilities, axis=-1)), xp.isnan(scores)
-        )
+        missing = xp.isnan(xp.sum(probabilities, axis=-1) + scores)
         scores = xp.where(missing, -LARGEST_SCORE, scores)
-        return xp.clip(scores, -LARGEST_SCORE, LARGEST_SCORE)
+        return xp.minimum(xp.maximum(scores, -LARGEST_SCORE), LARGEST_SCORE)
 
 
 def softmax(logits: Tensor) -> Tensor:
