@@ -1,12 +1,11 @@
 """Private names of Keras that this package needs: one small function for each.
 
-Each docstring names what it uses, the file below keras/src, and why no public API will
-do. A test in tests/utils/test_keras_internals.py fails if a newer Keras changes it. The
-private lists of a graph's nodes are read in `graph/nodes.py`.
+Each docstring names the file below keras/src and why no public API will do; each has a
+test in tests/utils/test_keras_internals.py. `graph/nodes.py` reads the lists of nodes.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -95,7 +94,7 @@ def run_in_inference_mode(function: keras.Function, inputs: Any) -> Any:
     `keras.Input` copies every call, and the layers would keep the copies.
     """
 
-    def inferring(operation):
+    def inferring(operation: keras.Operation) -> Callable[..., Any]:
         if not isinstance(operation, keras.Layer):
             return operation
         # Every layer takes `training`; those whose `call` does not ask hand it on.
@@ -113,11 +112,13 @@ def refuses_clones(model_class: Any) -> Any:
     """
     cloning = keras.models.clone_model.__module__
 
-    def run_through_graph(self, inputs, operation_fn=lambda each: each, call_fn=None):
+    def run_through_graph(
+        self: Any, inputs: Any, operation_fn: Any = None, call_fn: Any = None
+    ) -> Any:
         if getattr(operation_fn, "__module__", None) == cloning:
             self.refuse_clone()
         usual = super(model_class, self)._run_through_graph
-        return usual(inputs, operation_fn, call_fn)
+        return usual(inputs, operation_fn or (lambda each: each), call_fn)
 
     model_class._run_through_graph = run_through_graph
     return model_class
