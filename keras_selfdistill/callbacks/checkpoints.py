@@ -1,8 +1,8 @@
-"""A folder of checkpoints, of which every one is whole or refused.
+"""A folder of checkpoints, each written atomically and verified when read.
 
-A file is a line of its own with a digest of all bytes after it, then a zip of arrays as
-NumPy writes it. It comes to its name only when it is complete on disk. Regular files
-with whole names of checkpoints are read and removed, nothing else in the folder.
+A file is one line with a digest of all bytes after it, then a zip of arrays in NumPy's
+format. It is renamed to its name only when it is complete on disk. Only regular files
+with the exact names of checkpoints are read or removed, nothing else in the folder.
 """
 
 import json
@@ -22,46 +22,55 @@ from keras_selfdistill.files.archive import check_fields, check_members
 from keras_selfdistill.files.atomic import replacing
 from keras_selfdistill.files.digest import sha256
 from keras_selfdistill.files.regular_files import open_regular
+from keras_selfdistill.utils.type_aliases import PathLike
 
 _FORMAT = b"keras_selfdistill checkpoint 1 SHA-256 "
-_DIGEST_LENGTH = 64  # In hexadecimal digits.
+_DIGEST_LENGTH = 64  # SHA-256 in hexadecimal digits.
 _NAME = "epoch_{epoch:06d}_batch_{batch:08d}.checkpoint"
 _PATTERN = re.compile(r"epoch_(\d+)_batch_(\d+)\.checkpoint", re.ASCII)
 _LARGEST = 2**31 - 1  # Epochs or batches.
 
 
 class Checkpoint(NamedTuple):
-    """The state of a run between two of its batches."""
+    """State of a training between two batches.
 
-    epoch: int  # In which the next batch is.
-    batch: int  # Number of that epoch's batches that are done.
+    Args:
+        epoch: Epoch of the next batch.
+        batch: Number of finished batches of this epoch.
+        arrays: Values of variables.
+        about: Other state, JSON-compatible.
+    """
+
+    epoch: int
+    batch: int
     arrays: list[np.ndarray]
-    about: dict[str, Any]  # What else there is, as JSON can hold it.
+    about: dict[str, Any]
 
 
 class Checkpoints:
-    """The last checkpoints of one run.
+    """The latest checkpoints of one training.
 
     Args:
-        directory: Where they lie; made when the first is written.
+        directory: Path of the folder; created with the first checkpoint.
         keep: Number of checkpoints to keep.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int):
+    def __init__(self, directory: PathLike, keep: int):
         self.directory = pathlib.Path(directory).expanduser()
         self._keep = keep
         self._refused: set[pathlib.Path] = set()
 
     def newest(self, check: Callable[[Checkpoint], None]) -> Checkpoint | None:
-        """Return the newest checkpoint that can be used, or `None` if there is none.
+        """Return the newest usable checkpoint, or `None` if there is no checkpoint.
 
-        A file that cannot be used is left where it is, and named in the log.
+        Unusable files are logged, and neither changed nor removed.
 
         Args:
-            check: Raises `ValueError` where a checkpoint is another run's.
+            check: Function that raises `ValueError` for a checkpoint of another
+                training.
 
         Raises:
-            ValueError: There are checkpoints, but none can be used.
+            ValueError: There are checkpoints, but none is usable.
         """
         reasons = []
         for path in reversed(self._paths()):
@@ -74,22 +83,25 @@ class Checkpoints:
                 logging.error("Checkpoint refused: %s", reasons[-1])
                 continue
             if reasons:
-                logging.warning("The one before is used: %s", path)
+                logging.warning("An earlier checkpoint is used: %s", path)
             return found
         if reasons:
             raise ValueError(
                 "None of the checkpoints can be used. Received: "
                 + "; ".join(reasons)
-                + ". Repeat the program that wrote them, choose another directory, or "
-                "remove them to begin anew."
+                + ". Run the program that wrote them, choose another directory, or "
+                "remove them to start from the beginning."
             )
         return None
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint atomically, and remove those past the last few.
+        """Write a checkpoint atomically, and remove all but the latest.
+
+        Args:
+            checkpoint: State to write.
 
         Raises:
-            OSError: It cannot be written. Those before are as they were.
+            OSError: The file cannot be written. Earlier checkpoints do not change.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         name = _NAME.format(epoch=checkpoint.epoch, batch=checkpoint.batch)
@@ -102,10 +114,9 @@ class Checkpoints:
             old.unlink()
 
     def _paths(self):
-        """Return the files of all checkpoints, from old to new.
+        """Return the paths of all checkpoints, oldest first.
 
-        What has another name or is no file, such as a link, is none of ours: it is
-        neither read nor removed.
+        Files with other names, and links, are not checkpoints of this class.
         """
         try:
             entries = list(os.scandir(self.directory))
@@ -121,7 +132,7 @@ class Checkpoints:
 
 
 def _numbers(name):
-    """Return the epoch and the batch in a checkpoint's name, `None` in another name."""
+    """Return the epoch and the batch in the name of a checkpoint, else `None`."""
     match = _PATTERN.fullmatch(name)
     if match is None:
         return None
@@ -135,7 +146,7 @@ def _write(file, checkpoint):
         "arrays": [each.dtype.name for each in checkpoint.arrays],
     }
     text = np.frombuffer(json.dumps(about).encode(), "uint8")
-    # As bits, because NumPy's format does not know the types of ml_dtypes.
+    # As bits, because NumPy's format does not support the types of ml_dtypes.
     bits = {str(i): _bits(each) for i, each in enumerate(checkpoint.arrays)}
     file.write(_FORMAT + b"0" * _DIGEST_LENGTH + b"\n")
     start = file.tell()
@@ -146,16 +157,19 @@ def _write(file, checkpoint):
     file.write(digest.encode())
 
 
-def read(path: str | os.PathLike) -> Checkpoint:
-    """Return the content of a checkpoint.
+def read(path: PathLike) -> Checkpoint:
+    """Return the checkpoint in a file, which may be untrusted.
+
+    Args:
+        path: Path of the file.
 
     Raises:
-        ValueError: The file is cut off, changed, or was written by something else.
-        OSError: It cannot be read.
+        ValueError: The file is truncated, changed, or not a checkpoint.
+        OSError: The file cannot be read.
     """
     with open_regular(path, follow_links=False) as file:
         if file.read(len(_FORMAT)) != _FORMAT:
-            raise ValueError("it is no checkpoint of this version of the library")
+            raise ValueError("it is not a checkpoint of this version of the library")
         digest = file.read(_DIGEST_LENGTH + 1)
         start = file.tell()
         if sha256(file).encode() + b"\n" != digest:
@@ -164,16 +178,16 @@ def read(path: str | os.PathLike) -> Checkpoint:
             found = _content(file, start)
         except (OSError, MemoryError):
             raise
-        # Whatever an archive with a digest of its own makes NumPy or zipfile raise.
+        # A forged archive may make NumPy or zipfile raise anything.
         except Exception as error:
-            raise ValueError(f"its content is of another form: {error!r}") from error
+            raise ValueError(f"its content is not valid: {error!r}") from error
     if _numbers(pathlib.Path(path).name) not in (None, (found.epoch, found.batch)):
-        raise ValueError(f"it holds epoch {found.epoch}, batch {found.batch}")
+        raise ValueError(f"it contains epoch {found.epoch}, batch {found.batch}")
     return found
 
 
 def _content(file, start):
-    """Return the checkpoint in an archive of which nothing is known but its digest."""
+    """Return the checkpoint in an untrusted archive whose digest is correct."""
     with zipfile.ZipFile(file) as archive:
         numbers = range(len(archive.namelist()) - 1)
         members = {"about.npy", *(f"{i}.npy" for i in numbers)}
@@ -191,8 +205,8 @@ def _content(file, start):
     return Checkpoint(arrays=arrays, **document)
 
 
-def is_count(value: Any) -> bool:
-    """Tell whether a value is an integer of at least 0 that can count epochs."""
+def is_count(value: object) -> bool:
+    """Return whether a value is an integer from 0 that may be an epoch or batch."""
     return type(value) is int and 0 <= value <= _LARGEST
 
 
@@ -213,14 +227,14 @@ def _bits(array):
 
 
 def _check_length(archive, name):
-    """Refuse an array of another length than its header announces.
+    """Refuse an array whose header announces another length.
 
-    NumPy allocates what the header announces before it reads.
+    NumPy allocates the announced length before it reads.
     """
     with archive.open(name) as member:
         version = np.lib.format.read_magic(member)
-        if version != (1, 0):  # What `np.save` writes of shapes and plain dtypes.
-            raise ValueError(f"{name} is of version {version}")
+        if version != (1, 0):  # The version that `np.save` writes for plain dtypes.
+            raise ValueError(f"{name} has version {version}")
         shape, _, dtype = np.lib.format.read_array_header_1_0(member)
         length = archive.getinfo(name).file_size - member.tell()
     announced = math.prod(shape) * dtype.itemsize

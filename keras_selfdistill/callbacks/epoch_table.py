@@ -1,4 +1,4 @@
-"""A table of every epoch, exit by exit."""
+"""`EpochTable`: the logs of every epoch as a table of exits."""
 
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -19,8 +19,7 @@ _COLUMNS = 100  # Of a terminal.
 class EpochTable(keras.callbacks.Callback):
     """Print a table of all exits after each epoch.
 
-    For `fit(verbose=0)`, whose progress bar has all logs in one long line; it may be on
-    all the same.
+    Use it with `fit(verbose=0)`, or below the progress bar.
 
     Example:
         >>> logs = {"loss": 1.5, "nonfinite_steps": 0.0}
@@ -35,11 +34,11 @@ class EpochTable(keras.callbacks.Callback):
     _text = ""
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Print the table of the epoch before, below its progress bar."""
+        """Print the table of the previous epoch, below its progress bar."""
         self._print()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Make the table; Keras finishes its progress bar after this."""
+        """Create the table; Keras finishes its progress bar after this."""
         self._text = epoch_table(epoch + 1, logs or {})
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -56,8 +55,8 @@ def epoch_table(epoch: int, logs: Mapping[str, float]) -> str:
     """Return the logs of an epoch as lines of at most 100 columns.
 
     Args:
-        epoch: Counted from 1.
-        logs: What a callback is given.
+        epoch: Number of the epoch, from 1.
+        logs: Logs as callbacks get them.
     """
     names = parse_log_names(logs)
     whole = {name: logs[key] for key, name in names.items() if not name.source}
@@ -77,7 +76,7 @@ def _quantities(values: Mapping[LogName, float]) -> list[str]:
 
 
 def _both(quantity: str, values: Mapping[LogName, float]) -> str:
-    """Return a value with that of the validation data beside it."""
+    """Return a quantity of the training data, with that of the validation data."""
     train, validation = (values.get(LogName(v, "", quantity)) for v in (False, True))
     shown = "{:.0f}".format if quantity == "nonfinite_steps" else _number
     text = f"{quantity} {'–' if train is None else shown(train)}"
@@ -85,7 +84,7 @@ def _both(quantity: str, values: Mapping[LogName, float]) -> str:
 
 
 def _table(sources: Iterable[str], values: Mapping[LogName, float]) -> list[str]:
-    """Return one row for each source, in blocks of as many columns as fit."""
+    """Return one row for each source, in blocks that fit the width."""
     sources = list(sources)
     columns = dict.fromkeys(
         (name.validation, name.quantity) for name in values if name.source in sources

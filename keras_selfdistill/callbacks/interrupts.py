@@ -1,4 +1,4 @@
-"""Ctrl-C waits for the end of a step, which would else lose the weights on JAX."""
+"""Deferral of Ctrl-C to the end of a step, without which JAX loses the weights."""
 
 import functools
 import signal
@@ -8,15 +8,15 @@ from typing import Any
 
 
 class InterruptsWait:
-    """Keeps interrupts out of functions, to be raised after them.
+    """Defers interrupts during function calls, and raises them afterwards.
 
-    JAX takes the buffers of a step's arguments for its results, and Keras takes the
-    weights out of the model meanwhile. An interrupt before the results are in their
-    place would leave a model without weights; on the other backends, half a step.
-    A second interrupt does not wait.
+    JAX reuses the buffers of the arguments of a step for its results, and Keras removes
+    the weights from the model meanwhile. An interrupt before the results are stored
+    would leave a model without weights; on other backends, a partial update. A second
+    interrupt is raised at once.
 
-    Only a call that was announced keeps them out: an error may leave the function in a
-    model whose later calls nobody waits for.
+    Only announced calls are protected, because after an error the wrapped function may
+    stay in a model, where no one raises the deferred interrupts.
 
     Example:
         >>> before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,18 +37,22 @@ class InterruptsWait:
         self._announced = False
 
     def keep_out_of_next(self) -> None:
-        """Announce a call, which an interrupt shall not break."""
+        """Announce that the next call defers interrupts."""
         self._announced = True
 
     def around(self, function: Callable) -> Callable:
-        """Return a function that an interrupt does not break where it is announced."""
+        """Return a function whose announced calls defer interrupts.
+
+        Args:
+            function: Function to protect.
+        """
 
         @functools.wraps(function)
         def undisturbed(*arguments: Any) -> Any:
             announced, self._announced = self._announced, False
             handler = signal.getsignal(signal.SIGINT)
             in_main_thread = threading.current_thread() is threading.main_thread()
-            # Python allows handlers there alone; what is not callable does not raise.
+            # Python allows handlers only in the main thread; others do not raise.
             if not announced or not in_main_thread or not callable(handler):
                 return function(*arguments)
 
@@ -66,7 +70,7 @@ class InterruptsWait:
         return undisturbed
 
     def let_in(self) -> None:
-        """Raise the interrupt that waits, if one does."""
+        """Raise the deferred interrupt, if there is one."""
         if self._waiting:
             self._waiting = False
             signal.raise_signal(signal.SIGINT)

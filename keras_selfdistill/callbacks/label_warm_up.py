@@ -1,4 +1,4 @@
-"""Labels alone for the first epochs."""
+"""`LabelWarmUp`: label losses only for the first epochs."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ from keras_selfdistill.training.distiller import SelfDistiller
 
 
 class LabelWarmUp(keras.callbacks.Callback):
-    """Train with labels alone for the first epochs, then distil.
+    """Train with the label loss only for the first epochs, then distil.
 
-    Until then every term but the label loss counts, and is logged, as zero. The epoch
-    is the one that `fit` counts, so a training that goes on with `initial_epoch` needs
-    no more than the same callback.
+    During these epochs every term but the label loss is zero, also in the logs. Epochs
+    are numbered as in `fit`, so a training resumed by `initial_epoch` uses the same
+    callback.
 
     Args:
-        epochs: Number of epochs with labels alone.
+        epochs: Number of epochs with the label loss only.
 
     Raises:
-        ValueError: `epochs` is no integer of at least 0.
-        TypeError: Another model than a `SelfDistiller` is trained.
+        ValueError: `epochs` is not an integer of at least 0.
+        TypeError: The trained model is not a `SelfDistiller`.
 
     Example:
         >>> LabelWarmUp(epochs=5).epochs
@@ -36,10 +36,10 @@ class LabelWarmUp(keras.callbacks.Callback):
         self.epochs = epochs
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Refuse a model that has nothing to warm up."""
+        """Check the type of the model."""
         if not isinstance(self.model, SelfDistiller):
             raise TypeError(
-                "LabelWarmUp serves a SelfDistiller. Received: a model of type "
+                "LabelWarmUp needs a SelfDistiller. Received: a model of type "
                 f"{type(self.model).__name__}."
             )
 

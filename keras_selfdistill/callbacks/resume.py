@@ -1,4 +1,4 @@
-"""`Resume`: a training that was killed ends as one that was not, bit for bit."""
+"""`Resume`: continues a stopped training, bit for bit as if it had not stopped."""
 
 import math
 import os
@@ -27,50 +27,52 @@ from keras_selfdistill.utils.keras_internals import (
 
 
 class Resume(keras.callbacks.Callback):
-    """Go on with a training that was stopped, as if it never had been.
+    """Resume a stopped training, as if it had not stopped.
 
-    Run the same program again: `fit` goes on after the last checkpoint, and ends with
-    weights, optimizer (loss scale, schedules), seeds of dropout and augmentation,
-    metrics and logs that equal, bit for bit, those of a training never stopped, where
-    the backend's operations are deterministic. For any built Keras model. A finished
-    training is restored, and trains on only if `epochs` has grown.
+    Run the same program again: `fit` continues after the latest checkpoint. Weights,
+    optimizer (loss scale, schedules), seeds of dropout and augmentation, metrics and
+    logs are then bit-identical to those of a training that did not stop, if the
+    operations of the backend are deterministic. Works for any built Keras model. A
+    finished training is restored, and continues only if `epochs` is larger.
 
-    A checkpoint is whole or not there, also after a power cut. One that is cut off,
-    changed, or of another model is refused, with its name in the log, and the one
-    before is used. Other files in the directory, also copies with other names and
-    links, are neither read nor removed. If it cannot be written (the disk is full),
-    `fit` stops with the error, and those before are as they were. Ctrl-C waits for the
-    end of the step and leaves a usable model; on JAX, without this callback, it often
-    has lost its weights.
+    Checkpoints are written atomically, also in case of a power failure. A checkpoint
+    that is truncated, changed, or of another model is refused and logged, and the one
+    before is used. Other files in the directory, including links and renamed copies,
+    are neither read nor removed. If a checkpoint cannot be written (the disk is full),
+    `fit` stops with the error, and earlier checkpoints do not change. Ctrl-C is
+    deferred to the end of the step and leaves a usable model; on JAX, without this
+    callback, the model often has lost its weights.
 
-    The data must begin, in the new process, with the epoch in which `fit` goes on; that
-    epoch's batches that are done are drawn and dropped. That makes this exact:
+    In the new process the data must start with the epoch in which `fit` continues;
+    batches of this epoch that were trained before are drawn and skipped. Resuming is
+    exact for:
 
-    - Arrays, without `steps_per_epoch`. Keras shuffles them by a state that is restored
-      here, but on TensorFlow by one that is not: there, call
-      `keras.utils.set_random_seed` first, or pass `shuffle=False`.
-    - A `PyDataset` or data loader whose batches follow from their index, the epoch, or
-      the states of Python's, NumPy's or PyTorch's global generators, read in the main
-      thread. Keras tells a `PyDataset` no epoch; a `LambdaCallback` can:
-      `on_epoch_begin=lambda epoch, logs: data.set_epoch(epoch)`. With `shuffle=False`
-      on TensorFlow, which shuffles in a thread.
-    - A generator that begins with `initial_epoch`, see the example.
-    - A `tf.data.Dataset` that is the same in every epoch, or made to begin with
-      `initial_epoch`. One that is shuffled anew in every epoch
-      (`reshuffle_each_iteration`, on by default) counts from the first again.
+    - Arrays, without `steps_per_epoch`. Keras shuffles them with a random state that is
+      restored, except on TensorFlow: there, call `keras.utils.set_random_seed` first,
+      or pass `shuffle=False`.
+    - A `PyDataset` or data loader whose batches depend only on their index, the epoch,
+      or the states of the global generators of Python, NumPy or PyTorch, used in the
+      main thread. Keras does not pass the epoch to a `PyDataset`; use a
+      `LambdaCallback`: `on_epoch_begin=lambda epoch, logs: data.set_epoch(epoch)`. Pass
+      `shuffle=False` on TensorFlow, which shuffles in a thread.
+    - A generator that starts with `initial_epoch`, see the example.
+    - A `tf.data.Dataset` that is the same in every epoch, or starts with
+      `initial_epoch`. A dataset that is reshuffled in every epoch
+      (`reshuffle_each_iteration`, on by default) restarts with the first order.
 
-    Not restored: what other callbacks remember, such as `EarlyStopping` the epochs it
-    waited, and the random states inside of TensorFlow's own operations (`tf.random`),
-    which layers of Keras do not use. One process writes into one directory.
+    Not restored are the states of other callbacks, such as the patience of
+    `EarlyStopping`, and the random states of TensorFlow's own operations
+    (`tf.random`), which Keras layers do not use. Only one process may write to a
+    directory.
 
     Args:
-        directory: Folder of this training's checkpoints, made if missing.
-        save_freq: `"epoch"`, or a number of batches after which to save.
-        keep: Number of checkpoints to keep; with two, there is one to fall back on.
+        directory: Path of the folder of checkpoints, created if missing.
+        save_freq: `"epoch"`, or the number of batches between checkpoints.
+        keep: Number of checkpoints to keep; with two, one remains if one is damaged.
 
     Raises:
         ValueError: An argument is out of range; the model is not built; there are
-            checkpoints, but none of this model; or the data ends before the batch of
+            checkpoints, but none fits the model; or the data ends before the batch of
             the checkpoint.
 
     Example:
@@ -116,7 +118,7 @@ class Resume(keras.callbacks.Callback):
 
     @property
     def initial_epoch(self) -> int:
-        """The epoch in which `fit` goes on, from 0: where the data has to begin."""
+        """The epoch, from 0, in which `fit` continues and the data has to start."""
         found = self._checkpoints.newest(check_backend)
         self._promised_epoch = 0 if found is None else found.epoch
         return self._promised_epoch
@@ -126,7 +128,7 @@ class Resume(keras.callbacks.Callback):
         if not self.model.built:
             raise ValueError(
                 "Resume needs a model that is built. Received: the unbuilt model "
-                f"{self.model.name!r}. Begin it with keras.Input, or call it on a "
+                f"{self.model.name!r}. Start it with keras.Input, or call it on a "
                 "batch before fit."
             )
         if not self.model.optimizer.built:
@@ -141,7 +143,7 @@ class Resume(keras.callbacks.Callback):
         epoch = 0 if self._restored is None else self._restored.epoch
         if self._promised_epoch not in (None, epoch):
             raise ValueError(
-                f"The data begins with epoch {self._promised_epoch}, which was "
+                f"The data starts with epoch {self._promised_epoch}, which was "
                 "Resume.initial_epoch, but the newest checkpoint of this model is of "
                 f"epoch {epoch}. Remove the checkpoints of other models from "
                 f"{str(self._checkpoints.directory)!r}."
@@ -154,13 +156,13 @@ class Resume(keras.callbacks.Callback):
             logging.info("Resumed at epoch %d, batch %d.", *self._restored[:2])
             if epoch >= self.params["epochs"]:
                 logging.warning(
-                    "Nothing is trained: the newest checkpoint is of the end of epoch "
-                    "%d, and fit trains %d. To go on, pass more epochs.",
+                    "The training is finished: the newest checkpoint is of the end of "
+                    "epoch %d, and fit trains %d. To continue, pass more epochs.",
                     *(epoch, self.params["epochs"]),
                 )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Restore the random states, and the metrics inside of an epoch."""
+        """Restore the random states, and within an epoch also the metrics."""
         # Read by now; another fit of this model shall not begin with it.
         set_initial_epoch(self.model, None)
         self._epoch, self._last_batch = epoch, -1
@@ -174,7 +176,7 @@ class Resume(keras.callbacks.Callback):
     def on_train_batch_begin(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        """Let a batch that is done go by; save, if the epoch before is to be."""
+        """Skip a batch that was trained before, or save the previous epoch."""
         self._interrupts.keep_out_of_next()
         if self._skipping is not None and self._skipping.is_over(batch):
             self._skipping = None
@@ -186,10 +188,10 @@ class Resume(keras.callbacks.Callback):
     def on_train_batch_end(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        """Save, if it is time to."""
+        """Save after `save_freq` batches."""
         done, self._last_batch = batch - self._last_batch, batch
         if self._skipping is not None:
-            # Before validation, which draws from the random states, too.
+            # Before validation, which also draws from the random states.
             if self._skipping.is_over(batch + 1):
                 self._skipping = None
             return
@@ -200,33 +202,33 @@ class Resume(keras.callbacks.Callback):
         self._interrupts.let_in()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save the last epoch; others as soon as the next has drawn its order."""
+        """Save the last epoch; others are saved when the next has drawn its order."""
         if self._skipping is not None:
             raise ValueError(
                 f"Epoch {epoch} ended after {self._last_batch + 1} batches, but the "
-                "checkpoint was saved after more. Go on with the data with which the "
-                "training was begun, or begin anew in another directory."
+                "checkpoint was saved after more. Continue with the data of the "
+                "stopped training, or start from the beginning in another directory."
             )
         self._is_due = self._by_epoch
         if epoch + 1 == self.params["epochs"] or self.model.stop_training:
             self._save_end()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Keep interrupts out of the steps of validation, too."""
+        """Defer interrupts also in the steps of validation."""
         self._delay_interrupts("test_function")
 
     def on_test_batch_begin(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        """Keep interrupts out of the step that begins."""
+        """Defer interrupts in the step that begins."""
         self._interrupts.keep_out_of_next()
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Let an interrupt in that came in the step."""
+        """Raise an interrupt of the step."""
         self._interrupts.let_in()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leave the model as it was."""
+        """Restore the functions of the model, and save the last epoch."""
         set_initial_epoch(self.model, None)
         for name, function in self._undisturbed.items():
             setattr(self.model, name, function)

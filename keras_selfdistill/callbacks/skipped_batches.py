@@ -1,4 +1,4 @@
-"""The batches of a resumed epoch that were trained before the training stopped."""
+"""Skipping of the batches of a resumed epoch that were trained before."""
 
 import itertools
 from typing import Any
@@ -12,15 +12,15 @@ from keras_selfdistill.utils.keras_internals import build_metrics
 
 
 class SkippedBatches:
-    """Lets the batches of an epoch that are done go by, none at its beginning.
+    """Skips the batches of an epoch that were trained before the checkpoint.
 
-    The steps are counted and the other callbacks called as ever, with the logs of the
-    checkpoint; no weight moves.
+    Steps are counted and other callbacks are called as usual, with the logs of the
+    checkpoint; no weight changes.
 
     Args:
-        model: Its training function is replaced, for one batch at a time: were it for
-            longer, an error meanwhile would leave a model that does not train.
-        checkpoint: Of the epoch that begins.
+        model: Model whose training function is replaced for one batch at a time, so
+            that an error in between does not leave a model that cannot train.
+        checkpoint: Checkpoint within the epoch that begins; it may be at its start.
     """
 
     def __init__(self, model: keras.Model, checkpoint: Checkpoint):
@@ -33,24 +33,28 @@ class SkippedBatches:
             self._restore_metrics()
 
     def skip_next(self) -> None:
-        """Let the next batch go by."""
+        """Skip the next batch."""
         self._model.train_function = self._skip
 
     def is_over(self, batch: int) -> bool:
-        """Return whether training goes on with `batch`, the next."""
+        """Return whether training continues with a batch.
+
+        Args:
+            batch: Index of the next batch.
+        """
         if batch < self._checkpoint.batch:
             return False
-        # On PyTorch, the steps that are left out draw from the global generators, and
-        # so does a new iterator over the data, where the training had an old one. On
-        # TensorFlow, it is threads that read ahead of the steps, so that what was saved
-        # is of no certain batch; what the dropped batches drew now, is.
+        # On PyTorch, the skipped steps would have drawn from the global generators, and
+        # a new iterator over the data draws again. On TensorFlow, threads read ahead of
+        # the steps, so the saved state belongs to no certain batch, but the state after
+        # drawing the skipped batches is correct.
         random_now = self._checkpoint.about["random_now"]
         if random_now is not None and keras.backend.backend() != "tensorflow":
             set_random_state(random_now)
         return True
 
     def _skip(self, *arguments):
-        """Draw data, train nothing, return what a training function would."""
+        """Draw data without training, and return what a training function returns."""
         self._model.train_function = self._train_function
         *state, data = arguments
         drawn = list(itertools.islice(data, self._model.steps_per_execution))
@@ -67,10 +71,10 @@ class SkippedBatches:
         shapes = [tuple(variable.shape) for variable in variables]
         if shapes != [array.shape for array in saved]:
             raise ValueError(
-                "The checkpoint was saved inside of an epoch, with other metrics. "
+                "The checkpoint was saved within an epoch, with other metrics. "
                 f"Received: {len(variables)} variables of metrics. Expected: "
-                f"{len(saved)}, of the shapes in the checkpoint. Compile as before, or "
-                "begin anew in another directory."
+                f"{len(saved)}, with the shapes in the checkpoint. Compile as before, "
+                "or start from the beginning in another directory."
             )
         assign(variables, saved)
         self._logs = self._model.get_metrics_result()

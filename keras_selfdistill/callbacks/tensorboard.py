@@ -1,4 +1,4 @@
-"""TensorBoard, exit by exit."""
+"""`TensorBoard`: logs of all exits, one run for each exit."""
 
 import os
 from typing import Any
@@ -11,20 +11,20 @@ from keras_selfdistill.training.logs.log_names import (
 
 
 class TensorBoard(keras.callbacks.Callback):
-    """Log for TensorBoard, so that all exits share one chart for each quantity.
+    """Log to TensorBoard, with all exits in one chart for each quantity.
 
-    TensorBoard draws equal tags of several runs in one chart. The tag of a metric is
-    `epoch_accuracy` for all exits; the exits are the runs: `train/exit_1`, …,
-    `validation/final`, `validation/ensemble`. Gradients by section, where they are
-    logged, are the tag `epoch_gradient` of the runs `train/section_1`, …; losses and
-    the like are logged to `train` and `validation`, as by Keras' own callback. In the
-    list of runs, the filter `validation` leaves one curve for each exit.
+    TensorBoard draws equal tags of several runs in one chart. The tag of a metric, such
+    as `epoch_accuracy`, is the same for all exits, and each exit is a run:
+    `train/exit_1`, …, `validation/final`, `validation/ensemble`. Gradients by section,
+    if logged, have the tag `epoch_gradient` in the runs `train/section_1`, …. Losses
+    are logged to the runs `train` and `validation`, as by Keras' own callback. The run
+    filter `validation` shows one curve for each exit.
 
-    It needs the package `tensorboard` alone and serves all backends. Graphs and
-    histograms are what `keras.callbacks.TensorBoard` is for, which may run beside it.
+    It needs only the package `tensorboard` and works on all backends. For graphs and
+    histograms use `keras.callbacks.TensorBoard`, also in the same training.
 
     Args:
-        log_dir: Folder to write to; `tensorboard --logdir` reads it.
+        log_dir: Path of the folder for `tensorboard --logdir`.
 
     Raises:
         ImportError: TensorBoard is not installed.

@@ -1,4 +1,4 @@
-"""What a checkpoint of a training holds, and whether it is one of a given model."""
+"""The state of a training in a checkpoint, and checks that it fits a model."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,19 +11,28 @@ from keras_selfdistill.files.archive import check_fields
 
 
 def state_variables(model: keras.Model) -> list[keras.Variable]:
-    """Return the variables that training changes, but for the metrics."""
-    # Not model.weights, which leave out the seeds.
+    """Return the variables that training changes, without those of metrics.
+
+    Args:
+        model: Compiled model with a built optimizer.
+    """
+    # Not model.weights, which does not include seeds.
     return [*model.variables, *model.optimizer.variables]
 
 
 def assign(variables: Iterable[keras.Variable], arrays: Iterable[Any]) -> None:
-    """Give each variable its array."""
+    """Assign arrays to variables.
+
+    Args:
+        variables: Variables of the model.
+        arrays: One array for each variable.
+    """
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
 
 
 def signature(model: keras.Model) -> dict[str, Any]:
-    """Return what has to be the same where a checkpoint is restored, as JSON can hold.
+    """Return the JSON-compatible properties of a model that a checkpoint must match.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -31,7 +40,7 @@ def signature(model: keras.Model) -> dict[str, Any]:
         >>> signature(model)["variables"]
         [['kernel', [2, 1], 'float32'], ['bias', [1], 'float32']]
     """
-    # Names but for those that Keras numbers: "kernel", not "dense_1/kernel".
+    # Names without layer names, which Keras numbers: "kernel", not "dense_1/kernel".
     weights = [[v.name, list(v.shape), v.dtype] for v in model.variables]
     optimizer = [[list(v.shape), v.dtype] for v in model.optimizer.variables]
     kind = type(model.optimizer).__name__
@@ -43,15 +52,18 @@ def signature(model: keras.Model) -> dict[str, Any]:
 
 
 def check_content(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint that holds other things than `Resume` saves.
+    """Check that a checkpoint has the fields that `Resume` saves.
+
+    Args:
+        checkpoint: A checkpoint, which may be untrusted.
 
     Raises:
-        ValueError: A field is missing, unknown, or of another form.
+        ValueError: A field is missing, unknown, or not valid.
     """
     try:
         check_fields(checkpoint.about, _SCHEMA)
     except ValueError as error:
-        raise ValueError(f"it is no checkpoint of Resume: {error}") from error
+        raise ValueError(f"it is not a checkpoint of Resume: {error}") from error
 
 
 _SCHEMA: dict[str, Callable[[Any], bool]] = {
@@ -64,10 +76,13 @@ _SCHEMA: dict[str, Callable[[Any], bool]] = {
 
 
 def check_backend(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint of another backend.
+    """Check that a checkpoint was written on the backend in use.
+
+    Args:
+        checkpoint: A checkpoint, which may be untrusted.
 
     Raises:
-        ValueError: It is one, or none of `Resume`.
+        ValueError: It was not, or it is not a checkpoint of `Resume`.
     """
     check_content(checkpoint)
     theirs, ours = checkpoint.about["backend"], keras.backend.backend()
@@ -76,10 +91,14 @@ def check_backend(checkpoint: Checkpoint) -> None:
 
 
 def check_model(checkpoint: Checkpoint, model: keras.Model) -> None:
-    """Refuse a checkpoint of another backend or model.
+    """Check that a checkpoint fits a model and the backend in use.
+
+    Args:
+        checkpoint: A checkpoint, which may be untrusted.
+        model: Compiled model with a built optimizer.
 
     Raises:
-        ValueError: It is one, or none of `Resume`.
+        ValueError: It does not, or it is not a checkpoint of `Resume`.
     """
     check_backend(checkpoint)
     for key, ours in signature(model).items():
@@ -89,11 +108,11 @@ def check_model(checkpoint: Checkpoint, model: keras.Model) -> None:
     expected = [(tuple(v.shape), v.dtype) for v in state_variables(model)]
     found = [(each.shape, each.dtype.name) for each in checkpoint.arrays]
     if found[: len(expected)] != expected:
-        raise ValueError("its arrays are not those that it lists")
+        raise ValueError("its arrays do not match the variables that it lists")
 
 
 def _difference(theirs, ours):
-    """Describe the first difference of two values of a signature."""
+    """Describe the first difference between two values of a signature."""
     if len(theirs) != len(ours):
         return f"{len(theirs)} variables, expected {len(ours)}"
     pairs = zip(theirs, ours, strict=True)

@@ -1,6 +1,6 @@
-"""`SelfDistiller`: compile, one training step for each backend, losses, logs.
+"""`SelfDistiller`: compilation, the training step of each backend, losses and logs.
 
-Public: `SelfDistiller`, as `keras_selfdistill.SelfDistiller`; the rest is internal.
+Public: `SelfDistiller`, exported by the top-level package; the rest is internal.
 """
 
 __all__ = [

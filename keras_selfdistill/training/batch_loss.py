@@ -1,27 +1,36 @@
-"""The loss of a batch: one forward pass through all exits, weighed by the recipe."""
+"""The loss of a batch: one forward pass of all exits, weighted by the recipe."""
 
 import types
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 from keras import ops
 
 from keras_selfdistill.training.section_gradients import mean_magnitudes
 from keras_selfdistill.utils.keras_internals import aggregate_additional_loss
+from keras_selfdistill.utils.type_aliases import Labels, Tensor
 
 
 class Step(NamedTuple):
-    """What one batch gave, for the update and the logs."""
+    """Results of one batch, for the update and the logs.
 
-    loss: Any  # Scalar: the sum of the terms and of the base's own losses.
-    terms: dict[str, Any]  # Scalar of each term, weighted.
-    outputs: dict[str, Any]  # Every exit's output and the ensemble's.
-    labels: Any
-    sample_weight: Any
+    Args:
+        loss: Total loss, a scalar: the sum of the terms and of the base's own losses.
+        terms: Mapping of the names of loss terms to weighted scalars.
+        outputs: Mapping of `ensemble` and the names of exits to outputs.
+        labels: Labels of the batch.
+        sample_weight: Sample weights of the batch, or `None`.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    labels: Labels
+    sample_weight: Tensor | None
 
 
 class BatchLoss(keras.Model):
-    """The part of a `SelfDistiller` that computes what a step trains.
+    """The part of a `SelfDistiller` that computes the loss of a batch.
 
     It reads the graph of the exits, the external teacher, the objective, the step
     counter and the scale of distillation.
@@ -30,26 +39,25 @@ class BatchLoss(keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        """Return the total loss of a batch; override it to train something else.
+        """Return the total loss of a batch; override it to train another loss.
 
-        What it returns is what `fit` trains and logs as `loss`. The loss terms that are
-        logged beside it are those of the one call of this method; of none or several,
-        none are.
+        `fit` minimises the returned loss and logs it as `loss`. Its terms are logged
+        beside it if an override calls `super().compute_loss` exactly once.
 
         Args:
             x: Inputs of the batch.
             y: Labels of the batch.
             y_pred: Output of every exit by name, as the model returned it. The loss
-                compares features, too, which come from the same forward pass; without
-                one, the exits run on `x`.
-            sample_weight: `None` or shape `(batch,)`.
-            training: Whether the model trains.
+                also compares features of the same forward pass; outside of a step, the
+                exits run on `x`.
+            sample_weight: Sample weights of shape `(batch,)`, or `None`.
+            training: Whether the model is training.
 
         Raises:
-            ValueError: `y_pred` was changed, as features cannot be changed with it.
+            ValueError: `y_pred` is not what the model returned.
 
         Example:
-            Train the final exit to be sure, beside the recipe:
+            Add a term that increases the confidence of the final exit:
 
             >>> import keras_selfdistill as ksd
             >>> class Sure(ksd.SelfDistiller):
@@ -69,10 +77,10 @@ class BatchLoss(keras.Model):
             y_pred.get(name) is output for name, output in batch.outputs.items()
         ):
             raise ValueError(
-                "compute_loss must be given the outputs as the model returned them. "
-                "Received: a changed `y_pred`, which features and logits of the recipe "
-                "would not follow. Expected: y_pred itself; add a term of what you "
-                "made of it to what super().compute_loss returns."
+                "super().compute_loss needs the outputs as the model returned them, "
+                "because the recipe also uses their logits and features. Received: "
+                "a changed `y_pred`. Expected: the original `y_pred`; add terms of a "
+                "changed one to the loss that super().compute_loss returns."
             )
         loss, terms = self._recipe_loss(batch, y, sample_weight)
         batch.terms.append(terms)
@@ -80,7 +88,7 @@ class BatchLoss(keras.Model):
 
     def _run_exits(self, x, y, sample_weight, *, training) -> Step:
         """Run all exits once on a batch and compute the loss, on any backend."""
-        # Before the exits run: batch normalisation would already have learned.
+        # Before the forward pass, which updates batch normalisation.
         self._objective.check_labels(y, self.base.outputs[0], sample_weight)
         batch = self._forward(x, training)
         self._batch.now = batch
@@ -102,7 +110,7 @@ class BatchLoss(keras.Model):
         return Step(loss, terms, outputs, y, sample_weight)
 
     def _forward(self, x, training):
-        """Run everything that a batch's loss is computed from."""
+        """Run all exits and the external teacher on the inputs of a batch."""
         found = self.exit_graph.training_network(x, training=training)
         exits = found["exits"]
         external_logits = None
@@ -113,11 +121,11 @@ class BatchLoss(keras.Model):
             outputs={name: exits[name]["output"] for name in self.exit_names},
             ensemble=found["ensemble"],
             external_logits=external_logits,
-            terms=[],  # One mapping for each call of `compute_loss`.
+            terms=[],  # The terms of each call of `compute_loss`.
         )
 
     def _recipe_loss(self, batch, y, sample_weight):
-        """Return the total loss of a batch that was run, and its terms."""
+        """Return the total loss of a batch after its forward pass, and its terms."""
         terms = self._objective(
             y,
             batch.exits,
@@ -127,7 +135,7 @@ class BatchLoss(keras.Model):
             external_logits=batch.external_logits,
         )
         if "distillation_loss" in terms:
-            # A mean over the batch of one replica, as the base's own losses are sums.
+            # A mean over the batch of one replica; scaled like the base's own losses.
             terms["distillation_loss"] = aggregate_additional_loss(
                 self, terms["distillation_loss"]
             )
@@ -135,8 +143,8 @@ class BatchLoss(keras.Model):
         own_losses = [aggregate_additional_loss(self, loss) for loss in self.losses]
         return sum([*terms.values(), *own_losses]), terms
 
-    def _gradient_magnitudes(self, gradients) -> dict[str, Any]:
-        """Return what is to be logged of the gradients of the scaled loss."""
+    def _gradient_magnitudes(self, gradients) -> dict[str, Tensor]:
+        """Return the mean gradient of each section; empty if it is not logged."""
         if not self._sections:
             return {}
         scale = self.optimizer.scale_loss(ops.ones(()))
@@ -145,7 +153,7 @@ class BatchLoss(keras.Model):
         )
 
     @property
-    def losses(self) -> list[Any]:
+    def losses(self) -> list[Tensor]:
         """The base's and the exits' own losses, not those of the external teacher."""
         found = super().losses
         if self._teacher is None:

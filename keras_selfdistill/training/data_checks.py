@@ -1,6 +1,6 @@
-"""Refuse data that nothing can be learned from, before training begins."""
+"""Checks of the data of `fit`, before training begins."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -12,39 +12,40 @@ from keras_selfdistill.losses.labels import (
     ignored_class,
     label_form,
 )
+from keras_selfdistill.utils.type_aliases import Data, Labels, Tensor
 
-_CHUNK = 1 << 20  # Values looked at together: a copy of all would take memory.
+_CHUNK = 1 << 20  # Values checked at once, to limit the memory of temporary arrays.
 
 
 def check_training_data(
-    x: Any,
-    y: Any,
-    sample_weight: Any,
+    x: Data,
+    y: Labels,
+    sample_weight: Tensor | None,
     *,
     base: keras.Model,
     task: Task,
     label_loss: keras.losses.Loss,
-    class_weight: Any = None,
+    class_weight: Mapping[int, float] | None = None,
 ) -> None:
-    """Refuse arrays that the base cannot read, or that would ruin its weights.
+    """Refuse arrays that do not fit the base, or that would make its weights NaN.
 
-    Data sets, loaders and generators are asked for their length alone: their batches
-    are not known yet.
+    Of datasets, loaders and generators only the length is checked, because their
+    batches are not known yet.
 
     Args:
         x: Samples as `fit` takes them.
         y: Labels as `fit` takes them.
         sample_weight: Weights of the samples, or `None`.
-        base: The model that is trained, which says what it reads and answers.
-        task: What the base answers.
-        label_loss: The loss of the labels; one that leaves a class out says which.
+        base: Model with the inputs and outputs of the wrapper.
+        task: Task of the base.
+        label_loss: Label loss; it may have an ignored class.
         class_weight: Weights of the classes, or `None`.
 
     Raises:
-        TypeError: An array holds no numbers.
-        ValueError: Data are empty, of other shapes than the base or the loss reads, of
-            different lengths, or hold what is no finite number, or labels are no
-            classes of the base, or there are class weights and labels at positions.
+        TypeError: An array is not numeric.
+        ValueError: Data are empty; arrays have other shapes than the base or the loss
+            takes, different lengths, or values that are not finite; labels are not
+            classes of the base; or there are class weights for labels at positions.
 
     Example:
         >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -80,33 +81,33 @@ def check_training_data(
 def _check_length(x):
     try:
         length = 0 if x is None else len(x)
-    except TypeError:  # It has none, as generators, or does not know it.
+    except TypeError:  # A generator, or a dataset of unknown length.
         return
     if not length:
         kind = "x=None" if x is None else f"{type(x).__name__} of length 0"
         raise ValueError(
-            f"There is nothing to learn from. Received: {kind}. Expected: at least one "
-            "sample or batch."
+            f"Training needs data. Received: {kind}. Expected: at least one sample or "
+            "batch."
         )
 
 
 def _check_class_weight(class_weight, task):
     if class_weight and any(size != 1 for size in task.positions):
-        # Keras takes the place of the largest label for the class of a sample.
+        # Keras would take the position of the largest label as the class of a sample.
         raise ValueError(
-            "Keras weighs no classes of labels at positions. Received: class_weight="
-            f"{class_weight!r} for a base with an answer at each of {task.positions} "
-            "positions. Expected: sample_weight, the weight of each label, e.g. "
-            "np.take(weights, y)."
+            "Keras does not support class weights for labels at positions. Received: "
+            f"class_weight={class_weight!r} for a base with a prediction at each of "
+            f"{task.positions} positions. Expected: sample_weight with the weight of "
+            "each label, e.g. np.take(weights, y)."
         )
 
 
 def _check_numbers(name, array):
     if array.dtype.kind not in "biufV":  # V is bfloat16.
         raise TypeError(
-            f"`{name}` must hold numbers. Received: {name} of shape {array.shape} and "
-            f"dtype {array.dtype}. Convert it, e.g. {name}.astype('float32'), or put "
-            "words through keras.layers.StringLookup first."
+            f"`{name}` must be numeric. Received: {name} of shape {array.shape} and "
+            f"dtype {array.dtype}. Convert it, e.g. {name}.astype('float32'), or map "
+            "words to indices with keras.layers.StringLookup."
         )
     if array.dtype.kind in "biu":
         return
@@ -117,15 +118,16 @@ def _check_numbers(name, array):
             first = start + int(np.argmin(np.isfinite(part)))
             place = tuple(map(int, np.unravel_index(first, array.shape)))
             raise ValueError(
-                f"Weights would become NaN. Received: {name} of shape {array.shape} "
-                f"with {flat[first]} at {place}. Expected: finite numbers, e.g. "
-                f"np.nan_to_num({name}), or leave such samples out."
+                f"`{name}` must be finite. Received: {name} of shape {array.shape} "
+                f"with {flat[first]} at {place}, which would make weights NaN. "
+                f"Expected: finite numbers, e.g. np.nan_to_num({name}); or remove such "
+                "samples."
             )
 
 
 def _check_shape(x, expected):
     shape = x.shape
-    # Keras adds or takes away a last axis of length 1.
+    # Keras adds or removes a last axis of length 1.
     if len(shape) == len(expected) - 1 and expected[-1] == 1:
         shape = (*shape, 1)
     elif len(shape) == len(expected) + 1 and shape[-1] == 1:
@@ -134,8 +136,8 @@ def _check_shape(x, expected):
     if len(shape) != len(expected) or any(b not in (None, a) for a, b in sizes):
         alone = " For one sample pass x[None]." if x.shape == expected[1:] else ""
         raise ValueError(
-            f"The base cannot read x. Received: x of shape {x.shape}. Expected: shape "
-            f"{('samples', *expected[1:])}, as the base's input.{alone}"
+            f"`x` does not fit the input of the base. Received: x of shape {x.shape}. "
+            f"Expected: shape {('samples', *expected[1:])}.{alone}"
         )
 
 
@@ -144,13 +146,13 @@ def _check_lengths(arrays):
     if any(len(array) != lengths["x"] for _, array in arrays if "x" in lengths):
         given = ", ".join(f"{name} of shape {array.shape}" for name, array in arrays)
         raise ValueError(
-            f"Arrays hold different numbers of samples. Received: {given}. Expected: "
-            "the same first axis in each; shorten the longer ones."
+            f"Arrays have different numbers of samples. Received: {given}. Expected: "
+            "arrays with the same first axis."
         )
 
 
 def _check_labels(labels, output, loss):
-    """Refuse labels of another form than the loss takes, or of no class of the base."""
+    """Refuse labels of another form than the loss takes, or beyond the classes."""
     check_form(loss, labels, output)
     if label_form(loss, labels, output) != SPARSE:
         return
@@ -161,8 +163,8 @@ def _check_labels(labels, output, loss):
         valid |= labels == ignored
     if not valid.all():
         raise ValueError(
-            f"Labels are out of range. Received: {labels[~valid].reshape(-1)[0]} among "
-            f"y of shape {labels.shape}. Expected: whole numbers from 0 to "
-            f"{classes - 1}; to leave a label out, loss=keras.losses."
-            "SparseCategoricalCrossentropy(ignore_class=...)."
+            "Labels are out of range. Received: y of shape "
+            f"{labels.shape} with {labels[~valid].reshape(-1)[0]}. Expected: class "
+            f"indices from 0 to {classes - 1}; to ignore a label, use loss=keras."
+            "losses.SparseCategoricalCrossentropy(ignore_class=...)."
         )

@@ -1,4 +1,4 @@
-"""`SelfDistiller`: a base with exits that trains all of them at once by `fit`."""
+"""`SelfDistiller`: a model with exits, all trained at once by `fit`."""
 
 import threading
 import types
@@ -22,57 +22,58 @@ from keras_selfdistill.utils.table import Table
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class SelfDistiller(SavedWrapper, Trainer):
-    """Wrap a classifier so that its exits learn from the labels and from its end.
+    """Wrap a model with exits that learn from the labels and from the final exit.
 
-    Every tapped layer grows an exit head; `fit` trains all exits with one forward
-    pass per batch. Called on a batch, the wrapper returns a dict of every exit's
-    output in the base's own form. The base's layers and weights are shared, not
-    copied: what is trained here is trained there.
+    Every tapped layer gets an exit head; `fit` trains all exits with one forward pass
+    per batch. Called on a batch, the wrapper returns a dict of the outputs of all
+    exits in the base's own form. Layers and weights of the base are shared, not
+    copied: training the wrapper trains the base.
 
-    Logs: `loss`, its weighted parts (`label_loss`, `soft_target_loss`, `hint_loss`,
-    `external_loss`, `distillation_loss`, as far as there are any), the metrics of the
-    final exit under their own names, and those of the others and of the ensemble (mean
-    of all logits) as `exit_1_accuracy`, …, `ensemble_accuracy`. `loss` is the sum of
-    its parts and of the base's own losses, such as weight regularisation.
+    Logs: `loss`, its weighted terms (`label_loss`, `soft_target_loss`, `hint_loss`,
+    `external_loss`, `distillation_loss`, if used), the metrics of the final exit
+    without prefix, and those of the other exits and of the ensemble (mean of all
+    logits) as `exit_1_accuracy`, …, `ensemble_accuracy`. `loss` is the sum of its
+    terms and of the base's own losses, such as weight regularisation.
 
     Args:
-        model: The base: a functional or Sequential classifier with one output of
-            shape `(batch, classes)`, softmax or logits. Models may be nested in it.
+        model: The base: a functional or Sequential model with one output, such as
+            softmax or logits of shape `(batch, classes)`. It may have nested models.
         taps: Layer names from shallow to deep, or a number of exits, which are then
-            placed at the ends of blocks at nearly equal shares of the multiply-adds;
-            `"auto"` chooses their number, too. `suggest_taps` shows the choice.
+            placed at the ends of blocks at nearly equal fractions of the multiply-adds;
+            `"auto"` also chooses their number. `suggest_taps` shows the choice.
             A layer of a nested model is named `"backbone/stage/layer"`, the second
             call of a layer that is called several times `"layer@2"`.
         recipe: `"byot"`, `"separable_byot"`, `"attention_byot"`, `"teskd"`,
             `"deep_supervision"`, or a `Recipe`.
         head: `"bottleneck"`, `"separable"`, `"attention"`, `"top_down"`, `"linear"`,
-            or a `Head`; by default the recipe's own. Its bottlenecks are narrowed where
-            they would add more than 15 % to the base's multiply-adds (see
+            or a `Head`; by default the head of the recipe. A default bottleneck is
+            narrowed if it would add more than 15 % to the base's multiply-adds (see
             `heads.Bottleneck`); other heads are not.
-        teacher: Another classifier, of the same inputs and classes, whose logits every
+        teacher: Another model with the same inputs and classes, whose logits every
             exit learns from with the recipe's `external_weight`. It is frozen, called
             in inference mode, and saved with the wrapper.
         distillation_losses: Losses of `keras.distillation`, applied between each exit
-            and its teacher: features by a `FeatureDistillation`, else logits. Keras
-            takes their mean over the batch, so sample weights do not reach them.
-        distillation_loss_weights: Their weights, numbers or schedules, all 1 by
-            default.
-        freeze: `"base"` to train the exits of a trained base alone; batch
-            normalisation of a frozen base stays in inference mode. To go on with all
-            weights: `model.base.trainable = True`, then compile and fit again.
-        classes: For a `model` that ends in features, such as one of
-            `keras.applications` with `include_top=False`: the number of classes. The
-            base is then this model with global average pooling and a softmax layer.
-        task: `"multiclass"`, `"multilabel"`, `"binary"` or `"regression"`, where the
-            base's end does not say: softmax tells classes apart, a sigmoid says yes or
-            no to each label, several linear units are logits of classes, a single one
-            is a number. A loss that says otherwise of a linear end is refused.
+            and its teachers: to features for a `FeatureDistillation`, to logits for
+            others. Keras reduces them to a mean over the batch, so sample weights do
+            not apply.
+        distillation_loss_weights: Weights of these losses, numbers or schedules, by
+            default 1.
+        freeze: `"base"` to train only the exits of a trained base; batch normalisation
+            of a frozen base stays in inference mode. To train all weights later, set
+            `model.base.trainable = True`, then compile and fit again.
+        classes: Number of classes, for a `model` that ends in features, such as a
+            model of `keras.applications` with `include_top=False`. The base is then
+            this model with global average pooling and a softmax layer.
+        task: `"multiclass"`, `"multilabel"`, `"binary"` or `"regression"`, if the last
+            layer does not imply it. Softmax and several linear units imply multiclass,
+            sigmoid units multilabel or binary, a single linear unit regression. A loss
+            for another task is refused for a linear last layer.
         name: Name of the wrapper.
 
     Raises:
-        TypeError: An argument is of the wrong type; subclassed models cannot be tapped.
-        ValueError: The base does not classify, a tap is wrong, or a name is unknown.
-            The base is left as it was.
+        TypeError: An argument has the wrong type; subclassed models are not supported.
+        ValueError: The output of the base is not supported, a tap does not exist, or a
+            name is unknown. The base does not change.
 
     Example:
         >>> base = keras.Sequential([
@@ -118,7 +119,7 @@ class SelfDistiller(SavedWrapper, Trainer):
         graph = attach_exits(model, taps, head, recipe, task)
         name = name or f"self_distilled_{model.name}"
         super().__init__(inputs=graph.inputs, outputs=graph.outputs, name=name)
-        # Kept in plain objects, whose layers and metrics Keras does not track twice.
+        # In plain objects, so that Keras does not track layers and metrics twice.
         self._exit_graph = graph
         self._turn = threading.RLock()
         self._batch = types.SimpleNamespace(now=None)  # The one that `fit` is at.
@@ -127,7 +128,7 @@ class SelfDistiller(SavedWrapper, Trainer):
         self._given = types.SimpleNamespace(
             teacher=teacher, pair_losses=pairs, task=task
         )
-        # Tracked: what training alone reads, which is no part of the outputs' graph.
+        # Tracked: layers that only training uses, which are not in the outputs' graph.
         self._adapters = graph.adapters()
         self._teacher = None
         if teacher is not None:
@@ -136,7 +137,7 @@ class SelfDistiller(SavedWrapper, Trainer):
         self._distillation_scale = _counter("distillation_scale", 1.0, "float32")
         if freeze:
             model.trainable = False
-        # Loss scaling follows the base, also where the global policy is another.
+        # Loss scaling follows the base, whatever the global policy.
         self.dtype_policy = graph.dtype_policy
 
     @property
@@ -172,7 +173,7 @@ class SelfDistiller(SavedWrapper, Trainer):
 
     @property
     def task(self) -> str:
-        """What the base answers, such as `"multiclass"`."""
+        """Name of the task of the base, such as `"multiclass"`."""
         return self.exit_graph.task.name
 
     @property
@@ -190,7 +191,7 @@ class SelfDistiller(SavedWrapper, Trainer):
 
     @property
     def has_early_exits(self) -> bool:
-        """Whether exits can be cut off: not where their heads read the whole base."""
+        """Whether exits can be cut off; false if their heads read the whole base."""
         return not self._head.reads_whole_base
 
     def final_model(self) -> keras.Model:
@@ -222,7 +223,7 @@ class SelfDistiller(SavedWrapper, Trainer):
         return table.html(f"SelfDistiller of {graph.base.name}")
 
     def exit_model(self, name: str | int) -> keras.Model:
-        """Return a functional model that holds what one exit needs, and no other layer.
+        """Return a functional model with only the layers that one exit needs.
 
         Args:
             name: One of `exit_names`, or its number from 1: `1` is the first exit.
@@ -243,18 +244,17 @@ class SelfDistiller(SavedWrapper, Trainer):
             raise ValueError(
                 f"No exit of this wrapper can be cut off: its head, {self._head!r}, "
                 f"reads the whole base, so a model of {name!r} would cost more than "
-                "the base. Deploy final_model(), which its exits helped to train, or "
-                "ensemble_model()."
+                "the base. Deploy final_model() or ensemble_model()."
             )
         output = self.exit_graph.exits[name].output
         return self.exit_graph.model(output, name=f"{self.exit_graph.base.name}_{name}")
 
     def ensemble_model(self) -> keras.Model:
-        """Return a functional model of the mean of all exits' logits.
+        """Return a functional model of the mean of the logits of all exits.
 
-        Its output is in the base's own form: the softmax of that mean if the base ends
-        in softmax. To load a saved one, `import keras_selfdistill` first: it may hold
-        a layer of ours, which recovers the base's logits.
+        Its output is in the base's own form: the softmax of this mean if the base ends
+        in softmax. To load a saved one, `import keras_selfdistill` first, because it
+        may contain a custom layer for the logits of the base.
         """
         name = f"{self.exit_graph.base.name}_ensemble"
         return self.exit_graph.model(self.exit_graph.ensemble, name=name)

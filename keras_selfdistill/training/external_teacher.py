@@ -1,7 +1,5 @@
 """The external teacher: another model whose logits every exit learns from."""
 
-from typing import Any
-
 import keras
 
 from keras_selfdistill.graph.ends.base_end import find_logits
@@ -10,20 +8,20 @@ from keras_selfdistill.graph.nodes import input_structure, unrecorded
 from keras_selfdistill.graph.task import Task
 
 
-def teacher_network(teacher: Any, base: Any, task: Task) -> keras.Model:
-    """Return a model of what a teacher shows to its students, and freeze the teacher.
+def teacher_network(teacher: keras.Model, base: keras.Model, task: Task) -> keras.Model:
+    """Return a model of the logits of a teacher, and freeze the teacher.
 
-    These are its logits, or its outputs where they are numbers.
+    For regression, the model returns the outputs of the teacher.
 
     Args:
-        teacher: A functional or Sequential model that answers what the base does.
-        base: The model that learns; the teacher has to take its inputs and answer in
-            its shape.
-        task: What the base answers.
+        teacher: A functional or Sequential model of the base's task.
+        base: The student; the teacher must have its input and output shapes.
+        task: Task of the base.
 
     Raises:
         TypeError: The teacher is not a functional model.
-        ValueError: It is a wrapper, does not fit the base, or shares weights with it.
+        ValueError: The teacher is a wrapper, does not fit the base, or shares weights
+            with it.
 
     Example:
         >>> import keras_selfdistill as ksd
@@ -38,12 +36,13 @@ def teacher_network(teacher: Any, base: Any, task: Task) -> keras.Model:
     if isinstance(getattr(teacher, "output", None), dict):
         raise ValueError(
             f"The teacher must have one output. Received: {teacher.name!r} with a dict "
-            "of outputs. Of a wrapper, pass its final_model() or ensemble_model()."
+            "of outputs. Expected: for a wrapper, its final_model() or "
+            "ensemble_model()."
         )
     if not isinstance(teacher, (keras.Function, keras.Sequential)):
         raise TypeError(
-            "The teacher must be a functional or Sequential classifier, whose logits "
-            f"can be found. Received: {teacher!r} of type {type(teacher).__name__}."
+            "The teacher must be a functional or Sequential model. "
+            f"Received: {teacher!r} of type {type(teacher).__name__}."
         )
     shapes = [[tuple(each.shape) for each in model.inputs] for model in (teacher, base)]
     if not _takes(*shapes):
@@ -57,7 +56,7 @@ def teacher_network(teacher: Any, base: Any, task: Task) -> keras.Model:
         logits = find_logits(flat, task.name) if by_logits else flat.outputs[0]
     if tuple(logits.shape[1:]) != tuple(base.outputs[0].shape[1:]):
         raise ValueError(
-            "The teacher must tell the base's classes apart. Received: a teacher with "
+            "The teacher must have the classes of the base. Received: a teacher with "
             f"{logits.shape[-1]} classes, shape {tuple(logits.shape)}. Expected: "
             f"{base.outputs[0].shape[-1]}, shape {tuple(base.outputs[0].shape)}."
         )
@@ -75,7 +74,7 @@ def teacher_network(teacher: Any, base: Any, task: Task) -> keras.Model:
 
 
 def _takes(shapes, inputs):
-    """Tell whether a model with inputs of some shapes, maybe open, takes others."""
+    """Return whether inputs fit the shapes of a model, which may have open sizes."""
     return [len(shape) for shape in shapes] == [len(shape) for shape in inputs] and all(
         size in (None, other)
         for shape, given in zip(shapes, inputs, strict=True)

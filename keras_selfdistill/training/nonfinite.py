@@ -1,4 +1,4 @@
-"""Steps with NaN or infinity: what they would change is held back; when to give up."""
+"""Handling of NaN and infinity: deferred updates, finite checks, and a stop."""
 
 import math
 import threading
@@ -9,29 +9,30 @@ import keras
 from keras import ops
 
 from keras_selfdistill.utils.keras_internals import value_without_autocast
+from keras_selfdistill.utils.type_aliases import Tensor
 
-# More than a search for the loss scale needs: Keras starts at 2¹⁵ and halves it.
+# More steps than the search for a loss scale skips: Keras starts at 2¹⁵ and halves it.
 PATIENCE = 100
 
 
 class DeferredUpdates(keras.StatelessScope):
-    """Holds back what a forward pass assigns to variables, such as moving statistics.
+    """Scope that defers the updates of a forward pass, such as moving statistics.
 
-    Inside the scope a variable reads as if it had been assigned; outside it is as it
-    was, until the values are assigned for good. Gradients are those of Keras' own step:
-    on TensorFlow and PyTorch they end at an assignment, and what is read afterwards is
-    the variable itself; on JAX they flow into what was assigned.
+    Inside the scope a variable has its new value; outside it keeps its old value until
+    `assign` is called. Gradients are those of a Keras training step: on TensorFlow and
+    PyTorch they end at an assignment, and later reads have the gradient of the
+    variable; on JAX they flow through the assigned value.
 
     Args:
-        state_mapping: Pairs of variable and value to use in the scope.
+        state_mapping: Pairs of a variable and its value in the scope.
 
     Example:
         >>> count = keras.Variable(1, trainable=False)
-        >>> with DeferredUpdates() as held:
+        >>> with DeferredUpdates() as deferred:
         ...     inside = int(ops.convert_to_numpy(count.assign_add(1)))
-        >>> inside, int(ops.convert_to_numpy(count.value)), len(held.updates)
+        >>> inside, int(ops.convert_to_numpy(count.value)), len(deferred.updates)
         (2, 1, 1)
-        >>> held.assign(True)
+        >>> deferred.assign(True)
         >>> int(ops.convert_to_numpy(count.value))
         2
     """
@@ -42,15 +43,18 @@ class DeferredUpdates(keras.StatelessScope):
 
     @classmethod
     def keeping(cls, variables: Iterable[Any]) -> "DeferredUpdates":
-        """Return a scope whose losses reach the variables themselves.
+        """Return a scope in which the losses of regularisers reach the variables.
 
-        Inside a scope, Keras regularises the values that the scope maps weights to.
+        In a scope, Keras applies regularisers to the values that variables have there.
+
+        Args:
+            variables: Trainable variables.
         """
-        # A list: torch.compile does not get past a generator.
+        # A list, because torch.compile does not support a generator here.
         return cls([(v, v.value) for v in variables if v.regularizer is not None])
 
     def add_update(self, update: tuple[Any, Any]) -> None:
-        """Keep what is assigned; called by Keras."""
+        """Store an update instead of assigning it; called by Keras."""
         variable, value = update
         self._assigned[id(variable)] = variable
         if keras.backend.backend() != "jax":
@@ -58,10 +62,11 @@ class DeferredUpdates(keras.StatelessScope):
         super().add_update((variable, value))
 
     def _as_read_again(self, variable, value):
-        """Return a value whose gradient is the variable's own, as after an assignment.
+        """Return the value with the gradient of the variable, as after an assignment.
 
-        A layer such as SpectralNormalization assigns a weight a function of itself, and
-        reads it: Keras differentiates by what was read, not through the function.
+        A layer such as SpectralNormalization assigns a function of a weight to the
+        weight and reads it again. Keras differentiates with respect to the weight that
+        was read, not through the function.
         """
         value = ops.stop_gradient(value)
         if not variable.trainable:
@@ -72,52 +77,59 @@ class DeferredUpdates(keras.StatelessScope):
 
     @property
     def updates(self) -> list[tuple[Any, Any]]:
-        """Pairs of variable and new value, of those that were assigned."""
+        """Pairs of an updated variable and its new value."""
         return [(v, self.get_current_value(v)) for v in self._assigned.values()]
 
     def assign(self, condition: Any) -> None:
-        """Assign the new values where a condition, a scalar, holds."""
+        """Assign the new values if a condition is true.
+
+        Args:
+            condition: Boolean scalar.
+        """
         for variable, value in self.updates:
             variable.assign(ops.where(condition, value, variable.value))
 
 
 class FiniteCheck(NamedTuple):
-    """What of a training step is finite, as scalar tensors.
+    """Whether a training step is finite, as boolean scalars.
 
     Args:
-        forward: The loss and all that the forward pass would assign.
-        gradients: All gradients.
+        forward: Whether the loss and all updates of the forward pass are finite.
+        gradients: Whether all gradients are finite.
     """
 
-    forward: Any
-    gradients: Any
+    forward: Tensor
+    gradients: Tensor
 
     @property
-    def finite(self) -> Any:
-        """Whether the step may change anything."""
+    def finite(self) -> Tensor:
+        """Whether the updates of the step may be applied."""
         return ops.logical_and(self.forward, self.gradients)
 
-    def applies(self, optimizer: keras.optimizers.Optimizer) -> Any:
-        """Whether to call the optimizer.
+    def applies(self, optimizer: keras.optimizers.Optimizer) -> Tensor:
+        """Return whether to call the optimizer.
 
-        One that scales the loss looks at the gradients itself: it skips the step and
-        lowers its scale. No scale helps a loss that is not finite, so such a step
-        does not reach it: a few bad batches would lower the scale until gradients
-        vanish.
+        A `LossScaleOptimizer` checks the gradients itself: it skips the step and
+        lowers its scale. It is not called if the loss is not finite, because no scale
+        helps then: a few bad batches would lower the scale until gradients vanish.
+
+        Args:
+            optimizer: Optimizer of the model.
         """
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             return self.forward
         return self.finite
 
 
-def all_finite(tensors: Iterable[Any]) -> Any:
-    """Return whether no tensor holds NaN or infinity, as a scalar.
+def all_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Return whether all values of all tensors are finite, as a boolean scalar.
 
-    One pass over each and no copy: a sum with NaN or infinity in it is not finite. Nor
-    is one past the range of float32, which no useful gradient comes near.
+    Checks the sum of each tensor, which takes one pass and no copy: a sum with NaN or
+    infinity is not finite. Nor is a sum beyond the range of float32, but useful
+    gradients are far below it.
 
     Args:
-        tensors: Of any shape and dtype; integers are always finite.
+        tensors: Tensors of any shape and dtype; integers are always finite.
 
     Example:
         >>> import numpy as np
@@ -133,16 +145,16 @@ def all_finite(tensors: Iterable[Any]) -> Any:
 
 
 class StopWithoutProgress(keras.callbacks.Callback):
-    """Ends a training in which no step changes the model any more.
+    """Stops a training whose steps no longer change the model.
 
-    That is so after `PATIENCE` skipped steps in a row, looked at every `PATIENCE`
-    batches and at an epoch's end, or after an epoch in which no loss was finite.
+    It stops after `PATIENCE` consecutive skipped steps, checked every `PATIENCE`
+    batches and at the end of an epoch, or after an epoch without a finite loss.
 
     Raises:
-        FloatingPointError: It is so.
+        FloatingPointError: The training is stopped.
     """
 
-    async_safe = True  # On JAX, Keras may call it while the next step runs.
+    async_safe = True  # On JAX, Keras may call it during the next step.
 
     def __init__(self):
         super().__init__()
@@ -150,38 +162,37 @@ class StopWithoutProgress(keras.callbacks.Callback):
         self._idle = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Count from zero, as the logs do."""
+        """Reset the counts, as the logs are reset."""
         self._batches = self._seen = self._skipped = 0
 
     def on_train_batch_end(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        """Look at the logs now and then."""
+        """Check the logs every `PATIENCE` batches."""
         with self._lock:
             self._batches = max(self._batches, batch + 1)
             if batch + 1 - self._seen >= PATIENCE:
-                self._look(batch + 1, logs)
+                self._check(batch + 1, logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Look at the logs of the epoch."""
+        """Check the logs of the epoch."""
         logs = logs or {}
         if math.isnan(logs.get("loss", 0.0)):
-            self._give_up(f"no loss of epoch {epoch + 1} ({self._batches} batches)")
-        self._look(self._batches, logs)
+            self._stop(f"no loss of epoch {epoch + 1} ({self._batches} batches)")
+        self._check(self._batches, logs)
 
-    def _look(self, batches, logs):
+    def _check(self, batches, logs):
         skipped = int((logs or {}).get("nonfinite_steps", 0))
         new, idle = batches - self._seen, skipped - self._skipped
         self._idle = self._idle + new if idle >= new else 0
         self._seen, self._skipped = batches, skipped
         if self._idle >= PATIENCE:
-            self._give_up(f"none of the last {self._idle} steps")
+            self._stop(f"none of the last {self._idle} steps")
 
-    def _give_up(self, what):
+    def _stop(self, received):
         raise FloatingPointError(
-            f"Nothing is learned. Received: {what} was finite, so no step has changed "
-            "the model. Expected: finite samples, labels and weights. Look at one "
-            "batch for NaN and infinity (np.isfinite), at the weights you started "
-            "from, and at the learning rate; in mixed_float16 also for values past "
-            "65504."
+            f"Training does not change the model. Received: {received} was finite. "
+            "Expected: finite samples, labels and weights. Check a batch and the "
+            "initial weights for NaN and infinity (np.isfinite), and the learning "
+            "rate; in mixed_float16 also values above 65504."
         )

@@ -1,8 +1,7 @@
-"""The training objective: a recipe's weights applied to the exits of one batch."""
+"""The training objective: the losses of all exits, weighted by a recipe."""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import keras
 from keras import ops
@@ -14,22 +13,31 @@ from keras_selfdistill.losses.labels import all_exist, check_axis_of_units, chec
 from keras_selfdistill.losses.regression import OutputDistance
 from keras_selfdistill.losses.soft_target import BinarySoftTargetLoss
 from keras_selfdistill.recipes.base import Recipe, is_used
+from keras_selfdistill.utils.type_aliases import (
+    Labels,
+    LossLike,
+    SymbolicTensor,
+    Tensor,
+)
 
 
 class Objective:
     """Weighted sum of each exit's label and distillation losses.
 
     Args:
-        recipe: Which exit gets which term, and who teaches.
-        exit_names: Shallow to deep.
-        label_loss: What the user gave `compile` as `loss`.
-        task: What the exits answer.
-        external_teacher: Whether calls will get the logits of another model.
-        pair_losses: Further losses between each exit and its teacher.
+        recipe: Recipe with the weights of the terms and the teachers of each exit.
+        exit_names: Names of the exits, shallow to deep.
+        label_loss: The `loss` argument of `compile`.
+        task: Task of the exits.
+        external_teacher: Whether there is an external teacher.
+        pair_losses: Additional losses between each exit and its teachers.
+
+    Attributes:
+        terms: Names of the loss terms.
 
     Raises:
         ValueError: `label_loss` is unknown or does not reduce to a scalar.
-        TypeError: `label_loss` is not one loss: the same serves every exit.
+        TypeError: `label_loss` is not a single loss.
 
     Example:
         >>> from keras_selfdistill import recipes
@@ -43,7 +51,7 @@ class Objective:
         self,
         recipe: Recipe,
         exit_names: Sequence[str],
-        label_loss: Any,
+        label_loss: LossLike,
         *,
         task: Task,
         external_teacher: bool = False,
@@ -59,8 +67,9 @@ class Objective:
         if set(weights) != set(self.exit_names):
             raise ValueError(
                 f"{type(recipe).__name__}.weights must name every exit once. Received: "
-                f"weights of {sorted(weights)}. Expected: of {self.exit_names}; "
-                "TermWeights(label=0.0) for an exit that learns nothing."
+                f"weights of {sorted(weights)}. Expected: weights of "
+                f"{self.exit_names}, with TermWeights(label=0.0) for an exit without "
+                "losses."
             )
         taught = [
             weights[name]
@@ -76,20 +85,26 @@ class Objective:
         }
         self.terms = tuple(term for term, is_used in used.items() if is_used)
 
-    def check_labels(self, labels: Any, output: Any, sample_weight: Any = None) -> None:
-        """Refuse labels that the base or the loss of the labels cannot be given.
+    def check_labels(
+        self,
+        labels: Labels,
+        output: Tensor | SymbolicTensor,
+        sample_weight: Tensor | None = None,
+    ) -> None:
+        """Refuse labels that do not fit the base or the label loss.
 
         Args:
-            labels: Batch of labels.
-            output: Of the base, maybe symbolic.
-            sample_weight: As in a call, maybe symbolic.
+            labels: Labels of a batch.
+            output: Output of the base, eager or symbolic.
+            sample_weight: Sample weights, eager or symbolic, or `None`.
 
         Raises:
-            ValueError: `labels` is missing, a collection, of another shape, or of
-                another form than the loss takes.
+            ValueError: `labels` is missing, a collection, or has another shape or form
+                than the loss takes.
         """
         self.task.check_labels(labels)
-        known = getattr(labels.shape, "rank", 0) is not None  # Else the loss will.
+        # With an unknown rank, the loss checks the shape.
+        known = getattr(labels.shape, "rank", 0) is not None
         if not known:
             return
         check_axis_of_units(labels, output, sample_weight)
@@ -98,53 +113,53 @@ class Objective:
 
     def __call__(
         self,
-        labels: Any,
-        exits: Mapping[str, Mapping[str, Any]],
-        sample_weight: Any,
+        labels: Labels,
+        exits: Mapping[str, Mapping[str, Tensor]],
+        sample_weight: Tensor | None,
         *,
-        step: Any = 0,
-        distillation_scale: Any = 1.0,
-        external_logits: Any = None,
-    ) -> dict[str, Any]:
+        step: Tensor | int = 0,
+        distillation_scale: Tensor | float = 1.0,
+        external_logits: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Return the value of each term, summed over exits with their weights.
 
         Args:
-            labels: What the label loss takes, e.g. shape `(batch,)`.
-            exits: For every exit its `output` and `logits`, shape `(batch, classes)`,
-                its `feature`, shape `(batch, width)`, and its `hint`: the feature, or
-                what an adapter made of it.
-            sample_weight: `None` or shape `(batch,)`, or with the labels' positions;
-                scales every term but the pair losses, which Keras gives as means over
-                the batch.
-            step: Training steps so far, for schedules.
+            labels: Labels as the label loss takes them, e.g. of shape `(batch,)`.
+            exits: Mapping of exit names to their `output` and `logits`, shape
+                `(batch, classes)`, their `feature`, shape `(batch, width)`, and their
+                `hint`, which is the feature or the output of its adapter.
+            sample_weight: Sample weights of shape `(batch,)`, or with the positions of
+                the labels, or `None`. They scale every term but the pair losses, which
+                Keras returns as means over the batch.
+            step: Number of training steps so far, for schedules.
             distillation_scale: Factor on every term but the label loss.
-            external_logits: Shape `(batch, classes)`, of the external teacher; its
-                output where the task is a regression.
+            external_logits: Logits of the external teacher, shape `(batch, classes)`;
+                its output for regression.
 
         Returns:
-            Mapping of the names in `terms` to scalars. The label loss is NaN if labels
-            are no classes of the base.
+            Mapping of the names in `terms` to scalars. The label loss is NaN if a label
+            is not a class of the base.
         """
         losses = self._weighted_losses(
             step, labels, exits, sample_weight, external_logits
         )
-        values: dict[str, list[Any]] = {term: [] for term in self.terms}
+        values: dict[str, list[Tensor]] = {term: [] for term in self.terms}
         for term, loss in losses:
             values[term].append(
                 loss if term == "label_loss" else _times(distillation_scale, loss)
             )
         terms = {term: _sum(each) for term, each in values.items()}
-        # JAX, and GPUs, would take labels that do not exist for ones of no class.
+        # JAX and GPUs compute a loss without an error for labels that are no classes.
         exist = all_exist(labels, exits[self.exit_names[-1]]["output"], self.label_loss)
         label_loss = ops.where(exist, terms["label_loss"], float("nan"))
         return terms | {"label_loss": label_loss}
 
     def _weighted_losses(
         self, step, labels, exits, sample_weight, external_logits
-    ) -> Iterator[tuple[str, Any]]:
+    ) -> Iterator[tuple[str, Tensor]]:
         recipe = self.recipe.at(step)
-        # Distillation is reduced as the label loss is, so that their ratio does not
-        # depend on the batch size.
+        # Distillation has the reduction of the label loss, so that their ratio does
+        # not depend on the batch size.
         reduction = self.label_loss.reduction
         compares = self.task.compares
         soft_target_loss = _soft_target_loss(self.task, recipe, reduction)
@@ -155,7 +170,7 @@ class Objective:
                 loss = self._label_loss(labels, student, _copy(sample_weight))
                 yield "label_loss", _times(weights.label, loss)
             teachers = recipe.teachers_of(name, self.exit_names)
-            for teacher in (self._lesson(teacher, exits) for teacher in teachers):
+            for teacher in (self._teacher_targets(each, exits) for each in teachers):
                 if is_used(weights.soft_target):
                     loss = soft_target_loss(
                         teacher[compares], student[compares], _copy(sample_weight)
@@ -179,17 +194,19 @@ class Objective:
                 yield "external_loss", _times(recipe.external_weight, loss)
 
     def _label_loss(self, labels, student, sample_weight):
-        """Return the label loss of an exit, from its true logits where it can be."""
+        """Return the label loss of an exit, from its logits if possible."""
         if self._loss_of_logits is None:
             return self.label_loss(labels, student["output"], sample_weight)
         return self._loss_of_logits(labels, student["logits"], sample_weight)
 
-    def _lesson(self, teacher: str, exits: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the logits and feature that a teacher shows, detached as is due."""
+    def _teacher_targets(
+        self, teacher: str, exits: Mapping[str, Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return the logits, output and feature of a teacher, detached if required."""
         if teacher == "ensemble":
             found = {
                 key: functools.reduce(ops.add, [each[key] for each in exits.values()])
-                / len(exits)  # Not sum(): the base's own may be in float16.
+                / len(exits)  # Not sum(): the base's logits may be in float16.
                 for key in ("logits", "output")
             }
             feature = exits[self.exit_names[-1]]["feature"]
@@ -202,7 +219,7 @@ class Objective:
 
 
 def _times(weight, loss):
-    """Return a loss times a weight in the loss's dtype, which may be float64."""
+    """Return a loss times a weight, in the dtype of the loss."""
     return ops.cast(weight, loss.dtype) * loss
 
 
@@ -211,25 +228,28 @@ def _sum(losses):
 
 
 def _copy(sample_weight):
-    """Return sample weights of a loss's own.
+    """Return a copy of sample weights for one loss.
 
-    Where there is a mask, or a class to leave out, a Keras loss multiplies the weights
-    in place: on PyTorch, those of the next exit, of the metrics, and of the user.
+    With a mask or an ignored class, a Keras loss multiplies the weights in place. On
+    PyTorch this changes those of the next exit, of the metrics and of the user.
     """
     return None if sample_weight is None else ops.copy(sample_weight)
 
 
-def weights_at_positions(sample_weight: Any, feature: Any) -> Any:
-    """Return weights of labels at the positions of a feature that the end enlarges.
+def weights_at_positions(
+    sample_weight: Tensor | None, feature: Tensor
+) -> Tensor | None:
+    """Return sample weights at the positions of a feature, which may be coarser.
 
-    Each position of the feature gets the mean weight of those that the end makes of it.
+    Each position of the feature gets the mean weight of the output positions that it
+    is upsampled to.
 
     Args:
-        sample_weight: `None`, shape `(batch,)`, or `(batch, *positions)`.
-        feature: Shape `(batch, *positions, width)`.
+        sample_weight: Weights of shape `(batch,)` or `(batch, *positions)`, or `None`.
+        feature: Feature of shape `(batch, *positions, width)`.
 
     Raises:
-        ValueError: The end makes no whole number of positions of each.
+        ValueError: The output positions are not a multiple of the feature's.
 
     Example:
         >>> import numpy as np
@@ -245,11 +265,11 @@ def weights_at_positions(sample_weight: Any, feature: Any) -> Any:
         sample_weight = ops.squeeze(sample_weight, axis=-1)
     fine, coarse = tuple(sample_weight.shape)[1:], tuple(feature.shape)[1:-1]
     if len(fine) != positions or fine == coarse or 1 in fine:
-        return sample_weight  # One for each sample, or for each position already.
+        return sample_weight  # One for each sample, or already one for each position.
     known = [pair for pair in zip(fine, coarse, strict=True) if None not in pair]
     if any(size % own for size, own in known):
         raise ValueError(
-            "The hint loss cannot weigh positions. Received: sample weights of shape "
+            "The hint loss cannot weight positions. Received: sample weights of shape "
             f"{tuple(sample_weight.shape)} and features of shape "
             f"{tuple(feature.shape)}. Expected: positions that are a multiple of the "
             "features', weights of shape (batch,), or a recipe without hint."
@@ -265,8 +285,9 @@ def weights_at_positions(sample_weight: Any, feature: Any) -> Any:
 def _soft_target_loss(task: Task, recipe: Recipe, reduction: str) -> keras.losses.Loss:
     """Return the loss between the predictions of a teacher and of a student.
 
-    The recipe's own for several classes; for yes or no the binary divergence of each
-    label; for numbers a squared distance, which knows no temperature.
+    This is the recipe's loss for multiclass tasks, the binary divergence of each label
+    for binary and multilabel tasks, and a squared distance without temperature for
+    regression.
     """
     if task.name == "multiclass":
         return recipe.soft_target_loss(recipe.temperature, reduction=reduction)

@@ -1,4 +1,4 @@
-"""How a wrapper is saved, copied, and made again from its config."""
+"""Saving, copying and configs of a wrapper."""
 
 import contextlib
 import inspect
@@ -23,34 +23,33 @@ _SERIALIZED = (
 
 @refuses_clones
 class SavedWrapper(keras.Model):
-    """The part of a `SelfDistiller` that turns it into a config and back."""
+    """The part of a `SelfDistiller` that saves it and converts it to a config."""
 
     def refuse_clone(self):
-        """Raise, where `keras.models.clone_model` would make a plain model of it."""
+        """Raise the error of `keras.models.clone_model`, which would drop the exits."""
         raise TypeError(
-            "keras.models.clone_model makes a plain model without recipe, heads "
-            f"and training of a wrapper. Received: {type(self).__name__} "
-            f"{self.name!r}. Expected: copy.deepcopy(model), a wrapper with the "
-            "same weights, or type(model).from_config(model.get_config()), one "
-            "with new weights."
+            "keras.models.clone_model would return a plain model without recipe "
+            f"and heads. Received: {type(self).__name__} {self.name!r}. Expected: "
+            "copy.deepcopy(model) for a copy with the same weights, or "
+            "type(model).from_config(model.get_config()) for new weights."
         )
 
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         """Save the wrapper to a `.keras` file, as `keras.Model.save` does.
 
         Raises:
-            ValueError: The name is that of a legacy `.h5` file, which could not be
-                loaded. What is at the path stays as it is.
+            ValueError: The path is that of a legacy `.h5` file, which could not be
+                loaded. An existing file at the path does not change.
         """
         if str(filepath).endswith((".h5", ".hdf5")):
             raise _legacy_format_error(f"filepath={str(filepath)!r}")
         super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments that make an equal wrapper.
+        """Return the config from which `from_config` creates an equal wrapper.
 
         Raises:
-            ValueError: It is asked for by Keras to write a legacy `.h5` file.
+            ValueError: Keras calls it to write a legacy `.h5` file.
         """
         if writes_legacy_format():
             raise _legacy_format_error("a call of keras.saving.save_model with one")
@@ -84,17 +83,17 @@ class SavedWrapper(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """Make a wrapper from what `get_config` returned.
+        """Return a wrapper with the config that `get_config` returned.
 
         Raises:
-            ValueError: A field is missing or unknown, or names what no model is made
-                of (`safe_config` says what that is).
+            ValueError: A field is missing or unknown, or names a class that is not
+                allowed in models (see `files.config_check`).
         """
-        # An empty scope would hide the one around it.
+        # An empty scope would hide an outer scope.
         scope = keras.saving.custom_object_scope
         with scope(custom_objects) if custom_objects else contextlib.nullcontext():
             check_config(config, code=True)
-        own = {"frozen", "quantized"}  # No arguments, but what was done to the layers.
+        own = {"frozen", "quantized"}  # Not arguments, but changes of the layers.
         needed = {*_SERIALIZED, "taps", *own}
         known = {*inspect.signature(cls.__init__).parameters, *own} - {"self"}
         if not needed <= config.keys() <= known:
@@ -117,14 +116,14 @@ class SavedWrapper(keras.Model):
 
     @property
     def _added_layers(self):
-        """The layers of the exits, which the base's config does not describe."""
+        """The layers of the exits, which are not in the config of the base."""
         own = {id(layer) for layer in self.exit_graph.flat.model.layers}
         return [
             layer for layer in [*self.layers, *self._adapters] if id(layer) not in own
         ]
 
     def load_own_variables(self, store):
-        """Load the count of steps; the scale of distillation is that of no training."""
+        """Load the step counter and reset the scale of distillation."""
         super().load_own_variables(store)
         self.distillation_scale = 1.0
 
@@ -132,6 +131,6 @@ class SavedWrapper(keras.Model):
 def _legacy_format_error(received):
     return ValueError(
         "A wrapper cannot be saved to a legacy HDF5 file: nothing could load it. "
-        f"Received: {received}. Expected: a path that ends in '.keras'; or "
-        "save_weights with one that ends in '.weights.h5', for the weights alone."
+        f"Received: {received}. Expected: a path that ends in '.keras'; or, for the "
+        "weights only, save_weights with a path that ends in '.weights.h5'."
     )

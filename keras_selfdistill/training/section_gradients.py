@@ -1,8 +1,7 @@
-"""How large the gradient is in every section of a base."""
+"""Gradient magnitude in every section of a base."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import keras
 from keras import ops
@@ -11,20 +10,21 @@ from keras_selfdistill.exits.attach import ExitGraph
 from keras_selfdistill.exits.sections import base_sections
 from keras_selfdistill.graph.nodes import model_nodes
 from keras_selfdistill.graph.shells import original
+from keras_selfdistill.utils.type_aliases import Tensor
 
 
-def section_weights(graph: ExitGraph) -> dict[str, list[Any]]:
+def section_weights(graph: ExitGraph) -> dict[str, list[keras.Variable]]:
     """Return the trainable weights of each section of a base, shallow to deep.
 
-    A layer that several sections call counts in the first; layers of the exits' heads
-    are in no section, and a section with no weight to train is left out.
+    A layer that several sections call belongs to the first; layers of heads belong to
+    no section, and a section without trainable weights is left out.
 
     Args:
         graph: A base with exits.
 
     Returns:
         Mapping of `section_1`, … to variables; `section_1` ends at the tap of `exit_1`,
-        the last one at the base's end.
+        the last section at the base's end.
 
     Example:
         >>> import keras_selfdistill as ksd
@@ -34,7 +34,7 @@ def section_weights(graph: ExitGraph) -> dict[str, list[Any]]:
         ['section_1', 'section_2', 'section_3']
     """
     digits = len(str(len(graph.exits)))
-    found: dict[str, list[Any]] = {
+    found: dict[str, list[keras.Variable]] = {
         f"section_{i + 1:0{digits}}": [] for i in range(len(graph.exits))
     }
     names = list(found)
@@ -49,18 +49,18 @@ def section_weights(graph: ExitGraph) -> dict[str, list[Any]]:
 
 
 def mean_magnitudes(
-    sections: Mapping[str, Sequence[Any]],
-    variables: Sequence[Any],
-    gradients: Sequence[Any],
-    scale: Any = 1.0,
-) -> dict[str, Any]:
-    """Return the mean absolute gradient of a weight in each section.
+    sections: Mapping[str, Sequence[keras.Variable]],
+    variables: Sequence[keras.Variable],
+    gradients: Sequence[Tensor | None],
+    scale: Tensor | float = 1.0,
+) -> dict[str, Tensor]:
+    """Return the mean absolute gradient of the weights in each section.
 
     Args:
-        sections: From `section_weights`.
-        variables: Variables that gradients were taken of.
-        gradients: Their gradients; `None` where the loss does not depend on one.
-        scale: Factor on the loss, and so on the gradients, which is taken out.
+        sections: Weights by section, as `section_weights` returns them.
+        variables: Variables of the gradients.
+        gradients: Gradients; `None` if the loss does not depend on a variable.
+        scale: Loss scale, by which the gradients are divided.
 
     Returns:
         Mapping of `section_1_gradient`, … to scalars.

@@ -1,4 +1,4 @@
-"""How a wrapper is compiled, trained by `fit`, and asked for predictions."""
+"""`compile`, `fit` and `predict` of a wrapper."""
 
 import inspect
 import types
@@ -57,35 +57,35 @@ class Trainer(BatchLoss, LoggedModel):
         auto_scale_loss=True,
         log_gradients=False,
     ):
-        """Configure training, with the arguments that the base would be given.
+        """Configure training, with the arguments of `keras.Model.compile`.
 
         Args:
             optimizer: As in `keras.Model.compile`.
-            loss: One loss, which serves every exit: name, function or `Loss` object.
-                Of a base that ends in softmax or sigmoid, Keras' crossentropies are
-                computed from the logits, so that nothing is clipped.
-            loss_weights: Not accepted: the recipe weighs the exits.
-            metrics: Names, functions or objects, given once; every exit and the
-                ensemble gets a copy.
-            weighted_metrics: Likewise, with sample and class weights.
+            loss: Name, function or object of one loss, which applies to every exit.
+                If the base ends in softmax or sigmoid, Keras' crossentropies are
+                computed from its logits, without clipping.
+            loss_weights: Not supported: the recipe weights the exits.
+            metrics: Names, functions or objects of metrics, of which every exit and
+                the ensemble gets a copy.
+            weighted_metrics: Metrics that use sample and class weights.
             run_eagerly: As in `keras.Model.compile`.
             steps_per_execution: As in `keras.Model.compile`.
             jit_compile: As in `keras.Model.compile`.
             auto_scale_loss: As in `keras.Model.compile`.
             log_gradients: Whether training also logs `section_1_gradient`, …: the mean
-                magnitude of the gradient in each section, |∂loss/∂w| averaged over the
-                section's trainable weights and over steps. A section is the part of
-                the base between two taps; heads are in none.
+                of |∂loss/∂w| over the trainable weights of each section and over
+                steps. A section is the part of the base between two taps, without
+                heads.
 
         Raises:
-            TypeError: `loss` is missing or several, or the metrics are a mapping.
-            ValueError: `loss` is unknown, or for another task than the end was
-                taken for, or `loss_weights` is given.
+            TypeError: `loss` is not a single loss, or `metrics` is a mapping.
+            ValueError: `loss` is unknown or does not fit the task of the base, or
+                `loss_weights` is given.
         """
         if loss_weights is not None:
             raise ValueError(
-                "The recipe weighs the exits' losses. Received: "
-                f"loss_weights={loss_weights!r}. Expected: none. Set the weights in "
+                "The recipe weights the losses of the exits. Received: "
+                f"loss_weights={loss_weights!r}. Expected: None. Set the weights in "
                 "the recipe, e.g. recipe=recipes.BYOT(alpha=0.3)."
             )
         objective = self._objective_of(loss)
@@ -150,18 +150,18 @@ class Trainer(BatchLoss, LoggedModel):
     ):
         """Train, with the arguments of `keras.Model.fit`.
 
-        A step with NaN or infinity in its loss, its gradients or its batch statistics
-        changes nothing: no weight, no moving statistic, no state of the optimizer but
-        its loss scale. The log `nonfinite_steps` counts such steps of an epoch, and
+        A step with NaN or infinity in its loss, gradients or batch statistics is
+        skipped: no weight, moving statistic or optimizer state changes but the loss
+        scale. The log `nonfinite_steps` counts the skipped steps of an epoch, and
         losses that are not finite are left out of the logged means.
 
         Raises:
-            FloatingPointError: 100 steps in a row were skipped, or no loss of an epoch
-                was finite.
-            TypeError: An array holds no numbers.
-            ValueError: There are no data, or an array is of another shape or length
-                than the base, the loss or the other arrays ask for, or holds NaN,
-                infinity, or labels that are no classes of the base.
+            FloatingPointError: 100 consecutive steps were skipped, or no loss of an
+                epoch was finite.
+            TypeError: An array is not numeric.
+            ValueError: There is no data; an array does not fit the base, the loss or
+                the other arrays in shape or length, or has NaN or infinity; or labels
+                are not classes of the base.
         """
         if self.compiled:
             given = {**dict(zip(_FURTHER_ARGUMENTS, args, strict=False)), **kwargs}
@@ -194,8 +194,9 @@ class Trainer(BatchLoss, LoggedModel):
     def predict(self, *args, **kwargs):
         """Predict, with the arguments of `keras.Model.predict`.
 
-        Calls from several threads take turns: on JAX, Keras takes the weights out of a
-        model while it predicts. `EarlyExit.predict` runs at the same time.
+        Calls from several threads run one after another, because on JAX Keras removes
+        the weights from a model while it predicts. Calls of `EarlyExit.predict` run
+        concurrently.
         """
         with self._turn:
             return super().predict(*args, **kwargs)

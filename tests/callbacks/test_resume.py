@@ -340,7 +340,7 @@ def test_a_damaged_one_is_refused_by_name_and_the_one_before_used(
     newest.write_bytes(damage(newest.read_bytes(), how))
     assert checkpoints.newest(accept).epoch == 1
     assert messages[0].startswith(f"Checkpoint refused: {newest}: it")
-    assert messages[1] == f"The one before is used: {before}"
+    assert messages[1] == f"An earlier checkpoint is used: {before}"
     # It is not counted among those that are kept, nor lost.
     checkpoints.write(read(before)._replace(epoch=3))
     checkpoints.write(read(before)._replace(epoch=4))

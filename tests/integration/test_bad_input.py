@@ -236,7 +236,7 @@ GRAPHS = {  # Read once; no backend changes them.
     "loss without reduction": compile_(
         "scalar", loss=keras.losses.CategoricalCrossentropy(reduction=None)
     ),
-    "loss weights": compile_("recipe weighs", loss=LOSS, loss_weights=[1, 2]),
+    "loss weights": compile_("recipe weights", loss=LOSS, loss_weights=[1, 2]),
     "metrics by name": compile_(
         "every exit", TypeError, loss=LOSS, metrics={"final": "accuracy"}
     ),
@@ -266,15 +266,15 @@ DATA = {  # Read by each backend's own trainer.
     "too few labels": fit("numbers of samples", lambda x, y, w: (x, y[:8], w)),
     "too few weights": fit("numbers of samples", lambda x, y, w: (x, y, w[:3])),
     "NaN weights": fit("weight.*nan", lambda x, y, w: (x, y, with_nan(w))),
-    "negative labels": fit("-1 among y", lambda x, y, w: (x, y - 1, w)),
-    "labels too large": fit("4 among y.*0 to 3", lambda x, y, w: (x, y + 1, w)),
+    "negative labels": fit(r"with -1\.", lambda x, y, w: (x, y - 1, w)),
+    "labels too large": fit(r"with 4\..*0 to 3", lambda x, y, w: (x, y + 1, w)),
     "labels too large for either loss": fit(
-        "4 among y.*0 to 3", lambda x, y, w: (x, y + 1, w), loss="CrossEntropy"
+        r"with 4\..*0 to 3", lambda x, y, w: (x, y + 1, w), loss="CrossEntropy"
     ),
     "NaN in bfloat16": fit(
         "nan at", lambda x, y, w: (with_nan(x).astype("bfloat16"), y, w)
     ),
-    "labels between classes": fit("0.5 among y", lambda x, y, w: (x, y + 0.5, w)),
+    "labels between classes": fit(r"with 0\.5\.", lambda x, y, w: (x, y + 0.5, w)),
     "NaN labels": fit("nan at", lambda x, y, w: (x, with_nan(y), w)),
     "text for labels": fit("dtype", lambda x, y, w: (x, y.astype(str), w), TypeError),
     "rows of other classes": labels(r"\(batch,\)", np.zeros((16, 3))),

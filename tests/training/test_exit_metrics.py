@@ -155,7 +155,7 @@ def test_models_in_a_metric_are_shared():
 def test_a_metric_that_cannot_be_copied():
     metric = Counted()
     metric.lock = threading.Lock()
-    with pytest.raises(TypeError, match="Counted, which holds what cannot be copied"):
+    with pytest.raises(TypeError, match="Counted, which cannot be copied"):
         exit_metrics([metric], ["final", "exit_1"], argument="metrics")
 
 

@@ -1,8 +1,7 @@
-"""The user's metrics, one copy for every exit, named as the logs show them."""
+"""Metrics of the user, one copy for every exit, named as in the logs."""
 
 import copy
 from collections.abc import Iterable
-from typing import Any
 
 import keras
 
@@ -16,26 +15,33 @@ from keras_selfdistill.utils.keras_internals import (
     value_without_autocast,
     variables_inside,
 )
+from keras_selfdistill.utils.type_aliases import MetricsLike
 
 
 def exit_metrics(
-    metrics: Any, outputs: Iterable[str], *, argument: str, taken: Iterable[str] = ()
+    metrics: MetricsLike,
+    outputs: Iterable[str],
+    *,
+    argument: str,
+    taken: Iterable[str] = (),
 ) -> dict[str, list[keras.Metric]]:
-    """Return the metrics that `compile` was given, once for each output.
+    """Return the metrics passed to `compile`, once for each output.
 
-    Metrics of the output `final` keep their names, so that `val_accuracy` is what it
-    was for the base; others are prefixed with the output's name. A metric object is
-    itself the first output's; the others get copies of it.
+    Metrics of the output `final` keep their names, so that `val_accuracy` means the
+    same as for the base; others are prefixed with the name of the output. The first
+    output uses the given metric objects, the others copies.
 
     Args:
-        metrics: What the user gave: a name, function or object, or a list of them.
+        metrics: Name, function or object of a metric, or a list of these.
         outputs: Names of the outputs, `final` first.
-        argument: Name of the argument, for errors and for names that are taken.
-        taken: Names that other metrics of an output have, without prefix.
+        argument: Name of the argument of `compile`, for errors and free names.
+        taken: Names of other metrics of an output, without prefix.
+
+    Returns:
+        Mapping of output names to metrics.
 
     Raises:
-        TypeError: The metrics are a mapping, as they are given once for all exits, or
-            a metric object cannot be copied.
+        TypeError: `metrics` is a mapping, or a metric cannot be copied.
         ValueError: A name is unknown.
 
     Example:
@@ -45,9 +51,9 @@ def exit_metrics(
     """
     if isinstance(metrics, dict):
         raise TypeError(
-            f"`{argument}` are given once and serve every exit. Received: "
-            f"{argument}={metrics!r}. Expected: what you would pass for the base, e.g. "
-            f"{argument}=['accuracy']."
+            f"`{argument}` apply to every exit, so they must not be a mapping. "
+            f"Received: {argument}={metrics!r}. Expected: the metrics of the base, "
+            f"e.g. {argument}=['accuracy']."
         )
     if not isinstance(metrics, (list, tuple)):
         metrics = [] if metrics is None else [metrics]
@@ -64,7 +70,7 @@ def exit_metrics(
 
 
 def _free_name(name, argument, names):
-    """Return the name, or one like it that no other metric of the output has."""
+    """Return the name, with a suffix if another metric of the output has it."""
     if name in names and argument == "weighted_metrics":
         name = f"weighted_{name}"
     stem, count = name, 0
@@ -75,7 +81,7 @@ def _free_name(name, argument, names):
 
 
 def _resolve(identifier):
-    """Return a metric for anything that `compile` takes as one, named as by Keras."""
+    """Return the metric of an identifier that `compile` takes, named as in Keras."""
     if isinstance(identifier, keras.Metric):
         return identifier
     name = identifier if isinstance(identifier, str) else None
@@ -105,8 +111,8 @@ def _copy(metric, output):
     except TypeError as error:
         raise TypeError(
             "Every exit needs a copy of each metric. Received: "
-            f"{type(metric).__name__}, which holds what cannot be copied ({error}). "
-            "Expected: a metric whose state is in variables made by add_variable()."
+            f"{type(metric).__name__}, which cannot be copied ({error}). Expected: a "
+            "metric whose state is in variables created by add_variable()."
         ) from error
     copied.name = f"{output}_{metric.name}"
     return copied
@@ -178,7 +184,7 @@ def _fresh(variable):
 
 
 def _accuracy(labels, outputs):
-    """Return the accuracy that Keras chooses by shape: of one unit, the binary one."""
+    """Return the accuracy that Keras chooses by shape, binary for one unit."""
     if outputs.shape[-1] == 1:
         return keras.metrics.binary_accuracy(labels, outputs)
     if is_sparse(labels, outputs):
@@ -187,7 +193,7 @@ def _accuracy(labels, outputs):
 
 
 def _crossentropy(labels, outputs):
-    """Return the crossentropy that `compile` takes for a loss of that name."""
+    """Return the crossentropy that `compile` uses for a loss of that name."""
     if outputs.shape[-1] != 1:
         return crossentropy(labels, outputs)
     if len(labels.shape) < len(outputs.shape):

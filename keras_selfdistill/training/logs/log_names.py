@@ -1,4 +1,4 @@
-"""What the keys of `History` and of a callback's logs say."""
+"""Parser of the keys of `History` and of the logs of callbacks."""
 
 import re
 from collections.abc import Iterable
@@ -8,13 +8,13 @@ _PREFIX = re.compile(r"(exit_\d+|ensemble|section_\d+)_(.+)")
 
 
 class LogName(NamedTuple):
-    """One key of the logs, taken apart.
+    """One parsed key of the logs.
 
     Args:
-        validation: Whether it began with `val_`.
-        source: The exit (`"exit_1"`, …, `"final"`, `"ensemble"`) or section
-            (`"section_1"`) it tells of; `""` for what tells of the whole training.
-        quantity: The rest, such as `"accuracy"` or `"loss"`.
+        validation: Whether the key starts with `val_`.
+        source: Exit (`"exit_1"`, …, `"final"`, `"ensemble"`) or section
+            (`"section_1"`) of the quantity; `""` for quantities of the whole training.
+        quantity: Name of the quantity, such as `"accuracy"` or `"loss"`.
     """
 
     validation: bool
@@ -23,13 +23,16 @@ class LogName(NamedTuple):
 
 
 def parse_log_names(keys: Iterable[str]) -> dict[str, LogName]:
-    """Take the keys of logs apart.
+    """Parse the keys of logs.
 
-    The final exit's metrics have no prefix: a key without one is the final exit's if
-    another exit logs the same quantity.
+    Metrics of the final exit have no prefix: a key without prefix belongs to the final
+    exit if another exit logs the same quantity.
 
     Args:
         keys: All keys of the logs.
+
+    Returns:
+        Mapping of keys to parsed names.
 
     Example:
         >>> found = parse_log_names(["loss", "val_accuracy", "val_exit_1_accuracy"])
@@ -47,7 +50,10 @@ def parse_log_names(keys: Iterable[str]) -> dict[str, LogName]:
 
 
 def exits_in_order(names: Iterable[LogName]) -> list[str]:
-    """Return the exits among the sources: shallow to deep, then the ensemble.
+    """Return the exits among the sources, shallow to deep, then the ensemble.
+
+    Args:
+        names: Parsed names of logs.
 
     Example:
         >>> names = parse_log_names(["top_5", "ensemble_top_5", "exit_1_top_5"])

@@ -1,7 +1,6 @@
-"""How a wrapper logs what its steps and evaluations find."""
+"""The metrics and logs of a wrapper."""
 
 import contextlib
-from typing import Any
 
 import keras
 from keras import ops
@@ -9,12 +8,13 @@ from keras import ops
 from keras_selfdistill.training.batch_loss import Step
 from keras_selfdistill.training.nonfinite import FiniteCheck
 from keras_selfdistill.training.progress_bar import with_progress_bar
+from keras_selfdistill.utils.type_aliases import Logs, Tensor
 
 
 class LoggedModel(keras.Model):
-    """The part of a `SelfDistiller` that counts its metrics and names its logs.
+    """The part of a `SelfDistiller` that updates its metrics and names its logs.
 
-    It reads the `Logs` and the objective that `compile` made.
+    It reads the `Logs` and the objective that `compile` created.
     """
 
     def evaluate(self, x=None, y=None, batch_size=None, verbose="auto", **kwargs):
@@ -31,39 +31,41 @@ class LoggedModel(keras.Model):
             return super().test_on_batch(*args, **kwargs)
 
     def _evaluating(self):
-        # Uncompiled, Keras raises.
+        # Keras raises an error for a model that is not compiled.
         return self._logs.of_evaluation() if self.compiled else contextlib.nullcontext()
 
     def _update_logs(
         self,
         step: Step,
-        verdict: FiniteCheck | None = None,
-        magnitudes: dict[str, Any] | None = None,
+        check: FiniteCheck | None = None,
+        magnitudes: dict[str, Tensor] | None = None,
         *,
         replicas: int = 1,
-    ) -> dict[str, Any]:
+    ) -> Logs:
         """Add a batch to the metrics and return the logs.
 
         Args:
-            step: What the batch gave, its losses divided by `replicas`.
-            verdict: Of a training step; what is not finite is left out of the means.
-            magnitudes: Of the gradients.
-            replicas: Devices that train together, each of which adds to the metrics.
+            step: Results of the batch, with losses divided by `replicas`.
+            check: Finite check of a training step; a loss that is not finite is left
+                out of the means.
+            magnitudes: Mean gradient of each section by log name.
+            replicas: Number of devices that train together, each with its own update
+                of the metrics.
         """
-        counted = True if verdict is None else verdict.forward
+        counted = True if check is None else check.forward
         batch_size = ops.shape(step.labels)[0]
         losses = {"loss": step.loss, **step.terms}
         self._logs.show(step.terms)
         for name, loss in losses.items():
             mean = self._logs.losses[name]
             mean.add(loss * replicas, counted=counted, weight=batch_size)
-        if verdict is not None:
-            skipped = ops.logical_not(verdict.finite)
+        if check is not None:
+            skipped = ops.logical_not(check.finite)
             self._logs.nonfinite_steps.update_state(
                 ops.cast(skipped, "float32") / replicas
             )
             for name, magnitude in (magnitudes or {}).items():
-                self._logs.gradients[name].add(magnitude, counted=verdict.finite)
+                self._logs.gradients[name].add(magnitude, counted=check.finite)
         return self.compute_metrics(
             None, step.labels, step.outputs, sample_weight=step.sample_weight
         )
@@ -75,11 +77,11 @@ class LoggedModel(keras.Model):
             x: Not read.
             y: Labels of the batch.
             y_pred: Output of every exit and, under `ensemble`, of the ensemble.
-            sample_weight: `None` or shape `(batch,)`.
+            sample_weight: Sample weights of shape `(batch,)`, or `None`.
         """
         if "ensemble" not in y_pred:
             # Keras builds the metrics with symbolic outputs of `call`, before the first
-            # step: the time to refuse labels, while no weight has moved.
+            # step: wrong labels are refused before any weight has changed.
             self._objective.check_labels(y, self.base.outputs[0], sample_weight)
             self._objective.label_loss(y, y_pred["final"], sample_weight)
             y_pred = {**y_pred, "ensemble": y_pred["final"]}
@@ -87,7 +89,7 @@ class LoggedModel(keras.Model):
         labels = dict.fromkeys(outputs, y)
         return super().compute_metrics(x, labels, outputs, sample_weight)
 
-    def get_metrics_result(self) -> dict[str, Any]:
+    def get_metrics_result(self) -> Logs:
         """Return the logs: the loss and its terms, and the metrics of every exit."""
         return self._logs.named(super().get_metrics_result())
 
@@ -96,5 +98,5 @@ class LoggedModel(keras.Model):
         """The loss, its terms, and the metrics of every exit and the ensemble."""
         if not self.compiled:
             return super().metrics
-        _, *others = super().metrics  # Without Keras' own mean of the loss.
+        _, *others = super().metrics  # Without the loss tracker of Keras.
         return self._logs.trackers(others)

@@ -1,18 +1,18 @@
-"""What a wrapper logs: loss terms and the metrics of every exit, in order and named."""
+"""Order and names of a wrapper's logs: loss terms and the metrics of every exit."""
 
 import collections
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import keras
 from keras import ops
 
 from keras_selfdistill.training.logs.exit_metrics import exit_metrics
+from keras_selfdistill.utils.type_aliases import MetricsLike, Tensor
 
 
 class MeanOfCounted(keras.metrics.Mean):
-    """A mean that leaves out what is not to be counted, and is NaN of nothing at all.
+    """A mean that ignores values on request, and is NaN without any value.
 
     Example:
         >>> mean = MeanOfCounted(name="loss")
@@ -22,40 +22,49 @@ class MeanOfCounted(keras.metrics.Mean):
         2.0
     """
 
-    def add(self, value: Any, *, counted: Any, weight: Any = 1.0) -> None:
-        """Add a value with a weight where `counted`, a boolean scalar, holds."""
+    def add(
+        self, value: Tensor, *, counted: Tensor | bool, weight: Tensor | float = 1.0
+    ) -> None:
+        """Add a value to the mean.
+
+        Args:
+            value: Scalar.
+            counted: Boolean scalar; if false, the value is ignored.
+            weight: Weight of the value.
+        """
         self.update_state(
             ops.where(counted, value, 0.0),
             sample_weight=ops.where(counted, ops.cast(weight, "float32"), 0.0),
         )
 
-    def result(self) -> Any:
+    def result(self) -> Tensor:
         """Return the mean."""
         return ops.where(self.count > 0, super().result(), float("nan"))
 
 
 class Logs:
-    """The order and the names of the logs of one `compile`.
+    """Metrics of a compiled wrapper, and the order and names of its logs.
 
     The final exit comes first, then the others from shallow to deep, then the ensemble,
-    and what only training logs.
+    and last the logs of training only.
 
     Args:
         exit_names: Names of the exits, shallow to deep.
         terms: Names of the loss terms.
-        metrics: What `compile` was given.
-        weighted_metrics: Likewise.
-        gradients: Names of the gradients' mean magnitudes.
+        metrics: The `metrics` argument of `compile`.
+        weighted_metrics: The `weighted_metrics` argument of `compile`.
+        gradients: Log names of the gradient magnitudes.
 
     Attributes:
-        metrics: Metrics of every output, as `keras.Model.compile` takes them.
-        weighted_metrics: Likewise.
-        losses: The mean of the loss and of every loss term.
-        nonfinite_steps: Number of steps that were skipped.
-        gradients: The mean of every magnitude.
+        metrics: Mapping of output names to metrics, as `keras.Model.compile` takes
+            them.
+        weighted_metrics: Mapping of output names to weighted metrics.
+        losses: Mapping of names to the means of the loss and of its terms.
+        nonfinite_steps: Number of skipped steps.
+        gradients: Mapping of log names to mean gradient magnitudes.
 
     Raises:
-        TypeError: The metrics are a mapping, or one cannot be copied.
+        TypeError: `metrics` is a mapping, or a metric cannot be copied.
         ValueError: The name of a metric is unknown.
 
     Example:
@@ -68,8 +77,8 @@ class Logs:
         self,
         exit_names: Sequence[str],
         terms: Iterable[str],
-        metrics: Any,
-        weighted_metrics: Any,
+        metrics: MetricsLike,
+        weighted_metrics: MetricsLike,
         gradients: Iterable[str] = (),
     ):
         self._outputs = ["final", *exit_names[:-1], "ensemble"]
@@ -84,7 +93,7 @@ class Logs:
         self.nonfinite_steps = keras.metrics.Sum(name="nonfinite_steps")
         self.gradients = {name: MeanOfCounted(name=name) for name in gradients}
         self._training = True
-        # Of training and of evaluation: terms that an overridden loss does not have.
+        # By training: terms of the recipe that an overridden loss does not compute.
         self._missing: dict[bool, tuple[str, ...]] = {True: (), False: ()}
         # Keras prefixes the name of a metric with that of its output.
         self._names = {
@@ -94,36 +103,52 @@ class Logs:
         }
 
     def show(self, terms: Iterable[str]) -> None:
-        """Leave out the loss terms that are not among those that a step computes."""
+        """Hide the loss terms that a step does not compute.
+
+        Args:
+            terms: Names of the terms that the step computes.
+        """
         shown = {"loss", *terms}
         missing = tuple(name for name in self.losses if name not in shown)
         self._missing = {**self._missing, self._training: missing}
 
     def trackers(self, metrics: Iterable[keras.Metric]) -> list[keras.Metric]:
-        """Return all that counts, in order, around the user's metrics."""
+        """Return all metrics in the order of the logs.
+
+        Args:
+            metrics: Metrics of the exits.
+        """
         training = [self.nonfinite_steps, *self.gradients.values()]
         return [*self.losses.values(), *metrics, *training]
 
     @contextlib.contextmanager
     def of_evaluation(self) -> Iterator[None]:
-        """Leave out what only training logs."""
+        """Context manager that hides the logs of training only."""
         before, self._training = self._training, False
         try:
             yield
         finally:
             self._training = before
 
-    def ordered(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return outputs in the order of the logs."""
-        # Keras would sort the names of a plain dict.
+    def ordered(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return outputs in the order of the logs.
+
+        Args:
+            outputs: Mapping of output names to outputs.
+        """
+        # Keras sorts the keys of a plain dict.
         return collections.OrderedDict((name, outputs[name]) for name in self._outputs)
 
-    def named(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        """Return Keras' results under the names that the logs show."""
-        left_out = () if self._training else ("nonfinite_steps", *self.gradients)
-        left_out += self._missing[self._training]
+    def named(self, results: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the results of metrics under the names of the logs.
+
+        Args:
+            results: Mapping of the names that Keras gives to values.
+        """
+        hidden = () if self._training else ("nonfinite_steps", *self.gradients)
+        hidden += self._missing[self._training]
         return {
             self._names.get(name, name): each
             for name, each in results.items()
-            if name not in left_out
+            if name not in hidden
         }

@@ -1,4 +1,4 @@
-"""The training and test step of the backend in use."""
+"""Training and test step of the backend in use."""
 
 import importlib
 

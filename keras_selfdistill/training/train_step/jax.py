@@ -1,4 +1,4 @@
-"""One training step and one test step on JAX, as functions of all state."""
+"""Training and test step on JAX, as pure functions of the state."""
 
 import jax
 import keras
@@ -22,7 +22,7 @@ def train_step(self, state, data):
         return loss, (step, updates)
 
     gradients, (step, updates) = jax.grad(scaled_loss, has_aux=True)(trainable)
-    verdict = FiniteCheck(
+    check = FiniteCheck(
         forward=all_finite([step.loss, *(new for new in updates if new is not None)]),
         gradients=all_finite(gradients),
     )
@@ -30,13 +30,13 @@ def train_step(self, state, data):
         magnitudes = self._gradient_magnitudes(gradients)
     updated = self.optimizer.stateless_apply(optimizer_variables, gradients, trainable)
     trainable, optimizer_variables = _choose(
-        verdict.applies(self.optimizer), updated, (trainable, optimizer_variables)
+        check.applies(self.optimizer), updated, (trainable, optimizer_variables)
     )
     non_trainable = [
-        value if new is None else _choose(verdict.finite, new, value)
+        value if new is None else _choose(check.finite, new, value)
         for new, value in zip(updates, non_trainable, strict=True)
     ]
-    logs, metrics_variables = _logs(self, metrics_variables, step, verdict, magnitudes)
+    logs, metrics_variables = _logs(self, metrics_variables, step, check, magnitudes)
     return logs, (trainable, non_trainable, optimizer_variables, metrics_variables)
 
 
@@ -53,18 +53,18 @@ def test_step(self, state, data):
 
 
 def _forward(self, trainable, non_trainable, data, training):
-    """Return what a batch gave, and new values or `None` of non-trainable variables."""
+    """Return the step, and the new value or `None` of each non-trainable variable."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     mapping = [
         *zip(self.trainable_variables, trainable, strict=True),
         *zip(self.non_trainable_variables, non_trainable, strict=True),
     ]
-    with DeferredUpdates(mapping) as held:
+    with DeferredUpdates(mapping) as deferred:
         step = self._run_exits(x, y, sample_weight, training=training)
-    # A list in the variables' order. JAX would sort a dictionary by its keys, which are
-    # memory addresses: every process would compile another program, and JAX's
-    # compilation cache would never find one.
-    assigned = {id(variable): value for variable, value in held.updates}
+    # A list in the order of the variables. JAX sorts a dict by its keys, which would be
+    # memory addresses: every process would compile another program and never hit JAX's
+    # compilation cache.
+    assigned = {id(variable): value for variable, value in deferred.updates}
     return step, [assigned.get(id(v)) for v in self.non_trainable_variables]
 
 

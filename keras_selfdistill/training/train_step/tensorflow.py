@@ -1,4 +1,4 @@
-"""One training step and one test step on TensorFlow."""
+"""Training and test step on TensorFlow."""
 
 import keras
 import tensorflow as tf
@@ -16,17 +16,17 @@ def train_step(self, data):
     variables = self.trainable_variables
     _check_scope(variables)
     with tf.GradientTape() as tape:
-        with DeferredUpdates.keeping(variables) as held:
+        with DeferredUpdates.keeping(variables) as deferred:
             step = self._run_exits(x, y, sample_weight, training=True)
         loss = self.optimizer.scale_loss(step.loss)
     gradients = tape.gradient(loss, variables)
-    verdict = _judge(step, held, gradients)
-    # First, because applying gradients may change the factor on the loss.
+    check = _finite_check(step, deferred, gradients)
+    # First, because applying gradients may change the loss scale.
     magnitudes = self._gradient_magnitudes(_dense_sum(self, gradients))
-    held.assign(verdict.finite)
+    deferred.assign(check.finite)
     if variables:
-        _apply(self.optimizer, gradients, variables, verdict)
-    return _logs(self, step, verdict, magnitudes)
+        _apply(self.optimizer, gradients, variables, check)
+    return _logs(self, step, check, magnitudes)
 
 
 def test_step(self, data):
@@ -35,33 +35,33 @@ def test_step(self, data):
     return _logs(self, self._run_exits(x, y, sample_weight, training=False))
 
 
-def _judge(step, held, gradients):
-    """Return a verdict that all replicas agree on."""
+def _finite_check(step, deferred, gradients):
+    """Return the finite check of a step, the same on all replicas."""
     values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
-    verdict = FiniteCheck(
-        forward=all_finite([step.loss, *(value for _, value in held.updates)]),
+    check = FiniteCheck(
+        forward=all_finite([step.loss, *(value for _, value in deferred.updates)]),
         gradients=all_finite([value for value in values if value is not None]),
     )
     if _replicas() == 1:
-        return verdict
-    nonfinite = tf.cast(tf.logical_not(tf.stack(verdict)), "int32")
+        return check
+    nonfinite = tf.cast(tf.logical_not(tf.stack(check)), "int32")
     context = tf.distribute.get_replica_context()
     return FiniteCheck(*tf.unstack(context.all_reduce("SUM", nonfinite) == 0))
 
 
-def _apply(optimizer, gradients, variables, verdict):
-    """Call the optimizer where the verdict lets it, also if replicas train together."""
+def _apply(optimizer, gradients, variables, check):
+    """Call the optimizer if the check allows it, also with several replicas."""
     if not optimizer.built:  # Not in a branch of the graph.
         optimizer.build(variables)
     scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     if _replicas() > 1 and scaled:
-        # Keras asks one replica alone whether gradients are finite: tell it of others.
-        # Not an embedding's, which would no longer hold a few rows alone.
+        # Keras checks the gradients of one replica only: pass on the check of all.
+        # Not by a sparse gradient of an embedding, which would become dense.
         given = [i for i, g in enumerate(gradients) if g is not None]
         sparse = [isinstance(gradients[i], tf.IndexedSlices) for i in given]
         first = given[sparse.index(False) if False in sparse else 0]
-        told = tf.where(verdict.gradients, gradients[first], float("nan"))
-        gradients = [*gradients[:first], told, *gradients[first + 1 :]]
+        marked = tf.where(check.gradients, gradients[first], float("nan"))
+        gradients = [*gradients[:first], marked, *gradients[first + 1 :]]
 
     def apply(gradients):
         optimizer.apply(gradients, variables)
@@ -70,25 +70,25 @@ def _apply(optimizer, gradients, variables, verdict):
         if scaled or tf.distribute.has_strategy():
             strategy.extended.call_for_each_replica(apply, args=(gradients,))
         else:
-            # For itself, not as the one replica of many: reducing gradients, Keras has
-            # TensorFlow keep the whole graph for good.
+            # Not as a single replica: the reduction of gradients in Keras would make
+            # TensorFlow keep the whole graph in memory.
             apply(gradients)
 
     def apply_where_finite(strategy, gradients, applies):
-        # A branch in which replicas meet must itself be one where they have met.
+        # Replicas can synchronise only in a branch that all of them take together.
         applies = strategy.experimental_local_results(applies)[0]
         tf.cond(applies, lambda: apply_on_all(strategy, gradients), lambda: None)
 
     tf.distribute.get_replica_context().merge_call(
-        apply_where_finite, args=(gradients, verdict.applies(optimizer))
+        apply_where_finite, args=(gradients, check.applies(optimizer))
     )
 
 
 def _dense_sum(self, gradients):
-    """Return gradients whose magnitudes are to be logged, over all replicas."""
+    """Return the dense gradients of all replicas, if their magnitudes are logged."""
     if not self._sections:
         return gradients
-    # An embedding's holds a row for each word of the batch, some of them twice.
+    # A sparse gradient of an embedding may have several rows for one word.
     found = [tf.convert_to_tensor(g) for g in gradients if g is not None]
     if _replicas() > 1:
         found = tf.distribute.get_replica_context().all_reduce("SUM", found)
@@ -97,7 +97,7 @@ def _dense_sum(self, gradients):
 
 
 def _check_scope(variables):
-    """Refuse weights that the replicas do not share: Keras' own error has no words."""
+    """Refuse weights that replicas do not share, for which Keras has no message."""
     strategy = tf.distribute.get_strategy()
     if strategy.num_replicas_in_sync == 1:
         return
@@ -108,16 +108,16 @@ def _check_scope(variables):
     ]
     if outside:
         raise ValueError(
-            f"The wrapper was made in the scope of {type(strategy).__name__}, but "
+            f"The wrapper was created in the scope of {type(strategy).__name__}, but "
             f"{len(outside)} of its {len(variables)} trainable weights were not. "
-            f"Received, among others: {outside[0]!r}. Build or load the base, too, "
-            "inside of `with strategy.scope():`."
+            f"Received, among others: {outside[0]!r}. Expected: a base that is built "
+            "or loaded within `with strategy.scope():`, too."
         )
 
 
-def _logs(self, step, verdict=None, magnitudes=None):
-    # Keras' losses divide by the number of replicas; the logs show the whole mean.
-    return self._update_logs(step, verdict, magnitudes, replicas=_replicas())
+def _logs(self, step, check=None, magnitudes=None):
+    # Keras divides losses by the number of replicas; the logs show the mean over all.
+    return self._update_logs(step, check, magnitudes, replicas=_replicas())
 
 
 def _replicas():

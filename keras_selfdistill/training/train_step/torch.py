@@ -1,4 +1,4 @@
-"""One training step and one test step on PyTorch."""
+"""Training and test step on PyTorch."""
 
 import keras
 import torch
@@ -14,26 +14,26 @@ def train_step(self, data):
     """Update the weights with one batch and return the logs."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     variables = self.trainable_variables
-    with DeferredUpdates.keeping(variables) as held:
+    with DeferredUpdates.keeping(variables) as deferred:
         step = self._run_exits(x, y, sample_weight, training=True)
-    # Not self.zero_grad(): Keras registers parameters by path, so that of two layers of
-    # one name, in the base and in an external teacher, it knows one alone.
+    # Not self.zero_grad(): Keras registers parameters by path, so if the base and the
+    # external teacher have a layer of the same name, it knows only one of them.
     for variable in variables:
         variable.value.grad = None
     if variables:
         self.optimizer.scale_loss(step.loss).backward()
     gradients = [variable.value.grad for variable in variables]
     with torch.no_grad():
-        verdict = FiniteCheck(
-            forward=all_finite([step.loss, *(value for _, value in held.updates)]),
+        check = FiniteCheck(
+            forward=all_finite([step.loss, *(value for _, value in deferred.updates)]),
             gradients=all_finite([g for g in gradients if g is not None]),
         )
-        # First, because applying gradients may change the factor on the loss.
+        # First, because applying gradients may change the loss scale.
         magnitudes = self._gradient_magnitudes(gradients)
-        held.assign(verdict.finite)
-        if variables and verdict.applies(self.optimizer):
+        deferred.assign(check.finite)
+        if variables and check.applies(self.optimizer):
             self.optimizer.apply(gradients, variables)
-    return self._update_logs(step, verdict, magnitudes)
+    return self._update_logs(step, check, magnitudes)
 
 
 def test_step(self, data):
