@@ -12,7 +12,7 @@ import pathlib
 import re
 import zipfile
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes  # noqa: F401 (gives NumPy the names of types like bfloat16)
 import numpy as np
@@ -113,7 +113,7 @@ class Checkpoints:
         for old in usable[: -self._keep]:
             old.unlink()
 
-    def _paths(self):
+    def _paths(self) -> list[pathlib.Path]:
         """Return the paths of all checkpoints, oldest first.
 
         Files with other names, and links, are not checkpoints of this class.
@@ -131,7 +131,7 @@ class Checkpoints:
         return [path for _, path in sorted(found)]
 
 
-def _numbers(name):
+def _numbers(name: str) -> tuple[int, int] | None:
     """Return the epoch and the batch in the name of a checkpoint, else `None`."""
     match = _PATTERN.fullmatch(name)
     if match is None:
@@ -140,14 +140,16 @@ def _numbers(name):
     return (epoch, batch) if name == _NAME.format(epoch=epoch, batch=batch) else None
 
 
-def _write(file, checkpoint):
+def _write(file: BinaryIO, checkpoint: Checkpoint) -> None:
     about = {
         **checkpoint._asdict(),
         "arrays": [each.dtype.name for each in checkpoint.arrays],
     }
     text = np.frombuffer(json.dumps(about).encode(), "uint8")
     # As bits, because NumPy's format does not support the types of ml_dtypes.
-    bits = {str(i): _bits(each) for i, each in enumerate(checkpoint.arrays)}
+    bits: dict[str, Any] = {
+        str(i): _bits(each) for i, each in enumerate(checkpoint.arrays)
+    }
     file.write(_FORMAT + b"0" * _DIGEST_LENGTH + b"\n")
     start = file.tell()
     np.savez(file, about=text, **bits)
@@ -186,7 +188,7 @@ def read(path: PathLike) -> Checkpoint:
     return found
 
 
-def _content(file, start):
+def _content(file: BinaryIO, start: int) -> Checkpoint:
     """Return the checkpoint in an untrusted archive whose digest is correct."""
     with zipfile.ZipFile(file) as archive:
         numbers = range(len(archive.namelist()) - 1)
@@ -220,13 +222,13 @@ _SCHEMA: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _bits(array):
+def _bits(array: np.ndarray) -> np.ndarray:
     if array.dtype.isbuiltin == 1:
         return array
     return array.view(f"uint{8 * array.dtype.itemsize}")
 
 
-def _check_length(archive, name):
+def _check_length(archive: zipfile.ZipFile, name: str) -> None:
     """Refuse an array whose header announces another length.
 
     NumPy allocates the announced length before it reads.

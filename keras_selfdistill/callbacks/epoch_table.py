@@ -45,7 +45,7 @@ class EpochTable(keras.callbacks.Callback):
         """Print the last table."""
         self._print()
 
-    def _print(self):
+    def _print(self) -> None:
         if self._text:
             print(self._text, flush=True)
             self._text = ""

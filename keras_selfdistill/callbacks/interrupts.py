@@ -3,6 +3,7 @@
 import functools
 import signal
 import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,7 @@ class InterruptsWait:
             if not announced or not in_main_thread or not callable(handler):
                 return function(*arguments)
 
-            def wait(number, frame):
+            def wait(number: int, frame: types.FrameType | None) -> None:
                 if self._waiting:
                     handler(number, frame)
                 self._waiting = True

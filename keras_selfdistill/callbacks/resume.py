@@ -234,17 +234,23 @@ class Resume(keras.callbacks.Callback):
             setattr(self.model, name, function)
         self._save_end()
 
-    def _delay_interrupts(self, name):
+    def _delay_interrupts(self, name: str) -> None:
         function = getattr(self.model, name)
         if name not in self._undisturbed:
             self._undisturbed[name] = function
             setattr(self.model, name, self._interrupts.around(function))
 
-    def _save_end(self):
+    def _save_end(self) -> None:
         if self._is_due:
             self._save(self._epoch + 1, 0, random_state(), None)
 
-    def _save(self, epoch, batch, random_at_epoch_begin, random_now):
+    def _save(
+        self,
+        epoch: int,
+        batch: int,
+        random_at_epoch_begin: dict[str, Any],
+        random_now: dict[str, Any] | None,
+    ) -> None:
         self._is_due = False
         self._unsaved_batches = 0
         give_back_weights(self.model)
@@ -257,9 +263,9 @@ class Resume(keras.callbacks.Callback):
         arrays = [np.asarray(keras.ops.convert_to_numpy(each)) for each in variables]
         self._checkpoints.write(Checkpoint(epoch, batch, arrays, about))
 
-    def _check(self, checkpoint):
+    def _check(self, checkpoint: Checkpoint) -> None:
         check_model(checkpoint, self.model)
 
 
-def _is_count(value):
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -53,7 +53,7 @@ class SkippedBatches:
             set_random_state(random_now)
         return True
 
-    def _skip(self, *arguments):
+    def _skip(self, *arguments: Any) -> Any:
         """Draw data without training, and return what a training function returns."""
         self._model.train_function = self._train_function
         *state, data = arguments
@@ -65,7 +65,7 @@ class SkippedBatches:
             self._restore_metrics()
         return (self._logs, *state) if state else self._logs
 
-    def _restore_metrics(self):
+    def _restore_metrics(self) -> None:
         variables = self._model.metrics_variables
         saved = self._checkpoint.arrays[len(state_variables(self._model)) :]
         shapes = [tuple(variable.shape) for variable in variables]

@@ -111,7 +111,7 @@ def check_model(checkpoint: Checkpoint, model: keras.Model) -> None:
         raise ValueError("its arrays do not match the variables that it lists")
 
 
-def _difference(theirs, ours):
+def _difference(theirs: Any, ours: Any) -> str:
     """Describe the first difference between two values of a signature."""
     if len(theirs) != len(ours):
         return f"{len(theirs)} variables, expected {len(ours)}"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 
@@ -177,12 +177,12 @@ class Calibration:
         exits = ", ".join(f"{name} {threshold}".rstrip() for name, threshold, _ in rest)
         return f"<EarlyExit of {self._model.base.name}: {criterion}: {exits}>"
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         criterion, *rows = self._rows()
         table = Table(["exit", "threshold", "multiply-adds of the base's"], rows)
         return table.html(f"EarlyExit of {self._model.base.name}: {criterion}")
 
-    def _rows(self):
+    def _rows(self) -> list[Any]:
         """Return the criterion, then name, threshold and cost of each exit, as text."""
         limits = [f"≥ {limit:.4g}" for limit in self._thresholds or ()]
         limits = limits or ["not calibrated"] * (len(self.exit_names) - 1)
@@ -190,7 +190,17 @@ class Calibration:
         rows = zip(self.exit_names, [*limits, ""], costs, strict=True)
         return [str(self._scorer.criterion), *map(list, rows)]
 
-    def _unknown_costs(self):
+    def _limits(self, method: str) -> tuple[float, ...]:
+        """Return the thresholds; raise an error for a call of a method without any."""
+        if self._thresholds is None:
+            raise ValueError(
+                f"There are no thresholds yet. Received: a call of {method}. Call "
+                "calibrate(x, y, max_accuracy_drop=0.01) first, or pass "
+                "thresholds=0.9 to EarlyExit."
+            )
+        return self._thresholds
+
+    def _unknown_costs(self) -> str:
         return (
             "The cost of exits is unknown, because the multiply-adds of some layers "
             f"are: {', '.join(self._cascade.unknown)}. Register them with "
@@ -199,7 +209,7 @@ class Calibration:
             "max_latency_ms=..., sample=x[:1])."
         )
 
-    def _check_costs(self, argument):
+    def _check_costs(self, argument: str) -> None:
         if self._cascade.unknown:
             raise ValueError(
                 f"{self._unknown_costs()} Received: {argument}, which needs costs. "
@@ -207,7 +217,7 @@ class Calibration:
                 "that all exits share."
             )
 
-    def _calibrated(self, hint) -> Outcomes:
+    def _calibrated(self, hint: str) -> Outcomes:
         if self._outcomes is None:
             raise ValueError(
                 f"There is no calibration data. Received: no x. {hint} Outcomes are "
@@ -216,7 +226,7 @@ class Calibration:
         return self._outcomes
 
 
-def _checked_thresholds(thresholds, names):
+def _checked_thresholds(thresholds: Thresholds, names: list[str]) -> tuple[float, ...]:
     """Return one number for each exit but the last."""
     if isinstance(thresholds, Mapping):
         if set(thresholds) != set(names):

@@ -1,13 +1,15 @@
 """The sections of a wrapper, run in order on the samples that have not exited."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 
 from keras_selfdistill.backend.compiled import CompiledModel
 from keras_selfdistill.costs.counting import Count, model_macs
 from keras_selfdistill.costs.input_shapes import nominal_shapes
+from keras_selfdistill.criteria import Memory
 from keras_selfdistill.early_exit.scheduler import Chunk, bucket_sizes, run_sections
 from keras_selfdistill.early_exit.scoring import Scorer
 from keras_selfdistill.early_exit.section_models import cut_sections, section_costs
@@ -105,7 +107,7 @@ class Cascade:
         nothing = np.zeros(0, "int64"), np.zeros((0, self._classes), "float32")
         exited = [Exited(nothing[0], *nothing, np.zeros(0))]
 
-        def decide(index, outputs, memory):
+        def decide(index: int, outputs: np.ndarray, memory: Memory) -> np.ndarray:
             predictions, scores = self._scorer(index, outputs, memory)
             exits = scores >= limits[index]
             ids = memory["id"][exits]
@@ -130,7 +132,7 @@ class Cascade:
         exits = self._scorer.exits
         seen: list[list[tuple[Any, ...]]] = [[] for _ in range(exits)]
 
-        def decide(index, outputs, memory):
+        def decide(index: int, outputs: np.ndarray, memory: Memory) -> np.ndarray:
             predictions, scores = self._scorer(index, outputs, memory)
             # The outputs of the last section are those of the base.
             classes = best_classes(predictions), best_classes(outputs)
@@ -147,12 +149,18 @@ class Cascade:
             costs=self.costs,
         )
 
-    def _run(self, x, y, decide, batch_size):
+    def _run(
+        self,
+        x: Data,
+        y: Labels,
+        decide: Callable[[int, np.ndarray, Memory], np.ndarray],
+        batch_size: int,
+    ) -> list[np.ndarray | None]:
         """Run samples through the sections and return a list of their labels."""
         batch_size, fixed = self._batch_size(batch_size)
         labels = []
 
-        def chunks():
+        def chunks() -> Iterator[Chunk]:
             start = 0
             for arrays, batch_labels in self._adapter.batches(x, y):
                 rows = np.arange(len(arrays[0]))
@@ -171,13 +179,13 @@ class Cascade:
         )
         return labels
 
-    def _batch_size(self, batch_size):
+    def _batch_size(self, batch_size: int) -> tuple[int, bool]:
         """Return the batch size of sections, and whether the base fixes it."""
         _check_batch_size(batch_size)
         return self._fixed_batch_size or batch_size, self._fixed_batch_size is not None
 
 
-def _fixed_batch_size(base):
+def _fixed_batch_size(base: keras.Model) -> int | None:
     """Return the fixed batch size of a base, `None` if it takes any.
 
     Raises:
@@ -194,19 +202,19 @@ def _fixed_batch_size(base):
     return sizes.pop() if sizes else None
 
 
-def _known(count):
+def _known(count: Count) -> float:
     """Return the multiply-adds of a count, NaN if a part of it is unknown."""
     return np.nan if count.unknown else float(count.macs)
 
 
-def _in_order(parts):
+def _in_order(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
     """Concatenate the columns of several batches, sorted by the first column."""
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     order = np.argsort(columns[0])
     return [column[order] for column in columns]
 
 
-def _check_batch_size(batch_size):
+def _check_batch_size(batch_size: int) -> None:
     whole = isinstance(batch_size, (int, np.integer)) and batch_size is not True
     if not whole or batch_size < 1:
         raise ValueError(

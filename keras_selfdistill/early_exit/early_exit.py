@@ -14,11 +14,11 @@ from keras_selfdistill.early_exit.cascade import Cascade
 from keras_selfdistill.early_exit.export.scored_section import ScoredSection
 from keras_selfdistill.early_exit.export.writers import export_sections
 from keras_selfdistill.early_exit.file import read_early_exit, write_early_exit
-from keras_selfdistill.early_exit.result import EarlyExitResult
+from keras_selfdistill.early_exit.result import EarlyExitResult, result_logs
 from keras_selfdistill.early_exit.scoring import Scorer
-from keras_selfdistill.early_exit.section_models import cut_sections
+from keras_selfdistill.early_exit.section_models import check_wrapper, cut_sections
 from keras_selfdistill.early_exit.thresholds.choice import Choice
-from keras_selfdistill.evaluation.data_adapter import best_classes, class_indices
+from keras_selfdistill.evaluation.data_adapter import class_indices
 from keras_selfdistill.files.archive import RefusedFileError
 from keras_selfdistill.graph.nodes import producer
 from keras_selfdistill.training.distiller import SelfDistiller
@@ -71,19 +71,8 @@ class EarlyExit(Calibration):
         last_resort: str = "final",
         thresholds: float | Sequence[float] | Mapping[str, float] | None = None,
     ):
-        if not isinstance(model, SelfDistiller):
-            raise TypeError(
-                "Early exit needs a model with exits. Received: "
-                f"{type(model).__name__}. Expected: a SelfDistiller."
-            )
+        check_wrapper(model)
         graph = model.exit_graph
-        if graph.task.name != "multiclass" or graph.task.positions:
-            raise ValueError(
-                "Early exit needs a model that predicts one class for each sample. "
-                f"Received: {model.name!r} of task {graph.task.name!r} with outputs of "
-                f"shape {tuple(graph.base.outputs[0].shape)}. Deploy exit_model(...) "
-                "or final_model() instead."
-            )
         end = producer(graph.ensemble).operation.activation
         self._model = model
         self._scorer = Scorer(
@@ -174,12 +163,7 @@ class EarlyExit(Calibration):
                 "at least one sample; a generator can be read only once."
             )
         labels = class_indices(batches, result.predictions.shape[-1])
-        logs = {
-            "accuracy": float(np.mean(best_classes(result.predictions) == labels)),
-            "macs_ratio": result.macs_ratio,
-        }
-        for name in self.exit_names:
-            logs[f"{name}_samples"] = float(np.sum(result.exits == name))
+        logs = result_logs(result, labels, self.exit_names)
         if verbose:
             print(" - ".join(f"{name}: {value:.4g}" for name, value in logs.items()))
         return logs if return_dict else list(logs.values())
@@ -188,13 +172,8 @@ class EarlyExit(Calibration):
         self, x: Data, y: Labels, batch_size: int
     ) -> tuple[EarlyExitResult, list[np.ndarray | None]]:
         """Return the result, and the labels of the data, batch by batch."""
-        if self._thresholds is None:
-            raise ValueError(
-                "There are no thresholds yet. Received: a call of predict or evaluate. "
-                "Call calibrate(x, y, max_accuracy_drop=0.01) first, or pass "
-                "thresholds=0.9 to EarlyExit."
-            )
-        exited, labels = self._cascade.predict(x, y, self._thresholds, batch_size)
+        limits = self._limits("predict or evaluate")
+        exited, labels = self._cascade.predict(x, y, limits, batch_size)
         result = EarlyExitResult(
             predictions=exited.predictions,
             exits=np.array(self.exit_names)[exited.exits],
@@ -268,11 +247,7 @@ class EarlyExit(Calibration):
                 has a fixed batch size.
             FileExistsError: Something else exists at the path.
         """
-        if self._thresholds is None:
-            raise ValueError(
-                "There are no thresholds yet. Received: a call of export. Call "
-                "calibrate(x, y, max_accuracy_drop=0.01) first."
-            )
+        limits = self._limits("export")
         graph = self._model.exit_graph
         sections = cut_sections(graph, [self._scorer.reads])
         export_sections(
@@ -283,7 +258,7 @@ class EarlyExit(Calibration):
             ],
             inputs=sections[0].inputs,
             exits=self.exit_names,
-            thresholds=self._thresholds,
+            thresholds=limits,
             format=format,
         )
 

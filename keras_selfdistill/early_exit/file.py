@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -92,14 +92,14 @@ def read_early_exit(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     return model, _decoded(document)
 
 
-def _rename_ratio(document):
+def _rename_ratio(document: Any) -> None:
     """Rename `flops_ratio`, as files of earlier versions call `macs_ratio`."""
     found = document.get("calibration") if isinstance(document, dict) else None
     if isinstance(found, dict) and "flops_ratio" in found:
         found.setdefault("macs_ratio", found.pop("flops_ratio"))
 
 
-def _check_digest(path):
+def _check_digest(path: pathlib.Path) -> None:
     size = os.path.getsize(path) - _DIGEST_LENGTH
     with open(path, "rb") as file:
         found = sha256(file, size).encode()
@@ -164,7 +164,7 @@ _SCHEMA: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _check(document, path):
+def _check(document: Any, path: pathlib.Path) -> None:
     try:
         check_fields(document, _SCHEMA)
     except ValueError as error:
@@ -173,7 +173,7 @@ def _check(document, path):
     check_budget(document["criterion"]["config"])
 
 
-def _encoded(settings):
+def _encoded(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings without infinity and NaN, which JSON does not have."""
     settings = _map_thresholds(settings, {math.inf: "never", -math.inf: "always"})
     found = settings["calibration"]
@@ -182,7 +182,7 @@ def _encoded(settings):
     return settings
 
 
-def _decoded(document):
+def _decoded(document: dict[str, Any]) -> dict[str, Any]:
     settings = _map_thresholds(document, {"never": math.inf, "always": -math.inf})
     found = settings["calibration"]
     if found is not None and found["macs_ratio"] is None:
@@ -190,7 +190,9 @@ def _decoded(document):
     return settings
 
 
-def _map_thresholds(settings, words):
+def _map_thresholds(
+    settings: dict[str, Any], words: Mapping[Any, Any]
+) -> dict[str, Any]:
     result = dict(settings)
     if isinstance(result.get("thresholds"), (list, tuple)):
         result["thresholds"] = [

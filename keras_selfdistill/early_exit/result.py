@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from keras_selfdistill.evaluation.data_adapter import best_classes
 from keras_selfdistill.utils.table import Table
 
 
@@ -32,22 +34,41 @@ class EarlyExitResult:
         exits = "".join(f", {name} {share}" for name, share in self._rows())
         return f"<EarlyExitResult of {len(self.exits)} samples{exits}; {self._cost()}>"
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         table = Table(["exit", "share of the samples"], self._rows(), [self._cost()])
         return table.html(f"EarlyExitResult of {len(self.exits)} samples")
 
-    def _rows(self):
+    def _rows(self) -> list[list[str]]:
         names, counts = np.unique(self.exits, return_counts=True)
         found = sorted(zip(names.tolist(), counts, strict=True), key=_depth)
         return [[name, f"{count / len(self.exits):.1%}"] for name, count in found]
 
-    def _cost(self):
+    def _cost(self) -> str:
         known = not math.isnan(self.macs_ratio)
         ratio = f"{self.macs_ratio:.1%}" if known else "an unknown share"
         return f"{ratio} of the base's multiply-adds"
 
 
-def _depth(row):
+def result_logs(
+    result: EarlyExitResult, labels: np.ndarray, exit_names: Sequence[str]
+) -> dict[str, float]:
+    """Return the accuracy, the cost, and the number of samples of each exit.
+
+    Args:
+        result: Result of `EarlyExit.predict`.
+        labels: Class indices of shape `(samples,)`.
+        exit_names: Names of the exits.
+    """
+    logs = {
+        "accuracy": float(np.mean(best_classes(result.predictions) == labels)),
+        "macs_ratio": result.macs_ratio,
+    }
+    for name in exit_names:
+        logs[f"{name}_samples"] = float(np.sum(result.exits == name))
+    return logs
+
+
+def _depth(row: tuple[str, int]) -> tuple[bool, str]:
     """Order exits: numbered ones first, then the last resort."""
     name, _ = row
     return not name.startswith("exit_"), name

@@ -36,7 +36,7 @@ class Chunk:
     rows: np.ndarray
     memory: dict[str, np.ndarray]
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.rows)
 
@@ -120,16 +120,16 @@ def next_bucket(samples: int, buckets: Sequence[int]) -> int:
 class _Queue:
     """Samples waiting for a section."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._chunks: collections.deque[Chunk] = collections.deque()
         self.samples = 0
 
-    def put(self, chunk):
+    def put(self, chunk: Chunk) -> None:
         if len(chunk):
             self._chunks.append(chunk)
             self.samples += len(chunk)
 
-    def take(self, samples):
+    def take(self, samples: int) -> Chunk:
         """Remove and return a number of samples, or all if there are fewer."""
         found, missing = [], min(samples, self.samples)
         self.samples -= missing
@@ -169,7 +169,7 @@ def run_sections(
     buckets = bucket_sizes(batch_size, fixed=fixed)
     queues = [_Queue() for _ in range(len(sections) + 1)]
 
-    def step(index):
+    def step(index: int) -> None:
         waiting = queues[index]
         bucket = next_bucket(waiting.samples, buckets)
         chunk = waiting.take(bucket)

@@ -37,7 +37,7 @@ class Scorer:
     softmax: bool
     exits: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check the fields."""
         for field, known in (
             ("scores_from", SCORES_FROM),
@@ -104,7 +104,7 @@ class Scorer:
             self(before, np.full((2, classes), 1 / classes, "float32"), memory)
         return memory
 
-    def _scores(self, probabilities, memory):
+    def _scores(self, probabilities: Tensor, memory: Memory) -> Tensor:
         xp = array_namespace(probabilities)
         mine = {name[2:]: memory[name] for name in memory if name.startswith("c.")}
         scores = self.criterion(probabilities, mine)
@@ -132,13 +132,13 @@ def softmax(logits: Tensor) -> Tensor:
     return raised / xp.sum(raised, axis=-1, keepdims=True)
 
 
-def _cast(array, dtype):
+def _cast(array: Tensor, dtype: str) -> Tensor:
     if isinstance(array, np.ndarray):
         return array.astype(dtype, copy=False)
     return keras.ops.cast(array, dtype)
 
 
-def _check_shape(scores, probabilities, criterion):
+def _check_shape(scores: Tensor, probabilities: Tensor, criterion: Criterion) -> None:
     found, expected = tuple(scores.shape), tuple(probabilities.shape)[:1]
     if len(found) != 1 or (found != expected and None not in found + expected):
         raise ValueError(

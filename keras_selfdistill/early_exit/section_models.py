@@ -5,7 +5,7 @@ all sections together run each layer of the network once.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 from keras import layers
@@ -15,6 +15,7 @@ from keras_selfdistill.exits.attach import ExitGraph
 from keras_selfdistill.exits.sections import exit_sections
 from keras_selfdistill.graph.nodes import ancestors, graph_nodes
 from keras_selfdistill.graph.shells import original
+from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.utils.keras_internals import run_in_inference_mode
 from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor
 
@@ -62,7 +63,9 @@ class Section(keras.Model):
         """The layers that the section applies, in order."""
         return list(self._parts)
 
-    def call(self, alive, training=False):
+    def call(
+        self, alive: list[SymbolicTensor], training: bool = False
+    ) -> dict[str, Any]:
         """Compute the exit and the inputs of the next section; see the class."""
         del training  # Sections are not trained.
         return run_in_inference_mode(self._function, alive)
@@ -149,7 +152,7 @@ def section_costs(
     ]
 
 
-def _pieces(graph, outputs):
+def _pieces(graph: ExitGraph, outputs: Sequence[str]) -> _Pieces:
     ends = [
         [getattr(each, output) for output in outputs] for each in graph.exits.values()
     ]
@@ -159,11 +162,11 @@ def _pieces(graph, outputs):
     return _Pieces(nodes, section, ends)
 
 
-def _all_ancestors(tensors):
+def _all_ancestors(tensors: Sequence[SymbolicTensor]) -> set[int]:
     return set().union(*(ancestors(tensor) for tensor in tensors))
 
 
-def _alive(pieces, section):
+def _alive(pieces: _Pieces, section: int) -> list[SymbolicTensor]:
     """Return the tensors computed before a section and read in it or after it."""
     read = {id(tensor) for end in pieces.ends[section:] for tensor in end}
     for node in pieces.nodes:
@@ -178,7 +181,32 @@ def _alive(pieces, section):
     ]
 
 
-def _check_exits(graph):
+def check_wrapper(model: SelfDistiller) -> None:
+    """Check that a model has exits and predicts one class for each sample.
+
+    Args:
+        model: Model of which samples are to exit early.
+
+    Raises:
+        TypeError: The model is not a `SelfDistiller`.
+        ValueError: The task is not multiclass, or has positions.
+    """
+    if not isinstance(model, SelfDistiller):
+        raise TypeError(
+            "Early exit needs a model with exits. Received: "
+            f"{type(model).__name__}. Expected: a SelfDistiller."
+        )
+    graph = model.exit_graph
+    if graph.task.name != "multiclass" or graph.task.positions:
+        raise ValueError(
+            "Early exit needs a model that predicts one class for each sample. "
+            f"Received: {model.name!r} of task {graph.task.name!r} with outputs of "
+            f"shape {tuple(graph.base.outputs[0].shape)}. Deploy exit_model(...) "
+            "or final_model() instead."
+        )
+
+
+def _check_exits(graph: ExitGraph) -> None:
     """Refuse networks that cannot be cut into sections."""
     if graph.head.reads_whole_base:
         raise ValueError(

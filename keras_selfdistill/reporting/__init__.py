@@ -10,6 +10,7 @@ __all__ = [
     "evaluated_model",
     "latency",
     "profile",
+    "profile_result",
     "report",
     "report_result",
     "report_view",

@@ -29,7 +29,7 @@ def batched_function(
 
     parts = _as_functions(sections)
 
-    def run(i, tensors):
+    def run(i: int, tensors: list[Any]) -> dict[str, Any]:
         prediction, score, *alive = parts[i](tensors)
         here = {
             "prediction": prediction,
@@ -41,7 +41,7 @@ def batched_function(
         # Not `score < limits[i]`, so that samples with a score of NaN go on.
         rows = tf.where(tf.logical_not(score >= limits[i]))
 
-        def go_on():
+        def go_on() -> dict[str, Any]:
             # Gathering all rows would cost a batch of one sample more than it saves.
             all_ = tf.size(rows) == tf.size(score)
             rest = tf.cond(
@@ -81,14 +81,14 @@ def single_function(
 
     parts = _as_functions(sections)
 
-    def run(i, tensors):
+    def run(i: int, tensors: list[Any]) -> dict[str, Any]:
         prediction, score, *alive = parts[i](tensors)
         here = {"prediction": prediction, "exit": tf.constant([i]), "score": score}
         if i == len(limits):
             return here
         return tf.cond(score[0] >= limits[i], lambda: here, lambda: run(i + 1, alive))
 
-    def one(tensor):
+    def one(tensor: Any) -> Any:
         # LiteRT lets callers resize an input of one sample. Reshaping an input of any
         # batch size then fails, whereas a static size of 1 would not be checked.
         known = None not in tensor.shape[1:]
@@ -102,7 +102,7 @@ def single_function(
     )
 
 
-def _signature(inputs):
+def _signature(inputs: Sequence[SymbolicTensor]) -> list[Any]:
     import tensorflow as tf
 
     names = ["input"] if len(inputs) == 1 else [tensor.name for tensor in inputs]
@@ -112,7 +112,7 @@ def _signature(inputs):
     ]
 
 
-def _as_functions(sections) -> list[Callable]:
+def _as_functions(sections: Sequence[ScoredSection]) -> list[Callable]:
     """Return functions of the sections, with weights as constants.
 
     Variables or captured tensors would be arguments of a branch, which LiteRT can
@@ -120,12 +120,12 @@ def _as_functions(sections) -> list[Callable]:
     """
     import tensorflow as tf
 
-    def as_function(section):
+    def as_function(section: ScoredSection) -> Callable:
         values = [
             (each, keras.ops.convert_to_numpy(each)) for each in section.variables
         ]
 
-        def run(tensors):
+        def run(tensors: list[Any]) -> list[Any]:
             constants = [(variable, tf.constant(value)) for variable, value in values]
             with keras.StatelessScope(state_mapping=constants):
                 return section(tensors)

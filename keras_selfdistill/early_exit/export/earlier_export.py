@@ -36,7 +36,7 @@ def check_earlier_export(format: str) -> Callable[[pathlib.Path], None]:
         exists there.
     """
 
-    def find_problem(path):
+    def find_problem(path: pathlib.Path) -> str | None:
         if format == "litert":
             return _problem_of_litert(path)
         if path.is_symlink() or not path.is_dir():
@@ -47,7 +47,7 @@ def check_earlier_export(format: str) -> Callable[[pathlib.Path], None]:
             return _problem_of_saved_model(path)
         return _problem_of_sections(path, format)
 
-    def refuse(path):
+    def refuse(path: pathlib.Path) -> None:
         problem = find_problem(path)
         if problem:
             raise FileExistsError(
@@ -60,7 +60,7 @@ def check_earlier_export(format: str) -> Callable[[pathlib.Path], None]:
     return refuse
 
 
-def _problem_of_litert(path):
+def _problem_of_litert(path: pathlib.Path) -> str | None:
     """Return the reason not to replace a path by a file; `None` without a reason."""
     if not section_runner.is_plain_file(path):
         return _kind(path)
@@ -69,7 +69,7 @@ def _problem_of_litert(path):
     return None if ours else "there is a file that is no LiteRT model"
 
 
-def _problem_of_saved_model(path):
+def _problem_of_saved_model(path: pathlib.Path) -> str | None:
     try:
         document = json.loads((path / SAVED_MODEL_MANIFEST).read_text("utf-8"))
         if document["format"] != _SAVED_MODEL_FORMAT:
@@ -82,7 +82,7 @@ def _problem_of_saved_model(path):
     return _foreign(path, {SAVED_MODEL_MANIFEST, *files}, changed)
 
 
-def _problem_of_sections(path, format):
+def _problem_of_sections(path: pathlib.Path, format: str) -> str | None:
     try:
         manifest = section_runner.read_manifest(path)  # Compares digests, too.
     except (ValueError, OSError) as error:
@@ -98,7 +98,7 @@ def _problem_of_sections(path, format):
     return _foreign(path, expected, [])
 
 
-def _foreign(path, expected, changed):
+def _foreign(path: pathlib.Path, expected: set[str], changed: list[str]) -> str | None:
     others = sorted(_files(path) - expected)
     if others:
         return f"there is an earlier export, but also {_some(others)}"
@@ -107,12 +107,12 @@ def _foreign(path, expected, changed):
     return None
 
 
-def _digest_or_none(path):
+def _digest_or_none(path: pathlib.Path) -> str | None:
     """Return the digest of a regular file; `None` for an empty folder or a link."""
     return sha256_of_file(path) if section_runner.is_plain_file(path) else None
 
 
-def _files(folder):
+def _files(folder: pathlib.Path) -> set[str]:
     """Return the relative paths of all files and empty folders in a folder."""
     found = set()
     for place, folders, names in os.walk(folder):
@@ -123,12 +123,12 @@ def _files(folder):
     return found
 
 
-def _is_full(place, name):
+def _is_full(place: str, name: str) -> bool:
     path = os.path.join(place, name)
     return not os.path.islink(path) and bool(os.listdir(path))
 
 
-def _kind(path):
+def _kind(path: pathlib.Path) -> str:
     if path.is_symlink():
         return f"there is a link to {os.readlink(path)!r}"
     if path.is_dir():
@@ -137,6 +137,6 @@ def _kind(path):
     return "there is a file"
 
 
-def _some(names, most=5):
+def _some(names: list[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more

@@ -3,9 +3,10 @@
 import keras
 from keras import ops
 
+from keras_selfdistill.criteria import Memory
 from keras_selfdistill.early_exit.scoring import Scorer
 from keras_selfdistill.early_exit.section_models import Section
-from keras_selfdistill.utils.type_aliases import Tensor
+from keras_selfdistill.utils.type_aliases import Shape, Tensor
 
 # Dtypes in which a scorer's memory is passed between sections, by the kind of array.
 _DTYPES = {"f": "float32", "i": "int32", "u": "int32", "b": "bool"}
@@ -82,7 +83,7 @@ class ScoredSection(keras.Model):
                 "xp.sort(probabilities, axis=-1)."
             ) from error
 
-    def _score(self, outputs, memory):
+    def _score(self, outputs: Tensor, memory: dict[str, Tensor]) -> list[Tensor]:
         memory = dict(memory)
         prediction, score = self._scorer(self._index, outputs, memory)
         remembered = [
@@ -91,7 +92,7 @@ class ScoredSection(keras.Model):
         return [prediction, score, *remembered]
 
 
-def _signature(memory):
+def _signature(memory: Memory) -> dict[str, tuple[Shape, str]]:
     """Return the shape, with an open batch size, and the dtype of each array."""
     for name, array in memory.items():
         if array.shape[:1] != (2,) or array.dtype.kind not in _DTYPES:

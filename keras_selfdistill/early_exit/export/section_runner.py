@@ -9,9 +9,12 @@ of an .npy file:
 
 import hashlib
 import json
+import os
 import pathlib
 import stat
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -29,14 +32,14 @@ class SectionRunner:
         ValueError: The manifest is not valid, or a file was changed.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | os.PathLike):
         folder = pathlib.Path(folder)
         manifest = read_manifest(folder)
         self.exits, self.thresholds = manifest["exits"], manifest["thresholds"]
         load = {"onnx": load_onnx, "openvino": load_openvino}[manifest["runtime"]]
         self._sections = [load(folder / each["model"]) for each in manifest["sections"]]
 
-    def __call__(self, *inputs):
+    def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return the predictions, exit names and scores of a batch.
 
         Args:
@@ -62,7 +65,7 @@ class SectionRunner:
         return tuple(each[order] for each in found[1:])
 
 
-def read_manifest(folder):
+def read_manifest(folder: str | os.PathLike) -> dict:
     """Return the validated manifest of a folder, which may be untrusted.
 
     Args:
@@ -91,7 +94,7 @@ def read_manifest(folder):
     return manifest
 
 
-def check_files(folder, part):
+def check_files(folder: pathlib.Path, part: dict) -> None:
     """Refuse files of a section outside of the folder, or with another digest.
 
     Args:
@@ -113,7 +116,7 @@ def check_files(folder, part):
         raise ValueError(f"The manifest has no digest of {part['model']!r}.")
 
 
-def is_plain_file(path):
+def is_plain_file(path: pathlib.Path) -> bool:
     """Return whether a path is a regular file, not a folder, link or device."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
@@ -121,7 +124,7 @@ def is_plain_file(path):
         return False
 
 
-def is_part(value):
+def is_part(value: object) -> bool:
     """Return whether a value is an entry of a section: its model and file digests."""
     return (
         isinstance(value, dict)
@@ -132,17 +135,17 @@ def is_part(value):
     )
 
 
-def list_of(fits):
+def list_of(fits: Callable[[object], bool]) -> Callable[[object], bool]:
     """Return a check that a value is a list whose items pass another check."""
     return lambda value: isinstance(value, list) and all(map(fits, value))
 
 
-def is_text(value):
+def is_text(value: object) -> bool:
     """Return whether a value is a string."""
     return isinstance(value, str)
 
 
-def is_threshold(value):
+def is_threshold(value: Any) -> bool:
     """Return whether a value is a number within the range of float32."""
     return type(value) in (int, float) and abs(value) <= 3.4e38
 
@@ -157,7 +160,7 @@ SCHEMA = {
 }
 
 
-def load_onnx(path):
+def load_onnx(path: pathlib.Path) -> Callable[[list], list]:
     """Return a function from inputs to outputs of a section, run by onnxruntime."""
     import onnxruntime
 
@@ -166,7 +169,7 @@ def load_onnx(path):
     return lambda tensors: session.run(None, dict(zip(names, tensors, strict=True)))
 
 
-def load_openvino(path):
+def load_openvino(path: pathlib.Path) -> Callable[[list], list]:
     """Return a function from inputs to outputs of a section, run by OpenVINO."""
     import openvino
 

@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -29,6 +29,7 @@ from keras_selfdistill.early_exit.export.scored_section import ScoredSection
 from keras_selfdistill.files.atomic import replacing
 from keras_selfdistill.files.digest import sha256_of_file
 from keras_selfdistill.utils.config import did_you_mean
+from keras_selfdistill.utils.type_aliases import SymbolicTensor
 
 # The format that a suffix implies, if any, and what is expected otherwise.
 _SUFFIXES = {".tflite": "litert", ".onnx": None, ".xml": None}
@@ -49,7 +50,7 @@ def export_sections(
     path: str | os.PathLike,
     sections: Sequence[ScoredSection],
     *,
-    inputs: Sequence[Any],
+    inputs: Sequence[SymbolicTensor],
     exits: Sequence[str],
     thresholds: Sequence[float],
     format: str | None,
@@ -129,7 +130,7 @@ def format_of(path: str | os.PathLike, format: str | None = None) -> str:
 
 
 @contextlib.contextmanager
-def _folders_of(path):
+def _folders_of(path: pathlib.Path) -> Iterator[None]:
     """Create the parent folders of a path; remove them again after an error."""
     missing = [each for each in path.parents if not each.exists()]
     for each in reversed(missing):
@@ -143,7 +144,13 @@ def _folders_of(path):
         raise
 
 
-def _write_saved_model(path, sections, inputs, exits, limits):
+def _write_saved_model(
+    path: pathlib.Path,
+    sections: Sequence[ScoredSection],
+    inputs: Sequence[Any],
+    exits: list[str],
+    limits: list[float],
+) -> None:
     import tensorflow as tf
 
     module = tf.Module()
@@ -156,7 +163,13 @@ def _write_saved_model(path, sections, inputs, exits, limits):
     write_saved_model_manifest(path)
 
 
-def _write_litert(path, sections, inputs, exits, limits):
+def _write_litert(
+    path: pathlib.Path,
+    sections: Sequence[ScoredSection],
+    inputs: Sequence[Any],
+    exits: list[str],
+    limits: list[float],
+) -> None:
     import tensorflow as tf
 
     module = tf.Module()  # With it the converter keeps names of inputs and outputs.
@@ -168,7 +181,13 @@ def _write_litert(path, sections, inputs, exits, limits):
 
 
 def _folder_writer(runtime: str, suffix: str) -> Callable[..., None]:
-    def write(path, sections, inputs, exits, limits):
+    def write(
+        path: pathlib.Path,
+        sections: Sequence[ScoredSection],
+        inputs: Sequence[Any],
+        exits: list[str],
+        limits: list[float],
+    ) -> None:
         path.mkdir()
         parts = []
         for i, section in enumerate(sections, start=1):

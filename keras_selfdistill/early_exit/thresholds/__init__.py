@@ -1,3 +1,3 @@
 """From outcomes of every exit to thresholds: NumPy alone. Internal."""
 
-__all__ = ["choice", "frontier", "guarantee", "search"]
+__all__ = ["choice", "frontier", "guarantee", "sample_size", "search"]

@@ -1,7 +1,6 @@
 """Choose thresholds for a goal: check the goal, search, and bound the accuracy drop."""
 
 import dataclasses
-import itertools
 import math
 from typing import Any
 
@@ -11,9 +10,12 @@ from absl import logging
 from keras_selfdistill.early_exit.thresholds.guarantee import (
     certified,
     drops,
-    half_width,
     thresholds_from_safest,
     upper_bound,
+)
+from keras_selfdistill.early_exit.thresholds.sample_size import (
+    check_samples,
+    warn_of_few_samples,
 )
 from keras_selfdistill.early_exit.thresholds.search import (
     Goal,
@@ -25,9 +27,6 @@ from keras_selfdistill.early_exit.thresholds.search import (
     shared_path,
 )
 
-# Half the width of the confidence interval of an accuracy: above the first value,
-# thresholds are chosen with a warning; above the second, an error is raised.
-_PRECISE, _NO_INFORMATION = 0.05, 0.25
 _GOALS = ("max_accuracy_drop", "target_accuracy", "macs_budget")
 
 
@@ -52,7 +51,7 @@ class ThresholdGoal:
     per_exit: bool = False
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check the fields."""
         given = {name: getattr(self, name) for name in _GOALS}
         given = {name: value for name, value in given.items() if value is not None}
@@ -155,12 +154,12 @@ def choose(
     if np.isnan(outcomes.costs).any():
         return _choose_by_order(outcomes, goal, last_is_base)
     if goal.guarantee is None:
-        _check_samples(len(outcomes))
+        check_samples(len(outcomes))
         search_goal = goal.goal(outcomes)
         points = points_of(outcomes, search_goal, per_exit=goal.per_exit)
         best = _best(points, search_goal, outcomes)
         choice = _choice(outcomes, points.thresholds[best])
-        _warn_of_few_samples(choice)
+        warn_of_few_samples(choice.accuracy, choice.samples)
         return choice
     if len(outcomes) < 2:
         raise ValueError(
@@ -170,12 +169,14 @@ def choose(
     order = np.random.default_rng(goal.seed).permutation(len(outcomes))
     search, test = np.array_split(order, 2)
     thresholds, bound = _guaranteed(
-        outcomes.part(search), outcomes.part(test), goal, last_is_base
+        outcomes.part(search), outcomes.part(test), goal, goal.guarantee, last_is_base
     )
     return _choice(outcomes.part(test), thresholds, goal.guarantee, bound)
 
 
-def _choose_by_order(outcomes, goal, last_is_base):
+def _choose_by_order(
+    outcomes: Outcomes, goal: ThresholdGoal, last_is_base: bool
+) -> Choice:
     """Choose shared thresholds if only the order of the costs is known.
 
     Deeper exits cost more, so lower thresholds cost less, whatever the costs are: the
@@ -193,39 +194,6 @@ def _choose_by_order(outcomes, goal, last_is_base):
     return dataclasses.replace(choice, macs_ratio=math.nan)
 
 
-def _check_samples(samples):
-    """Refuse so few samples that 50 % may stand for anything from 25 to 75 %."""
-    if half_width(0.5, samples) > _NO_INFORMATION:
-        least = _samples_needed(0.5, _NO_INFORMATION)
-        raise ValueError(
-            f"Too few samples to choose thresholds. Received: {samples} samples, on "
-            f"which an accuracy of 50 % is known to ±{half_width(0.5, samples):.0%} "
-            f"(95 %). Expected: at least {least}, preferably some hundreds; or pass "
-            "guarantee=0.95 for a bound that is valid for any number of samples, or "
-            "set `thresholds` yourself."
-        )
-
-
-def _warn_of_few_samples(choice):
-    width = half_width(choice.accuracy, choice.samples)
-    if width > _PRECISE:
-        logging.warning(
-            "Thresholds were chosen on %d samples, on which their accuracy of %.1f %% "
-            "is known to ±%.1f points (95 %%): on other samples it may be far lower. "
-            "For ±%.0f points, calibrate on %d samples; for a guaranteed bound, pass "
-            "guarantee=0.95.",
-            choice.samples,
-            100 * choice.accuracy,
-            100 * width,
-            100 * _PRECISE,
-            _samples_needed(choice.accuracy, _PRECISE),
-        )
-
-
-def _samples_needed(accuracy, width):
-    return next(n for n in itertools.count(1) if half_width(accuracy, n) <= width)
-
-
 def points_of(
     outcomes: Outcomes, goal: Goal | None = None, *, per_exit: bool = False
 ) -> Points:
@@ -235,21 +203,27 @@ def points_of(
     )
 
 
-def _guaranteed(search, test, goal, last_is_base):
+def _guaranteed(
+    search: Outcomes,
+    test: Outcomes,
+    goal: ThresholdGoal,
+    confidence: float,
+    last_is_base: bool,
+) -> tuple[np.ndarray, float]:
     """Return thresholds, and a guaranteed bound of their accuracy drop."""
     if goal.max_accuracy_drop is None:
         search_goal = goal.goal(search)
         points = points_of(search)
         thresholds = points.thresholds[_best(points, search_goal, search)]
         lost = drops(test, thresholds[None])[:, 0]
-        return thresholds, upper_bound(lost, goal.guarantee)
+        return thresholds, upper_bound(lost, confidence)
     path = thresholds_from_safest(shared_path(search))
-    found = certified(test, path, goal.max_accuracy_drop, goal.guarantee)
+    found = certified(test, path, goal.max_accuracy_drop, confidence)
     if found is None and not last_is_base:
         raise ValueError(
             "Nothing can be guaranteed: the drop may be too large even if the ensemble "
             f"predicts all samples. Received: max_accuracy_drop="
-            f"{goal.max_accuracy_drop}, guarantee={goal.guarantee} and {len(test)} "
+            f"{goal.max_accuracy_drop}, guarantee={confidence} and {len(test)} "
             "samples to test on. Calibrate on more samples, or pass "
             "last_resort='final'."
         )
@@ -263,7 +237,7 @@ def _guaranteed(search, test, goal, last_is_base):
     return path.thresholds[found or 0], goal.max_accuracy_drop
 
 
-def _best(points, goal, outcomes):
+def _best(points: Points, goal: Goal, outcomes: Outcomes) -> int:
     """Return the index of the best point, or raise an error without one."""
     best = goal.best(points.accuracy, points.cost)
     if best is not None:
@@ -281,7 +255,12 @@ def _best(points, goal, outcomes):
     )
 
 
-def _choice(outcomes, thresholds, guarantee=None, bound=None):
+def _choice(
+    outcomes: Outcomes,
+    thresholds: np.ndarray,
+    guarantee: float | None = None,
+    bound: float | None = None,
+) -> Choice:
     accuracy, cost = evaluate(outcomes, thresholds)
     return Choice(
         thresholds=tuple(float(value) for value in thresholds),

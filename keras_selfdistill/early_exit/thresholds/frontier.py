@@ -30,7 +30,7 @@ class Frontier:
     base_accuracy: float
     chosen: tuple[float, float] | None = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Return the number of points."""
         return len(self.accuracy)
 

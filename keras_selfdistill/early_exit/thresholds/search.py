@@ -5,6 +5,7 @@ multiply-adds as a fraction of the base's.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class Outcomes:
     reference: np.ndarray
     costs: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.scores)
 
@@ -55,7 +56,7 @@ class Points:
     accuracy: np.ndarray
     cost: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Return the number of points."""
         return len(self.accuracy)
 
@@ -228,7 +229,7 @@ class Price:
         return int(np.argmax(accuracy - self.price * cost))
 
 
-def _prices(front, count):
+def _prices(front: Points, count: int) -> np.ndarray:
     """Return prices for points along a front, which are its slopes, steep to flat."""
     if len(front) == 1:
         return np.ones(count)
@@ -236,7 +237,7 @@ def _prices(front, count):
     return np.quantile(slopes, np.linspace(1, 0, count))
 
 
-def _ascend(outcomes, thresholds, goal):
+def _ascend(outcomes: Outcomes, thresholds: np.ndarray, goal: "Goal | Price") -> Points:
     """Return the points of a coordinate ascent, until no threshold improves."""
     visited = [_point(outcomes, thresholds)]
     unchanged, i = 0, 0
@@ -252,7 +253,7 @@ def _ascend(outcomes, thresholds, goal):
     return _joined(visited)
 
 
-def _one_threshold(outcomes, thresholds, i):
+def _one_threshold(outcomes: Outcomes, thresholds: np.ndarray, i: int) -> Points:
     """Return all points that the threshold of exit i can reach, with fixed others."""
     without = np.array(thresholds)
     without[i] = np.inf
@@ -272,12 +273,12 @@ def _one_threshold(outcomes, thresholds, i):
     return Points(options, gained / len(outcomes), _mean(cost, outcomes))
 
 
-def _point(outcomes, thresholds):
+def _point(outcomes: Outcomes, thresholds: np.ndarray) -> Points:
     accuracy, cost = evaluate(outcomes, thresholds)
     return Points(np.array([thresholds]), np.array([accuracy]), np.array([cost]))
 
 
-def _joined(points):
+def _joined(points: Sequence[Points]) -> Points:
     return Points(
         *(
             np.concatenate([getattr(each, field.name) for each in points])
@@ -286,12 +287,12 @@ def _joined(points):
     )
 
 
-def _mean(total, outcomes):
+def _mean(total: np.ndarray, outcomes: Outcomes) -> np.ndarray:
     # Rounded, so that sums in another order compare as equal.
     return np.round(total / len(outcomes), 12)
 
 
-def _sums_before(changes, first):
+def _sums_before(changes: np.ndarray, first: np.ndarray) -> np.ndarray:
     """Return the sum of the changes before each place, and of all of them."""
     sums = np.concatenate([[0], np.cumsum(changes)])
     return sums[np.append(first, len(changes))]
