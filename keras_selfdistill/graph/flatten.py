@@ -25,9 +25,8 @@ class FlatModel:
 
     Args:
         model: Functional model; the user's own if no model is nested in it.
-        calls: Symbolic output of every call, in topological order, by its path: the
-            layer's name, in a nested model `"backbone/stage/layer"`. Several calls of
-            one layer are numbered: `"encoder@1"`, `"encoder@2"`.
+        calls: Symbolic output of every call, in topological order, by its path, such as
+            `"backbone/stage/layer"`; repeated calls are `"encoder@1"`, `"encoder@2"`.
     """
 
     model: keras.Model
