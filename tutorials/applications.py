@@ -154,14 +154,14 @@ print(ksd.suggest_taps(base, exits=2))
 
 # %% [markdown]
 # `freeze="base"` trains the exits alone. The base is finished, and has something to
-# teach; and should you stop here, it still answers exactly as before.
+# teach; and should you stop here, its predictions are exactly those from before.
 
 # %%
 before = base.predict(x_test, verbose=0)
 model = ksd.SelfDistiller(base, taps=2, recipe="byot", freeze="base")
 fit(model, 1e-3)
 after = model.final_model().predict(x_test, verbose=0)
-print("the base answers as before:", np.allclose(before, after, atol=1e-5))
+print("the base predicts as before:", np.allclose(before, after, atol=1e-5))
 
 # %% [markdown]
 # This is what was built:
@@ -227,8 +227,8 @@ print(picked)
 small = model.exit_model("exit_1")
 small.save("vehicles.keras")
 loaded = ksd.load_model("vehicles.keras")  # of your own files, Keras' loader will do
-answer = VEHICLES[loaded.predict(x_test[:1], verbose=0)[0].argmax()]
-print("a vehicle:", answer in VEHICLES)
+prediction = VEHICLES[loaded.predict(x_test[:1], verbose=0)[0].argmax()]
+print("a vehicle:", prediction in VEHICLES)
 
 # %% [markdown]
 # ## Common mistakes

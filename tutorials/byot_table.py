@@ -249,7 +249,7 @@ plt.show()
 # - **The levels** cannot be compared. A fraction of the images, the width and the
 #   epochs gives a fraction of the accuracy.
 # - **The shape** can, once the networks have learned something: do deeper exits
-#   answer better, and is the ensemble at least as good as the best of them? After few
+#   predict better, and is the ensemble at least as good as the best of them? After few
 #   epochs, all exits may be about as bad as each other.
 # - **The gain** over the plain network is 1.55 points in the paper. In a run as short
 #   as this one the plain network may be ahead; another seed moves both. The

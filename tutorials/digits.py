@@ -4,8 +4,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/)
 # (choose *Upload* and this notebook)
 #
-# A deep network answers once, at its end. In ten minutes you will have one that also
-# answers on the way there, and you will have chosen which of its answers to deploy:
+# A deep network predicts once, at its end. In ten minutes you will have one that also
+# predicts on the way there, and you will have chosen which predictions to deploy:
 #
 # 1. wrap a Keras model, so that it grows *exits*;
 # 2. train it with the same `compile` and `fit` as always;
@@ -127,7 +127,7 @@ print(f"the plain network: {accuracy:.1%} of the test images")
 # ## Wrap it
 #
 # `SelfDistiller` *taps* the outputs of the layers that you name. On every tap it puts
-# a small *head*, which makes an *exit*: an answer of its own. The base stays as it
+# a small *head*, which makes an *exit*: a prediction of its own. The base stays as it
 # is.
 #
 # The *recipe* says who learns from what. In `"byot"` (*Be Your Own Teacher*, Zhang et
@@ -144,7 +144,7 @@ print(model.recipe.weights(model.exit_names)["exit_1"])
 
 # %% [markdown]
 # Percentages in the picture are multiply-adds, as a share of the base's; below each
-# exit stands what a sample costs that is answered there, head included.
+# exit stands what a sample costs that exits there, head included.
 
 # %%
 ksd.visualization.plot_model(model)
@@ -197,7 +197,7 @@ report
 report.plot()
 
 # %% [markdown]
-# Compare with your prediction. A small part of the network answers most digits: what
+# Compare with your prediction. A small part of the network predicts most digits: what
 # the rest of it is for is the few hard ones. (So small a network takes longer to start
 # than to compute: look at the multiply-adds, not at the milliseconds.)
 #
@@ -230,7 +230,7 @@ same = np.allclose(
     model.predict(x_test, verbose=0)["exit_1"],
     atol=1e-5,
 )
-print("answers like the wrapper's first exit:", same)
+print("predicts like the wrapper's first exit:", same)
 
 # %% [markdown]
 # And `final_model()` is the base, with nothing added. Its weights were trained with
@@ -247,7 +247,7 @@ print(plain.count_params())
 # - **Reading `evaluate`'s list by position.** With several exits it is long. Ask for
 #   `return_dict=True` and read by name.
 # - **Calling `model(x)` and expecting one array.** A wrapper returns a dict with every
-#   exit's answer; `final_model()` returns one array.
+#   exit's output; `final_model()` returns one array.
 # - **Deploying the wrapper.** It holds all heads. Deploy `exit_model(...)`,
 #   `final_model()` or an `EarlyExit`.
 # - **Passing `loss_weights`.** The recipe weighs the exits:

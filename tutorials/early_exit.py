@@ -4,7 +4,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/)
 # (choose *Upload* and this notebook)
 #
-# Most inputs are easy. A network with exits can answer those early and spend its depth
+# Most inputs are easy. A network with exits predicts those early and spends its depth
 # on the hard ones. Two questions decide whether you may use that in earnest:
 #
 # - **When is an exit sure enough?** We let validation data choose.
@@ -104,8 +104,8 @@ history = model.fit(x_train, y_train, batch_size=64, epochs=30, verbose=0)
 # %% [markdown]
 # ## Is a sure exit a right one?
 #
-# The simplest score of an answer is its largest probability. Stopping early pays if
-# the first exit's wrong answers have low scores. **What do you expect to see below**
+# The simplest score of a prediction is its largest probability. Stopping early pays if
+# wrong predictions of the first exit score low. **What do you expect to see below**
 # if they do, and if they do not?
 
 # %%
@@ -127,13 +127,13 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# Nearly all wrong answers have low or middling scores: this exit knows when it does
-# not know. So there is a threshold above which hardly any answer is wrong. Were the
+# Nearly all wrong predictions have low or middling scores: this exit knows when it does
+# not know. So there is a threshold above which hardly any prediction is wrong. Were the
 # colours mixed evenly, no threshold could help.
 #
-# That is another question than whether a score of 0.8 means 80 % right answers. The
+# That is another question than whether a score of 0.8 means 80 % accuracy. The
 # reliability of every exit shows that one: bars on the dashed line are honest scores.
-# Thresholds do not need honest scores, as they are chosen by counting right answers.
+# Thresholds do not need honest scores, as they are chosen by counting hits.
 
 # %%
 ksd.visualization.plot_reliability(model.predict(x_val, verbose=0), y_val)
@@ -175,7 +175,7 @@ fast.exit_shares().plot()
 # %% tags=["measured"]
 result = fast.predict(x_test)
 for name in fast.exit_names:
-    print(f"{name:7} answered {np.mean(result.exits == name):6.1%}")
+    print(f"{name:7} predicted {np.mean(result.exits == name):6.1%}")
 print(f"multiply-adds {result.macs_ratio:.1%} of the base's")
 
 
@@ -215,7 +215,7 @@ print(f"hopeful: multiply-adds {result.macs_ratio:.1%}, accuracy drop {drop:.1%}
 
 # %% [markdown]
 # Which images are in which half is chance (`seed=`). So look at ten such calibrations.
-# The exits' answers are kept from the first: no need to pass the images again.
+# The exits' outputs are kept from the first: no need to pass the images again.
 
 # %% tags=["measured"]
 careful = ksd.EarlyExit(model).calibrate(x_val, y_val, **WISH, guarantee=0.95)

@@ -5,7 +5,7 @@
 # (choose *Upload* and this notebook)
 #
 # Research on self-distillation asks two questions again and again: *who should learn
-# what from whom*, and *what should stand between a layer and its answer*. Here the
+# what from whom*, and *what should stand between a layer and its output*. Here the
 # first is a **recipe**, the second a **head**, and each is a small class of your own:
 # no training loop, no change to the package.
 #
