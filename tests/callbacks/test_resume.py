@@ -442,7 +442,9 @@ FOREIGN = {
     "'random_at_epoch_begin' is {'keras": lambda about, parts: about["about"][
         "random_at_epoch_begin"
     ].update(keras=[2**63, 0]),
-    "its arrays do not match": lambda about, parts: parts.update({"0": np.zeros((9, 2))}),
+    "its arrays do not match": lambda about, parts: parts.update(
+        {"0": np.zeros((9, 2))}
+    ),
 }
 
 
