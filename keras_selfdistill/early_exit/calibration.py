@@ -184,7 +184,7 @@ class Calibration:
 
     def _rows(self) -> list[Any]:
         """Return the criterion, then name, threshold and cost of each exit, as text."""
-        limits = [f"≥ {limit:.4g}" for limit in self._thresholds or ()]
+        limits = [_condition(limit) for limit in self._thresholds or ()]
         limits = limits or ["not calibrated"] * (len(self.exit_names) - 1)
         costs = ["?" if math.isnan(c) else f"{c:.1%}" for c in self._cascade.costs]
         rows = zip(self.exit_names, [*limits, ""], costs, strict=True)
@@ -244,3 +244,10 @@ def _checked_thresholds(thresholds: Thresholds, names: list[str]) -> tuple[float
             f"{names}."
         )
     return tuple(values.tolist())
+
+
+def _condition(threshold: float) -> str:
+    """Return a threshold as text, also where every sample exits, or none."""
+    if math.isinf(threshold):
+        return "never" if threshold > 0 else "always"
+    return f"≥ {threshold:.4g}"

@@ -106,7 +106,9 @@ def _check_digest(path: pathlib.Path) -> None:
         stored = file.read()
     if size <= 0 or stored != found:
         raise RefusedFileError(
-            path, "its SHA-256 digest does not match its content. Copy or save it again"
+            path,
+            "its SHA-256 digest does not match its content. Copy or save it again. A "
+            ".keras file is read by load_model",
         )
 
 

@@ -155,11 +155,16 @@ def class_indices(batches: Sequence[np.ndarray | None], classes: int) -> np.ndar
     given = [labels for labels in batches if labels is not None]
     if not given or len(given) < len(batches):
         raise ValueError(
-            "Calibration needs samples with labels. Received: "
-            f"{'no labels' if batches else 'no samples'}. Expected: calibrate(x, y, "
-            "...), or a dataset of (inputs, labels)."
+            "Samples with labels are needed. Received: "
+            f"{'no labels' if batches else 'no samples'}. Expected: arrays as two "
+            "arguments, x and y, or a dataset of (inputs, labels)."
         )
     labels = np.concatenate(given)
+    if labels.dtype.kind not in "biuf":
+        raise ValueError(
+            f"Labels must be numbers. Received: dtype {labels.dtype}. Expected: class "
+            f"indices from 0 to {classes - 1}, or one-hot labels."
+        )
     if labels.ndim == 2 and labels.shape[1] == classes:
         labels = labels.argmax(axis=-1)
     elif labels.ndim == 2 and labels.shape[1] == 1:

@@ -202,10 +202,11 @@ def _choose_taps(flat: FlatModel, end: BaseEnd, taps: Any) -> dict[str, Symbolic
         logging.info("Exits of %s: %s", flat.model.name, [each.name for each in placed])
         return {each.name: each.tensor for each in placed}
     if not isinstance(taps, (list, tuple)):
+        calls = list(flat.calls)
         raise TypeError(
             "`taps` must be a list of layer names, a number or 'auto'. Received: "
             f"taps={taps!r} of type {type(taps).__name__}. Expected, e.g., taps=3 or "
-            f"taps=[{list(flat.calls)[len(flat.calls) // 2]!r}]."
+            f"taps=[{(taps if taps in calls else calls[len(calls) // 2])!r}]."
         )
     if not taps:
         raise ValueError(

@@ -85,7 +85,8 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     with private_copy(path) as copy:
         # Keras chooses the reader by the suffix; a file may be valid in two formats.
         if path.suffix != ".keras":
-            raise RefusedFileError(path, f"its name ends in {path.suffix!r}.")
+            hint = " EarlyExit.load reads it." if path.suffix == ".earlyexit" else ""
+            raise RefusedFileError(path, f"its name ends in {path.suffix!r}.{hint}")
         with refusing(path):
             return load_private(copy)
 

@@ -169,7 +169,7 @@ def _parts(values: Mapping[LogName, float]) -> Iterator[str]:
         yield f"{metric} {_number(values[LogName(False, 'final', metric)])}"
     ensemble = [LogName(False, "ensemble", metric) for metric in metrics]
     if found := [_number(values[name]) for name in ensemble if name in values]:
-        yield f"ensemble {' '.join(found)}"
+        yield f"ensemble {'/'.join(found)}"
     shallow = [
         LogName(False, source, metrics[0])
         for source in exits_in_order(values)
@@ -199,15 +199,23 @@ def _duration(seconds):
     return f"{minutes}:{seconds:02}" if minutes else f"{seconds}s"
 
 
-def _fitted(progress, text, columns):
-    """Return a line that a terminal does not wrap: the bar goes first, then the end."""
+def _fitted(progress: tuple[str, str, str], text: str, columns: int) -> str:
+    """Return a line that a terminal does not wrap.
+
+    Where it is too long, the bar goes first, then the times, then the end.
+    """
     count, bar, times = progress
-    whole = f"{count} {bar} {times} {text}"
-    return whole if len(whole) < columns else _cut(f"{count} {times} {text}", columns)
+    for shown in (f"{count} {bar} {times}", f"{count} {times}", count):
+        if len(shown) + 1 + len(text) < columns:
+            return f"{shown} {text}"
+    return _cut(f"{count} {text}", columns)
 
 
-def _cut(line, columns):
-    return line if len(line) < columns else line[: columns - 2] + "…"
+def _cut(line: str, columns: int) -> str:
+    """Cut a line that is too long between two words."""
+    if len(line) < columns:
+        return line
+    return line[: columns - 2].rpartition(" ")[0] + " …"
 
 
 def _columns():

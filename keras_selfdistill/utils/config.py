@@ -91,6 +91,8 @@ def resolve(
         return identifier
     names = ", ".join(repr(name) for name in shorthands)
     expected = f"Expected one of {names}, or a {kind.__name__} object."
+    if isinstance(identifier, type) and issubclass(identifier, kind):
+        expected = f"Expected an object of this class: {identifier.__name__}()."
     if not isinstance(identifier, str):
         raise TypeError(
             f"`{argument}` must be a name or a {kind.__name__} object. Received: "

@@ -60,21 +60,27 @@ def test_a_users_own_recipe_and_head(base, batch, tmp_path):
     assert "exit_1_max" in {layer.name for layer in loaded.layers}
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore")  # Exporters warn of their own workings.
 def test_the_readme_example(tmp_path, monkeypatch):
     """As written; its numbers may differ from one machine to another, its form not."""
     pytest.importorskip("sklearn")
-    code, (shown,) = (
-        code_blocks("README.md", "python")[0],
-        code_blocks("README.md", "text"),
-    )
+    require_backend("ai_edge_litert")
+    from ai_edge_litert.interpreter import Interpreter
+
+    code, early_exit = code_blocks("README.md", "python")
+    (shown,) = code_blocks("README.md", "text")
     monkeypatch.chdir(tmp_path)
+    names: dict = {}
     with contextlib.redirect_stdout(io.StringIO()) as output:
-        exec(code, {})
+        exec(code, names)
     form = re.compile(r"[ \d.,]+|CPU|GPU|tensorflow|jax|torch")
     assert form.sub("0", output.getvalue()) == form.sub("0", shown)
     loaded = keras.saving.load_model(tmp_path / "smaller.keras")
     assert loaded.output_shape == (None, 10)
+    exec(early_exit, names)
+    classify = Interpreter("fast.tflite").get_signature_runner()
+    number = int(classify(input=names["x_test"][:1])["exit"][0])
+    assert names["fast"].exit_names[number] == names["result"].exits[0]
 
 
 def test_the_readme_is_short():
@@ -91,22 +97,6 @@ def test_ci_runs_the_commands_of_the_readme():
     ):
         assert command in commands
         assert f"'{command}' README.md" in script
-
-
-@pytest.mark.filterwarnings("ignore")  # Exporters warn of their own workings.
-def test_the_early_exit_example(base, batch, tmp_path, monkeypatch):
-    require_backend("ai_edge_litert")
-    from ai_edge_litert.interpreter import Interpreter
-
-    early_exit = code_blocks("README.md", "python")[-1]
-    monkeypatch.chdir(tmp_path)
-    model = ksd.SelfDistiller(base, ["out_1"], "byot")
-    x, y = batch
-    names = {"ksd": ksd, "model": model, "x_val": x, "y_val": y, "x_test": x}
-    exec(early_exit, names)
-    classify = Interpreter("fast.tflite").get_signature_runner()
-    number = int(classify(input=x[:1])["exit"][0])
-    assert names["fast"].exit_names[number] == names["result"].exits[0]
 
 
 @pytest.fixture(scope="module")

@@ -882,7 +882,7 @@ def test_what_is_printed_is_short(probable):
     fast.thresholds = [0.25, np.inf]
     assert repr(fast) == (
         f"<EarlyExit of {probable.base.name}: Confidence(): exit_1 ≥ 0.25, "
-        "exit_2 ≥ inf, final>"
+        "exit_2 never, final>"
     )
     assert "≥ 0.25" in fast._repr_html_()
     result = fast.predict(np.random.default_rng(0).normal(size=(5, 8, 8, 3)))

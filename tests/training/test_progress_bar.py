@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import keras_selfdistill as ksd
+from keras_selfdistill.training.progress_bar import _fitted
 
 X = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
 Y = np.arange(12) % 3
@@ -77,11 +78,26 @@ def test_no_line_is_wrapped(models, terminal, exits, columns):
     assert [line.split(" ")[0] for line in lines] == ["Epoch", "2/2", ""] * 2
     for line in lines[1::3] + lines[2::3]:
         assert re.search(r" loss \d+\.\d{4} accuracy [01]\.\d{4} ensemble [01]\.", line)
-    assert lines[1].endswith("…") == (len(lines[1]) == columns - 1)
+    # Cut between two words, and only where not even the times leave enough room.
+    assert lines[1].endswith(" …") == (exits == 12)
     assert "nonfinite" not in output.getvalue()
     first = models[exits].exit_names[0]
     keys = {"nonfinite_steps", f"{first}_accuracy", f"val_{first}_accuracy"}
     assert keys <= set(history.history)
+
+
+@pytest.mark.once
+def test_the_bar_and_the_times_give_way_to_the_values():
+    progress = ("32/32", "━━━━━━━━━━", "4s 23ms/step")
+    lines = [
+        _fitted(progress, "loss 8.2 exits 0.27 0.20", size) for size in (99, 50, 35, 30)
+    ]
+    assert lines == [
+        "32/32 ━━━━━━━━━━ 4s 23ms/step loss 8.2 exits 0.27 0.20",
+        "32/32 4s 23ms/step loss 8.2 exits 0.27 0.20",
+        "32/32 loss 8.2 exits 0.27 0.20",
+        "32/32 loss 8.2 exits 0.27 …",
+    ]
 
 
 @pytest.mark.once

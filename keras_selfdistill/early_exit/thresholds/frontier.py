@@ -10,7 +10,7 @@ from keras_selfdistill.utils.type_aliases import Axes, Figure
 from keras_selfdistill.visualization import plot_accuracy_vs_compute, plot_exit_shares
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Frontier:
     """Pareto front of thresholds, by ascending cost.
 
@@ -33,6 +33,17 @@ class Frontier:
     def __len__(self) -> int:
         """Return the number of points."""
         return len(self.accuracy)
+
+    def __repr__(self) -> str:
+        """Return the number of points and the ranges of accuracy and cost."""
+        accuracy, cost = (
+            f"{values[0]:.1%} to {values[-1]:.1%}"
+            for values in (self.accuracy, self.macs_ratio)
+        )
+        return (
+            f"<Frontier of {len(self)} thresholds: accuracy {accuracy}, {cost} of the "
+            "base's multiply-adds>"
+        )
 
     def plot(self, *, ax: Axes = None) -> Figure:
         """Draw accuracy by cost, with the base and the thresholds in use as points.

@@ -116,7 +116,8 @@ def _only_output(base: keras.Model) -> SymbolicTensor:
         raise ValueError(
             f"The base must have one output. Received: model {base.name!r} with "
             f"{len(base.outputs)} outputs. Wrap a model of one of them, e.g. "
-            f"keras.Model(model.inputs, model.outputs[0])."
+            f"keras.Model(model.inputs, model.outputs[0]), or `model.base` of a "
+            "SelfDistiller."
         )
     output = base.outputs[0]
     if len(output.shape) < 2 or output.shape[-1] is None:
