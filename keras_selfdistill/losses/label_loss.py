@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from absl import logging
 from keras import losses
 
 from keras_selfdistill.graph.task import Task
@@ -169,6 +170,31 @@ def on_logits(loss: losses.Loss, task: Task) -> losses.Loss | None:
         others = {key: each for key, each in options.items() if key != "from_logits"}
         return with_loss_function(loss, _UNCLIPPED[function], others)
     return with_loss_function(loss, function, {**options, "from_logits": True})
+
+
+def warn_of_logits(loss: losses.Loss, task: Task) -> None:
+    """Warn of a crossentropy that takes the logits of the base for probabilities.
+
+    Keras computes it all the same, from clipped logits, which train next to nothing.
+
+    Args:
+        loss: The user's loss.
+        task: Task of the base.
+    """
+    function, options = loss_function(loss)
+    readers = [each for group in _READS_LOGITS.values() for each in group]
+    if (
+        task.activation == "linear"
+        and task.name != "regression"
+        and is_one_of(function, readers)
+        and not options.get("from_logits")
+    ):
+        logging.warning(
+            "The base ends in logits, which loss %r reads as probabilities. Pass the "
+            "loss as an object with from_logits=True, or end the base in softmax or "
+            "sigmoid.",
+            loss.name,
+        )
 
 
 def check_task(loss: losses.Loss, task: Task) -> None:

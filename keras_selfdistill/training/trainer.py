@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_selfdistill.files.config_check import check_config
-from keras_selfdistill.losses.label_loss import check_task
+from keras_selfdistill.losses.label_loss import check_task, warn_of_logits
 from keras_selfdistill.training import train_step as backend_step
 from keras_selfdistill.training.batch_loss import BatchLoss
 from keras_selfdistill.training.data_checks import check_training_data
@@ -130,6 +130,7 @@ class Trainer(BatchLoss, LoggedModel):
             external_teacher=self._teacher is not None,
             pair_losses=self._given.pair_losses,
         )
+        warn_of_logits(objective.label_loss, self.exit_graph.task)
         if self._given.task is None:
             check_task(objective.label_loss, self.exit_graph.task)
         return objective

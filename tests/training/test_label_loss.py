@@ -501,3 +501,31 @@ def test_weights_of_positions_that_do_not_divide():
         assert weights_at_positions(weight, feature) is weight
     with pytest.raises(ValueError, match="multiple of the features'"):
         weights_at_positions(np.ones((2, 6)), feature)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("units", "activation", "loss", "warned"),
+    [
+        (3, None, "sparse_categorical_crossentropy", True),
+        (3, None, keras.losses.CategoricalCrossentropy(label_smoothing=0.1), True),
+        (3, None, keras.losses.SparseCategoricalCrossentropy(from_logits=True), False),
+        (3, "softmax", "sparse_categorical_crossentropy", False),
+        (3, "sigmoid", "binary_crossentropy", False),
+        (3, None, keras.losses.CategoricalHinge(), False),
+    ],
+)
+def test_a_crossentropy_that_reads_logits_as_probabilities_is_warned_of(
+    units, activation, loss, warned, caplog
+):
+    base = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(4, name="tapped"),
+            keras.layers.Dense(4),
+            keras.layers.Dense(units, activation=activation),
+        ]
+    )
+    model = ksd.SelfDistiller(base, ["tapped"], head="linear")
+    model.compile("sgd", loss)
+    assert ("from_logits=True" in caplog.text) == warned
