@@ -73,6 +73,23 @@ def check_training_data(
     if isinstance(x, np.ndarray) and len(base.inputs) == 1:
         _check_shape(x, base.inputs[0].shape)
     _check_lengths(arrays)
+    check_labels(y, base=base, task=task, label_loss=label_loss)
+
+
+def check_labels(
+    y: Labels, *, base: keras.Model, task: Task, label_loss: keras.losses.Loss
+) -> None:
+    """Refuse an array of labels that are not classes of the base.
+
+    Args:
+        y: Labels as `fit` and `evaluate` take them.
+        base: Model with the outputs of the wrapper.
+        task: Task of the base.
+        label_loss: Label loss; it may have an ignored class.
+
+    Raises:
+        ValueError: They have another form than the loss takes, or other classes.
+    """
     if isinstance(y, np.ndarray) and task.name == "multiclass":
         task.check_labels(y)
         _check_labels(y, base.outputs[0], label_loss)
@@ -120,8 +137,8 @@ def _check_numbers(name, array):
             raise ValueError(
                 f"`{name}` must be finite. Received: {name} of shape {array.shape} "
                 f"with {flat[first]} at {place}, which would make weights NaN. "
-                f"Expected: finite numbers, e.g. np.nan_to_num({name}); or remove such "
-                "samples."
+                f"Expected: finite numbers; remove such samples"
+                f"{'' if name == 'y' else f', or np.nan_to_num({name})'}."
             )
 
 

@@ -175,6 +175,9 @@ class Trainer(BatchLoss, LoggedModel):
                 label_loss=self._objective.label_loss,
                 class_weight=given.get("class_weight"),
             )
+            validation = given.get("validation_data")
+            if isinstance(validation, (tuple, list)) and len(validation) > 1:
+                self._check_labels(validation[1])
         stop = StopWithoutProgress()
         # First, so that no other one saves or reports such an epoch.
         if isinstance(callbacks, keras.callbacks.CallbackList):

@@ -356,3 +356,27 @@ def test_nothing_is_printed(base, batch, capfd):
     model.compile("sgd", LOSS)
     model.fit(*batch, verbose=0)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("wrong", [4, -1])
+def test_labels_of_validation_and_evaluation_are_checked(base, batch, wrong):
+    model = ksd.SelfDistiller(base, ["out_1"])
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    x, y = (keras.ops.convert_to_numpy(each) for each in batch)
+    labels = np.full_like(y, wrong)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="Labels are out of range"):
+        model.fit(x, y, validation_data=(x, labels), verbose=0)
+    with pytest.raises(ValueError, match="Labels are out of range"):
+        model.evaluate(x, labels, verbose=0)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("call", ["calibrate", "evaluate"])
+def test_words_as_labels_are_refused(base, batch, call):
+    fast = ksd.EarlyExit(ksd.SelfDistiller(base, ["out_1"]), thresholds=0.5)
+    x = keras.ops.convert_to_numpy(batch[0])
+    goal = {"max_accuracy_drop": 0.1} if call == "calibrate" else {}
+    with pytest.raises(ValueError, match="Labels must be numbers"):
+        getattr(fast, call)(x, np.array(["cat"] * len(x)), **goal)

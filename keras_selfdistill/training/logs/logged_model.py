@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_selfdistill.training.batch_loss import Step
+from keras_selfdistill.training.data_checks import check_labels
 from keras_selfdistill.training.nonfinite import FiniteCheck
 from keras_selfdistill.training.progress_bar import with_progress_bar
 from keras_selfdistill.utils.type_aliases import Logs, Tensor
@@ -20,10 +21,21 @@ class LoggedModel(keras.Model):
     def evaluate(self, x=None, y=None, batch_size=None, verbose="auto", **kwargs):
         """Evaluate, with the arguments of `keras.Model.evaluate`."""
         callbacks = with_progress_bar(kwargs.pop("callbacks", None), verbose)
+        # `fit` passes its own list, and has checked the labels before.
+        if self.compiled and not isinstance(callbacks, keras.callbacks.CallbackList):
+            self._check_labels(y)
         with self._evaluating():
             return super().evaluate(
                 x, y, batch_size, verbose, callbacks=callbacks, **kwargs
             )
+
+    def _check_labels(self, y):
+        check_labels(
+            y,
+            base=self.base,
+            task=self.exit_graph.task,
+            label_loss=self._objective.label_loss,
+        )
 
     def test_on_batch(self, *args, **kwargs):
         """Evaluate a batch, with the arguments of `keras.Model.test_on_batch`."""
