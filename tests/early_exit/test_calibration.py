@@ -344,6 +344,11 @@ def test_few_samples_are_warned_of_and_fewer_are_refused(caplog):
         ({}, "one goal. Received: none"),
         ({"max_accuracy_drop": 0.1, "macs_budget": 0.5}, "one goal. Received: max"),
         ({"max_accuracy_drop": 1.5}, "out of range. Received: max_accuracy_drop=1.5"),
+        (
+            {"max_accuracy_drop": 1},
+            "Received: max_accuracy_drop=1. Expected: a fraction",
+        ),
+        ({"target_accuracy": 95}, "such as 0.9; 0.01 is one per cent"),
         ({"target_accuracy": "high"}, "Received: target_accuracy='high'"),
         ({"macs_budget": float("nan")}, "Received: macs_budget=nan"),
         ({"macs_budget": 0.5, "guarantee": 95}, "Received: guarantee=95"),

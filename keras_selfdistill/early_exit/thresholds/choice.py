@@ -66,11 +66,13 @@ class ThresholdGoal:
         if (
             not _is_number(value)
             or not value >= 0
-            or (name != "macs_budget" and value > 1)
+            or (name == "target_accuracy" and value > 1)
+            or (name == "max_accuracy_drop" and value >= 1)  # Any threshold would do.
         ):
+            example = "0.01" if name == "max_accuracy_drop" else "0.9"
             raise ValueError(
                 f"`{name}` is out of range. Received: {name}={value!r}. Expected: a "
-                "fraction, such as 0.01 for one per cent."
+                f"fraction, such as {example}; 0.01 is one per cent."
             )
         if self.guarantee is None:
             return
