@@ -1,5 +1,7 @@
 """What every process of train_distributed.py does."""
 
+import shared.quiet  # noqa: F401  # isort: skip  (first: it imports Keras)
+
 import dataclasses
 import itertools
 import pathlib

@@ -4,17 +4,12 @@ Import this module first. Settings of TensorFlow alone do not silence its messag
 oneDNN and CUDA, which come before it reads them. If the import fails, all is printed.
 """
 
+import importlib
 import os
 import sys
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-
-def _import_keras():
-    import keras
-
-    keras.ops.ones(1)  # The backend looks for devices when it is first used.
 
 
 def _hide_messages_of(function):
@@ -34,4 +29,4 @@ def _hide_messages_of(function):
             os.close(shown)
 
 
-_hide_messages_of(_import_keras)
+_hide_messages_of(lambda: importlib.import_module("keras"))

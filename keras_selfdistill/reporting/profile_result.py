@@ -99,6 +99,13 @@ class Profile(Mapping[str, Cost]):
         """Return `render()`."""
         return self.render()
 
+    def _repr_html_(self) -> str:
+        parts = [
+            _costs_table(self._exits, "model of"),
+            _costs_table(self.sections, "section of"),
+        ]
+        return "".join(table.html() for table in parts)
+
     def __repr__(self) -> str:
         """Return the names of the exits and the number of layers."""
         return f"Profile({list(self)}, {len(self.layers)} layers)"

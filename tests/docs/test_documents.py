@@ -83,6 +83,15 @@ def test_the_readme_example(tmp_path, monkeypatch):
     assert names["fast"].exit_names[number] == names["result"].exits[0]
 
 
+def test_the_badges_are_those_of_setup(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import draw_badges
+
+    for name, content in draw_badges.badges().items():
+        assert (ROOT / "docs" / name).read_text() == content
+        assert f"](docs/{name})" in (ROOT / "README.md").read_text()
+
+
 def test_the_readme_is_short():
     words = re.findall(r"\S*\w\S*", (ROOT / "README.md").read_text())
     assert len(words) < 1000

@@ -889,6 +889,9 @@ def test_what_is_printed_is_short(probable):
     assert repr(result).startswith("<EarlyExitResult of 5 samples, exit_1 ")
     assert "multiply-adds" in result._repr_html_()
     assert max(len(repr(each)) for each in (probable, fast, result)) < 120
+    costs = ksd.profile(probable)
+    assert costs._repr_html_().count("<table>") == 2
+    assert ">100.0%<" in costs._repr_html_()
 
 
 def test_an_exit_is_found_by_its_number(probable):
