@@ -1,6 +1,7 @@
 """The loss of a batch: one forward pass of all exits, weighted by the recipe."""
 
 import types
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import keras
@@ -8,7 +9,7 @@ from keras import ops
 
 from keras_selfdistill.training.section_gradients import mean_magnitudes
 from keras_selfdistill.utils.keras_internals import aggregate_additional_loss
-from keras_selfdistill.utils.type_aliases import Labels, Tensor
+from keras_selfdistill.utils.type_aliases import Labels, Tensor, TensorStructure
 
 
 class Step(NamedTuple):
@@ -37,8 +38,13 @@ class BatchLoss(keras.Model):
     """
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
+        self,
+        x: TensorStructure = None,
+        y: Labels = None,
+        y_pred: Mapping[str, Tensor] | None = None,
+        sample_weight: Tensor | None = None,
+        training: bool = True,
+    ) -> Tensor:
         """Return the total loss of a batch; override it to train another loss.
 
         `fit` minimises the returned loss and logs it as `loss`. Its terms are logged
@@ -86,7 +92,14 @@ class BatchLoss(keras.Model):
         batch.terms.append(terms)
         return loss
 
-    def _run_exits(self, x, y, sample_weight, *, training) -> Step:
+    def _run_exits(
+        self,
+        x: TensorStructure,
+        y: Labels,
+        sample_weight: Tensor | None,
+        *,
+        training: bool,
+    ) -> Step:
         """Run all exits once on a batch and compute the loss, on any backend."""
         # Before the forward pass, which updates batch normalisation.
         self._objective.check_labels(y, self.base.outputs[0], sample_weight)
@@ -109,7 +122,7 @@ class BatchLoss(keras.Model):
         outputs = {**batch.outputs, "ensemble": batch.ensemble}
         return Step(loss, terms, outputs, y, sample_weight)
 
-    def _forward(self, x, training):
+    def _forward(self, x: TensorStructure, training: bool) -> types.SimpleNamespace:
         """Run all exits and the external teacher on the inputs of a batch."""
         found = self.exit_graph.training_network(x, training=training)
         exits = found["exits"]
@@ -124,7 +137,9 @@ class BatchLoss(keras.Model):
             terms=[],  # The terms of each call of `compute_loss`.
         )
 
-    def _recipe_loss(self, batch, y, sample_weight):
+    def _recipe_loss(
+        self, batch: types.SimpleNamespace, y: Labels, sample_weight: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total loss of a batch after its forward pass, and its terms."""
         terms = self._objective(
             y,
@@ -143,7 +158,9 @@ class BatchLoss(keras.Model):
         own_losses = [aggregate_additional_loss(self, loss) for loss in self.losses]
         return sum([*terms.values(), *own_losses]), terms
 
-    def _gradient_magnitudes(self, gradients) -> dict[str, Tensor]:
+    def _gradient_magnitudes(
+        self, gradients: Sequence[Tensor | None]
+    ) -> dict[str, Tensor]:
         """Return the mean gradient of each section; empty if it is not logged."""
         if not self._sections:
             return {}

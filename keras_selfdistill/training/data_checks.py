@@ -1,6 +1,6 @@
 """Checks of the data of `fit`, before training begins."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -12,7 +12,13 @@ from keras_selfdistill.losses.labels import (
     ignored_class,
     label_form,
 )
-from keras_selfdistill.utils.type_aliases import Data, Labels, Tensor
+from keras_selfdistill.utils.type_aliases import (
+    Data,
+    Labels,
+    Shape,
+    SymbolicTensor,
+    Tensor,
+)
 
 _CHUNK = 1 << 20  # Values checked at once, to limit the memory of temporary arrays.
 
@@ -95,7 +101,7 @@ def check_labels(
         _check_labels(y, base.outputs[0], label_loss)
 
 
-def _check_length(x):
+def _check_length(x: Data) -> None:
     try:
         length = 0 if x is None else len(x)
     except TypeError:  # A generator, or a dataset of unknown length.
@@ -108,7 +114,7 @@ def _check_length(x):
         )
 
 
-def _check_class_weight(class_weight, task):
+def _check_class_weight(class_weight: Mapping[int, float] | None, task: Task) -> None:
     if class_weight and any(size != 1 for size in task.positions):
         # Keras would take the position of the largest label as the class of a sample.
         raise ValueError(
@@ -119,7 +125,7 @@ def _check_class_weight(class_weight, task):
         )
 
 
-def _check_numbers(name, array):
+def _check_numbers(name: str, array: np.ndarray) -> None:
     if array.dtype.kind not in "biufV":  # V is bfloat16.
         raise TypeError(
             f"`{name}` must be numeric. Received: {name} of shape {array.shape} and "
@@ -142,7 +148,7 @@ def _check_numbers(name, array):
             )
 
 
-def _check_shape(x, expected):
+def _check_shape(x: np.ndarray, expected: Shape) -> None:
     shape = x.shape
     # Keras adds or removes a last axis of length 1.
     if len(shape) == len(expected) - 1 and expected[-1] == 1:
@@ -158,7 +164,7 @@ def _check_shape(x, expected):
         )
 
 
-def _check_lengths(arrays):
+def _check_lengths(arrays: Sequence[tuple[str, np.ndarray]]) -> None:
     lengths = {name: len(array) for name, array in arrays}
     if any(len(array) != lengths["x"] for _, array in arrays if "x" in lengths):
         given = ", ".join(f"{name} of shape {array.shape}" for name, array in arrays)
@@ -168,7 +174,9 @@ def _check_lengths(arrays):
         )
 
 
-def _check_labels(labels, output, loss):
+def _check_labels(
+    labels: np.ndarray, output: SymbolicTensor, loss: keras.losses.Loss
+) -> None:
     """Refuse labels of another form than the loss takes, or beyond the classes."""
     check_form(loss, labels, output)
     if label_form(loss, labels, output) != SPARSE:

@@ -3,9 +3,9 @@
 import threading
 import types
 from collections.abc import Sequence
-from typing import Any
 
 import keras
+from keras.distillation import DistillationLoss
 
 from keras_selfdistill import heads, recipes
 from keras_selfdistill.exits.attach import ExitGraph, attach_exits
@@ -93,13 +93,13 @@ class SelfDistiller(SavedWrapper, Trainer):
 
     def __init__(
         self,
-        model: Any,
+        model: keras.Model,
         taps: int | str | Sequence[str | Tap],
         recipe: str | recipes.Recipe = "byot",
         *,
         head: str | heads.Head | None = None,
         teacher: keras.Model | None = None,
-        distillation_losses: Sequence[Any] | None = None,
+        distillation_losses: Sequence[DistillationLoss] | None = None,
         distillation_loss_weights: Sequence[Scalar] | None = None,
         freeze: str | None = None,
         classes: int | None = None,
@@ -215,7 +215,7 @@ class SelfDistiller(SavedWrapper, Trainer):
             f"{type(self._recipe).__name__}>"
         )
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         graph = self.exit_graph
         rows = list(map(list, zip(graph.exits, [*graph.taps, ""], strict=True)))
         notes = [str(self._recipe), str(self._head)]
@@ -260,7 +260,7 @@ class SelfDistiller(SavedWrapper, Trainer):
         return self.exit_graph.model(self.exit_graph.ensemble, name=name)
 
 
-def _counter(name, value, dtype):
+def _counter(name: str, value: float, dtype: str) -> keras.Variable:
     return keras.Variable(
         keras.initializers.Constant(value),
         shape=(),

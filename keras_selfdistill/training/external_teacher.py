@@ -1,11 +1,14 @@
 """The external teacher: another model whose logits every exit learns from."""
 
+from collections.abc import Sequence
+
 import keras
 
 from keras_selfdistill.graph.ends.base_end import find_logits
 from keras_selfdistill.graph.flatten import flatten
 from keras_selfdistill.graph.nodes import input_structure, unrecorded
 from keras_selfdistill.graph.task import Task
+from keras_selfdistill.utils.type_aliases import Shape
 
 
 def teacher_network(teacher: keras.Model, base: keras.Model, task: Task) -> keras.Model:
@@ -73,7 +76,7 @@ def teacher_network(teacher: keras.Model, base: keras.Model, task: Task) -> kera
     return network
 
 
-def _takes(shapes, inputs):
+def _takes(shapes: Sequence[Shape], inputs: Sequence[Shape]) -> bool:
     """Return whether inputs fit the shapes of a model, which may have open sizes."""
     return [len(shape) for shape in shapes] == [len(shape) for shape in inputs] and all(
         size in (None, other)

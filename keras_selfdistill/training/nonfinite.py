@@ -3,13 +3,13 @@
 import math
 import threading
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple, NoReturn
 
 import keras
 from keras import ops
 
 from keras_selfdistill.utils.keras_internals import value_without_autocast
-from keras_selfdistill.utils.type_aliases import Tensor
+from keras_selfdistill.utils.type_aliases import Logs, Tensor
 
 # More steps than the search for a loss scale skips: Keras starts at 2¹⁵ and halves it.
 PATIENCE = 100
@@ -37,12 +37,12 @@ class DeferredUpdates(keras.StatelessScope):
         2
     """
 
-    def __init__(self, state_mapping: Iterable[tuple[Any, Any]] = ()):
+    def __init__(self, state_mapping: Iterable[tuple[keras.Variable, Tensor]] = ()):
         super().__init__(state_mapping=list(state_mapping), collect_losses=True)
-        self._assigned: dict[int, Any] = {}
+        self._assigned: dict[int, keras.Variable] = {}
 
     @classmethod
-    def keeping(cls, variables: Iterable[Any]) -> "DeferredUpdates":
+    def keeping(cls, variables: Iterable[keras.Variable]) -> "DeferredUpdates":
         """Return a scope in which the losses of regularisers reach the variables.
 
         In a scope, Keras applies regularisers to the values that variables have there.
@@ -53,7 +53,7 @@ class DeferredUpdates(keras.StatelessScope):
         # A list, because torch.compile does not support a generator here.
         return cls([(v, v.value) for v in variables if v.regularizer is not None])
 
-    def add_update(self, update: tuple[Any, Any]) -> None:
+    def add_update(self, update: tuple[keras.Variable, Tensor]) -> None:
         """Store an update instead of assigning it; called by Keras."""
         variable, value = update
         self._assigned[id(variable)] = variable
@@ -61,7 +61,7 @@ class DeferredUpdates(keras.StatelessScope):
             value = self._as_read_again(variable, value)
         super().add_update((variable, value))
 
-    def _as_read_again(self, variable, value):
+    def _as_read_again(self, variable: keras.Variable, value: Tensor) -> Tensor:
         """Return the value with the gradient of the variable, as after an assignment.
 
         A layer such as SpectralNormalization assigns a function of a weight to the
@@ -76,11 +76,11 @@ class DeferredUpdates(keras.StatelessScope):
         return value + (before - ops.stop_gradient(before))  # Adds 0, exactly.
 
     @property
-    def updates(self) -> list[tuple[Any, Any]]:
+    def updates(self) -> list[tuple[keras.Variable, Tensor]]:
         """Pairs of an updated variable and its new value."""
         return [(v, self.get_current_value(v)) for v in self._assigned.values()]
 
-    def assign(self, condition: Any) -> None:
+    def assign(self, condition: Tensor | bool) -> None:
         """Assign the new values if a condition is true.
 
         Args:
@@ -156,32 +156,30 @@ class StopWithoutProgress(keras.callbacks.Callback):
 
     async_safe = True  # On JAX, Keras may call it during the next step.
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._lock = threading.Lock()
         self._idle = 0
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         """Reset the counts, as the logs are reset."""
         self._batches = self._seen = self._skipped = 0
 
-    def on_train_batch_end(
-        self, batch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         """Check the logs every `PATIENCE` batches."""
         with self._lock:
             self._batches = max(self._batches, batch + 1)
             if batch + 1 - self._seen >= PATIENCE:
                 self._check(batch + 1, logs)
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Check the logs of the epoch."""
         logs = logs or {}
         if math.isnan(logs.get("loss", 0.0)):
             self._stop(f"no loss of epoch {epoch + 1} ({self._batches} batches)")
         self._check(self._batches, logs)
 
-    def _check(self, batches, logs):
+    def _check(self, batches: int, logs: Logs | None) -> None:
         skipped = int((logs or {}).get("nonfinite_steps", 0))
         new, idle = batches - self._seen, skipped - self._skipped
         self._idle = self._idle + new if idle >= new else 0
@@ -189,7 +187,7 @@ class StopWithoutProgress(keras.callbacks.Callback):
         if self._idle >= PATIENCE:
             self._stop(f"none of the last {self._idle} steps")
 
-    def _stop(self, received):
+    def _stop(self, received: str) -> NoReturn:
         raise FloatingPointError(
             f"Training does not change the model. Received: {received} was finite. "
             "Expected: finite samples, labels and weights. Check a batch and the "

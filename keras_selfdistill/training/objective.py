@@ -14,6 +14,7 @@ from keras_selfdistill.losses.regression import OutputDistance
 from keras_selfdistill.losses.soft_target import BinarySoftTargetLoss
 from keras_selfdistill.recipes.base import Recipe, is_used
 from keras_selfdistill.utils.type_aliases import (
+    ExitTensors,
     Labels,
     LossLike,
     SymbolicTensor,
@@ -104,8 +105,7 @@ class Objective:
         """
         self.task.check_labels(labels)
         # With an unknown rank, the loss checks the shape.
-        known = getattr(labels.shape, "rank", 0) is not None
-        if not known:
+        if getattr(labels.shape, "rank", 0) is None:
             return
         check_axis_of_units(labels, output, sample_weight)
         if self.task.name == "multiclass":
@@ -114,7 +114,7 @@ class Objective:
     def __call__(
         self,
         labels: Labels,
-        exits: Mapping[str, Mapping[str, Tensor]],
+        exits: Mapping[str, ExitTensors],
         sample_weight: Tensor | None,
         *,
         step: Tensor | int = 0,
@@ -155,11 +155,15 @@ class Objective:
         return terms | {"label_loss": label_loss}
 
     def _weighted_losses(
-        self, step, labels, exits, sample_weight, external_logits
+        self,
+        step: Tensor | int,
+        labels: Labels,
+        exits: Mapping[str, ExitTensors],
+        sample_weight: Tensor | None,
+        external_logits: Tensor | None,
     ) -> Iterator[tuple[str, Tensor]]:
         recipe = self.recipe.at(step)
-        # Distillation has the reduction of the label loss, so that their ratio does
-        # not depend on the batch size.
+        # Reduced as the label loss is: the batch size must not change their ratio.
         reduction = self.label_loss.reduction
         compares = self.task.compares
         soft_target_loss = _soft_target_loss(self.task, recipe, reduction)
@@ -183,24 +187,24 @@ class Objective:
                     share = _times(weights.hint, loss) / len(teachers)
                     yield "hint_loss", share
                 for pair_loss in self.pair_losses:
-                    yield (
-                        "distillation_loss",
-                        pair_loss(teacher, student, step) / len(teachers),
-                    )
+                    share = pair_loss(teacher, student, step) / len(teachers)
+                    yield "distillation_loss", share
             if external_logits is not None:
                 loss = soft_target_loss(
                     external_logits, student[compares], _copy(sample_weight)
                 )
                 yield "external_loss", _times(recipe.external_weight, loss)
 
-    def _label_loss(self, labels, student, sample_weight):
+    def _label_loss(
+        self, labels: Labels, student: ExitTensors, sample_weight: Tensor | None
+    ) -> Tensor:
         """Return the label loss of an exit, from its logits if possible."""
         if self._loss_of_logits is None:
             return self.label_loss(labels, student["output"], sample_weight)
         return self._loss_of_logits(labels, student["logits"], sample_weight)
 
     def _teacher_targets(
-        self, teacher: str, exits: Mapping[str, Mapping[str, Tensor]]
+        self, teacher: str, exits: Mapping[str, ExitTensors]
     ) -> dict[str, Tensor]:
         """Return the logits, output and feature of a teacher, detached if required."""
         if teacher == "ensemble":
@@ -218,16 +222,16 @@ class Objective:
         return {**found, "feature": ops.stop_gradient(feature)}
 
 
-def _times(weight, loss):
+def _times(weight: Tensor | float, loss: Tensor) -> Tensor:
     """Return a loss times a weight, in the dtype of the loss."""
     return ops.cast(weight, loss.dtype) * loss
 
 
-def _sum(losses):
+def _sum(losses: Sequence[Tensor]) -> Tensor:
     return functools.reduce(ops.add, losses) if losses else ops.zeros(())
 
 
-def _copy(sample_weight):
+def _copy(sample_weight: Tensor | None) -> Tensor | None:
     """Return a copy of sample weights for one loss.
 
     With a mask or an ignored class, a Keras loss multiplies the weights in place. On

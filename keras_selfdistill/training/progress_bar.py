@@ -4,7 +4,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import keras
 from absl import logging
@@ -14,6 +13,7 @@ from keras_selfdistill.training.logs.log_names import (
     exits_in_order,
     parse_log_names,
 )
+from keras_selfdistill.utils.type_aliases import CallbacksLike, Logs
 
 _BAR = 10  # Characters.
 _INTERVAL = 0.1  # Seconds between two updates.
@@ -30,56 +30,54 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
     Logs, `History` and other callbacks keep every key.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._in_fit = False
         self.target: int | None = None
         self._start = self._first_step = self._shown = 0.0
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: Logs | None = None) -> None:
         """Leave what `fit` evaluates without a bar of its own."""
         self._in_fit = True
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_end(self, logs: Logs | None = None) -> None:
         """Show what is evaluated after this."""
         self._in_fit = False
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         """Name the epoch."""
         if self.verbose and self.epochs > 1:
             _print(f"Epoch {epoch + 1}/{self.epochs}")
         self._begin()
 
-    def on_train_batch_end(
-        self, batch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         """Update the line."""
         self._update(batch + 1, logs)
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Show the values of the epoch, those of the validation data below."""
         self._finish(logs)
 
-    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def on_test_begin(self, logs: Logs | None = None) -> None:
         """Begin a line, unless `fit` evaluates."""
         if not self._in_fit:
             self._begin()
 
-    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_test_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         """Update the line, unless `fit` evaluates."""
         if not self._in_fit:
             self._update(batch + 1, logs)
 
-    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+    def on_test_end(self, logs: Logs | None = None) -> None:
         """Show the values, unless `fit` evaluates."""
         if not self._in_fit:
             self._finish(logs)
 
-    def _begin(self):
+    def _begin(self) -> None:
         self.seen = 0
         self._start, self._first_step, self._shown = time.monotonic(), 0.0, 0.0
 
-    def _update(self, seen, logs):
+    def _update(self, seen: int, logs: Logs | None) -> None:
         self.seen, now = seen, time.monotonic()
         # The first step compiles, and would be most of the mean.
         self._first_step = self._first_step or now
@@ -95,7 +93,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
             sys.stdout.write("\r" + line.ljust(columns - 1))
             sys.stdout.flush()
 
-    def _finish(self, logs):
+    def _finish(self, logs: Logs | None) -> None:
         if not self.verbose:
             return
         logs, columns = logs or {}, _columns()
@@ -109,7 +107,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
         for line in lines:
             _print(line)
 
-    def _progress(self):
+    def _progress(self) -> tuple[str, str, str]:
         """Return count, bar and time as separate texts."""
         seconds = time.monotonic() - self._start
         since_first = time.monotonic() - self._first_step
@@ -121,7 +119,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
         return f"{self.seen}/{total}", bar, f"{_duration(seconds)} {_short(step)}/step"
 
 
-def with_progress_bar(callbacks: Any, verbose: Any) -> Any:
+def with_progress_bar(callbacks: CallbacksLike, verbose: str | int) -> CallbacksLike:
     """Return callbacks with a progress bar, if Keras would add its own.
 
     Args:
@@ -135,7 +133,7 @@ def with_progress_bar(callbacks: Any, verbose: Any) -> Any:
     return callbacks if bars or not verbose else [*callbacks, ProgressBar()]
 
 
-def summary(logs: Mapping[str, Any], prefix: str = "") -> str:
+def summary(logs: Logs, prefix: str = "") -> str:
     """Return the logs as text: loss, final exit, ensemble, then the other exits.
 
     Of the shallow exits the first metric is shown, and `nonfinite_steps` only where
@@ -179,19 +177,19 @@ def _parts(values: Mapping[LogName, float]) -> Iterator[str]:
         yield f"exits {' '.join(found)}"
 
 
-def _number(value, digits=4):
+def _number(value: float, digits: int = 4) -> str:
     small = value != 0 and abs(value) < 10.0**-digits
     return f"{value:.1e}" if small or abs(value) >= 1e6 else f"{value:.{digits}f}"
 
 
-def _short(seconds):
+def _short(seconds: float) -> str:
     for size, unit in ((1.0, "s"), (1e-3, "ms")):
         if seconds >= size:
             return f"{seconds / size:.0f}{unit}"
     return f"{seconds * 1e6:.0f}us"
 
 
-def _duration(seconds):
+def _duration(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -218,17 +216,17 @@ def _cut(line: str, columns: int) -> str:
     return line[: columns - 2].rpartition(" ")[0] + " …"
 
 
-def _columns():
+def _columns() -> int:
     return max(20, shutil.get_terminal_size((_COLUMNS, 24)).columns)
 
 
-def _rewrites_lines():
+def _rewrites_lines() -> bool:
     """Tell whether a line can be written over: not in a file."""
     is_terminal = getattr(sys.stdout, "isatty", bool)
     return is_terminal() or "ipykernel" in sys.modules
 
 
-def _print(line):
+def _print(line: str) -> None:
     if keras.config.is_interactive_logging_enabled():
         print(line, flush=True)
     else:

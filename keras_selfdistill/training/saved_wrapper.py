@@ -2,13 +2,15 @@
 
 import contextlib
 import inspect
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn, Self
 
 import keras
 
 from keras_selfdistill.files.config_check import check_config
 from keras_selfdistill.files.quantized import quantizations, quantize
 from keras_selfdistill.utils.keras_internals import refuses_clones, writes_legacy_format
+from keras_selfdistill.utils.type_aliases import ConfigDict, PathLike, Tensor
 
 # Fields of the config that hold configs of Keras objects.
 _SERIALIZED = (
@@ -25,7 +27,7 @@ _SERIALIZED = (
 class SavedWrapper(keras.Model):
     """The part of a `SelfDistiller` that saves it and converts it to a config."""
 
-    def refuse_clone(self):
+    def refuse_clone(self) -> NoReturn:
         """Raise the error of `keras.models.clone_model`, which would drop the exits."""
         raise TypeError(
             "keras.models.clone_model would return a plain model without recipe "
@@ -34,7 +36,13 @@ class SavedWrapper(keras.Model):
             "type(model).from_config(model.get_config()) for new weights."
         )
 
-    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+    def save(
+        self,
+        filepath: PathLike,
+        overwrite: bool = True,
+        zipped: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Save the wrapper to a `.keras` file, as `keras.Model.save` does.
 
         Raises:
@@ -45,7 +53,7 @@ class SavedWrapper(keras.Model):
             raise _legacy_format_error(f"filepath={str(filepath)!r}")
         super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> ConfigDict:
         """Return the config from which `from_config` creates an equal wrapper.
 
         Raises:
@@ -82,7 +90,9 @@ class SavedWrapper(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: ConfigDict, custom_objects: Mapping[str, Any] | None = None
+    ) -> Self:
         """Return a wrapper with the config that `get_config` returned.
 
         Raises:
@@ -115,20 +125,20 @@ class SavedWrapper(keras.Model):
         return model
 
     @property
-    def _added_layers(self):
+    def _added_layers(self) -> list[keras.Layer]:
         """The layers of the exits, which are not in the config of the base."""
         own = {id(layer) for layer in self.exit_graph.flat.model.layers}
         return [
             layer for layer in [*self.layers, *self._adapters] if id(layer) not in own
         ]
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Mapping[str, Tensor]) -> None:
         """Load the step counter and reset the scale of distillation."""
         super().load_own_variables(store)
         self.distillation_scale = 1.0
 
 
-def _legacy_format_error(received):
+def _legacy_format_error(received: str) -> ValueError:
     return ValueError(
         "A wrapper cannot be saved to a legacy HDF5 file: nothing could load it. "
         f"Received: {received}. Expected: a path that ends in '.keras'; or, for the "

@@ -19,6 +19,15 @@ from keras_selfdistill.training.objective import Objective
 from keras_selfdistill.training.progress_bar import with_progress_bar
 from keras_selfdistill.training.section_gradients import section_weights
 from keras_selfdistill.utils.config import for_any_backend
+from keras_selfdistill.utils.type_aliases import (
+    CallbacksLike,
+    ConfigDict,
+    Data,
+    Labels,
+    LossLike,
+    MetricsLike,
+    Tensor,
+)
 
 # Of `keras.Model.fit`, behind those that the wrapper's own names.
 _FURTHER_ARGUMENTS = tuple(inspect.signature(keras.Model.fit).parameters)[7:]
@@ -46,17 +55,17 @@ class Trainer(BatchLoss, LoggedModel):
 
     def compile(
         self,
-        optimizer="rmsprop",
-        loss=None,
-        loss_weights=None,
-        metrics=None,
-        weighted_metrics=None,
-        run_eagerly=False,
-        steps_per_execution=1,
-        jit_compile="auto",
-        auto_scale_loss=True,
-        log_gradients=False,
-    ):
+        optimizer: str | ConfigDict | keras.optimizers.Optimizer = "rmsprop",
+        loss: LossLike = None,
+        loss_weights: None = None,
+        metrics: MetricsLike = None,
+        weighted_metrics: MetricsLike = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool | str = "auto",
+        auto_scale_loss: bool = True,
+        log_gradients: bool = False,
+    ) -> None:
         """Configure training, with the arguments of `keras.Model.compile`.
 
         Args:
@@ -120,7 +129,7 @@ class Trainer(BatchLoss, LoggedModel):
             log_gradients=log_gradients,
         )
 
-    def _objective_of(self, loss):
+    def _objective_of(self, loss: LossLike) -> Objective:
         """Return the objective with a loss that fits the task."""
         objective = Objective(
             self._recipe,
@@ -140,15 +149,15 @@ class Trainer(BatchLoss, LoggedModel):
 
     def fit(
         self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        *args,
-        **kwargs,
-    ):
+        x: Data = None,
+        y: Labels = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: CallbacksLike = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Train, with the arguments of `keras.Model.fit`.
 
         A step with NaN or infinity in its loss, gradients or batch statistics is
@@ -195,7 +204,7 @@ class Trainer(BatchLoss, LoggedModel):
         finally:
             self.distillation_scale = scale
 
-    def predict(self, *args, **kwargs):
+    def predict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Predict, with the arguments of `keras.Model.predict`.
 
         Calls from several threads run one after another, because on JAX Keras removes
@@ -205,14 +214,14 @@ class Trainer(BatchLoss, LoggedModel):
         with self._turn:
             return super().predict(*args, **kwargs)
 
-    def get_compile_config(self) -> dict[str, Any]:
+    def get_compile_config(self) -> ConfigDict:
         """Return the arguments of `compile`, serialised."""
         if not self.compiled:
             return {}
         arguments = keras.saving.serialize_keras_object(vars(self._compile_arguments))
         return for_any_backend({**super().get_compile_config(), **arguments})
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: ConfigDict) -> None:
         """Compile with what `get_compile_config` returned and build the optimizer."""
         check_config(config, code=True)
         self.compile(**keras.saving.deserialize_keras_object(config))

@@ -5,6 +5,7 @@ of tensors are `Any`. To the reader they say what a function takes and returns.
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias
 
 import keras
@@ -20,6 +21,8 @@ Labels: TypeAlias = Any
 """Class indices, one-hot labels or regression targets; tensor, array or list."""
 Data: TypeAlias = Any
 """What `fit` takes as `x`: array, list or dict of arrays, dataset or generator."""
+ExitTensors: TypeAlias = Mapping[str, Any]
+"""Tensors of one exit by name: `output`, `logits`, `feature` and `hint`."""
 
 # Descriptions.
 Shape: TypeAlias = tuple[int | None, ...]
@@ -30,6 +33,8 @@ ConfigDict: TypeAlias = dict[str, Any]
 """What `get_config` returns, or any other JSON object."""
 Logs: TypeAlias = dict[str, Any]
 """Values of losses and metrics by name, as callbacks get them."""
+Evaluation: TypeAlias = Any
+"""What `evaluate` returns: a value, a list of values or, with `return_dict`, logs."""
 PathLike: TypeAlias = str | os.PathLike[str]
 """Path of a file or folder."""
 
@@ -38,6 +43,8 @@ LossLike: TypeAlias = Any
 """Loss, or what `keras.losses.get` takes."""
 MetricsLike: TypeAlias = Any
 """What `compile` takes as `metrics`: metrics or names, in a list or dict."""
+CallbacksLike: TypeAlias = Any
+"""What `fit` takes as `callbacks`: a callback, a list of them or a `CallbackList`."""
 
 # Plots.
 Axes: TypeAlias = Any

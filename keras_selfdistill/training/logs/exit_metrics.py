@@ -1,7 +1,8 @@
 """Metrics of the user, one copy for every exit, named as in the logs."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import keras
 
@@ -15,7 +16,7 @@ from keras_selfdistill.utils.keras_internals import (
     value_without_autocast,
     variables_inside,
 )
-from keras_selfdistill.utils.type_aliases import MetricsLike
+from keras_selfdistill.utils.type_aliases import Labels, MetricsLike, Tensor
 
 
 def exit_metrics(
@@ -69,7 +70,7 @@ def exit_metrics(
     }
 
 
-def _free_name(name, argument, names):
+def _free_name(name: str, argument: str, names: Collection[str]) -> str:
     """Return the name, with a suffix if another metric of the output has it."""
     if name in names and argument == "weighted_metrics":
         name = f"weighted_{name}"
@@ -80,7 +81,7 @@ def _free_name(name, argument, names):
     return name
 
 
-def _resolve(identifier):
+def _resolve(identifier: MetricsLike) -> keras.Metric:
     """Return the metric of an identifier that `compile` takes, named as in Keras."""
     if isinstance(identifier, keras.Metric):
         return identifier
@@ -99,13 +100,13 @@ def _resolve(identifier):
     return metric
 
 
-def _mean(function, name, direction):
+def _mean(function: Callable[..., Tensor], name: str, direction: str) -> keras.Metric:
     metric = keras.metrics.MeanMetricWrapper(function, name=name)
     set_direction(metric, direction)  # As Keras' own tell its callbacks.
     return metric
 
 
-def _copy(metric, output):
+def _copy(metric: keras.Metric, output: str) -> keras.Metric:
     try:
         copied = copy_metric(metric)
     except TypeError as error:
@@ -138,7 +139,7 @@ def copy_metric(metric: keras.Metric) -> keras.Metric:
     return _copy_metric(metric, {})
 
 
-def _copy_metric(metric, memo):
+def _copy_metric(metric: keras.Metric, memo: dict[int, Any]) -> keras.Metric:
     copied = memo[id(metric)] = object.__new__(type(metric))
     for inner in metrics_inside(metric):
         if id(inner) not in memo:
@@ -159,7 +160,7 @@ def _copy_metric(metric, memo):
     return copied
 
 
-def _plain(value):
+def _plain(value: Any) -> list[Any]:
     """Return a container that Keras tracks as one that its tree functions open."""
     if isinstance(value, dict):
         return [_plain(each) for each in value.values()]
@@ -168,7 +169,7 @@ def _plain(value):
     return [value]
 
 
-def _fresh(variable):
+def _fresh(variable: keras.Variable) -> keras.Variable:
     value = value_without_autocast(variable)
     if keras.backend.backend() == "tensorflow":
         # Of devices that train together, each has its own: all began alike.
@@ -183,7 +184,7 @@ def _fresh(variable):
     )
 
 
-def _accuracy(labels, outputs):
+def _accuracy(labels: Labels, outputs: Tensor) -> Tensor:
     """Return the accuracy that Keras chooses by shape, binary for one unit."""
     if outputs.shape[-1] == 1:
         return keras.metrics.binary_accuracy(labels, outputs)
@@ -192,7 +193,7 @@ def _accuracy(labels, outputs):
     return keras.metrics.categorical_accuracy(labels, outputs)
 
 
-def _crossentropy(labels, outputs):
+def _crossentropy(labels: Labels, outputs: Tensor) -> Tensor:
     """Return the crossentropy that `compile` uses for a loss of that name."""
     if outputs.shape[-1] != 1:
         return crossentropy(labels, outputs)

@@ -64,12 +64,12 @@ def exits_in_order(names: Iterable[LogName]) -> list[str]:
     return sorted(found, key=lambda source: (source == "ensemble", source))
 
 
-def _parse(key):
+def _parse(key: str) -> LogName:
     rest = key.removeprefix("val_")
     match = _PREFIX.fullmatch(rest)
     source, quantity = match.groups() if match else ("", rest)
     return LogName(rest != key, source, quantity)
 
 
-def _of_exit(source):
+def _of_exit(source: str) -> bool:
     return source in ("final", "ensemble") or source.startswith("exit_")

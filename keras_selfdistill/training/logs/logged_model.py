@@ -1,6 +1,8 @@
 """The metrics and logs of a wrapper."""
 
 import contextlib
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 from keras import ops
@@ -9,7 +11,14 @@ from keras_selfdistill.training.batch_loss import Step
 from keras_selfdistill.training.data_checks import check_labels
 from keras_selfdistill.training.nonfinite import FiniteCheck
 from keras_selfdistill.training.progress_bar import with_progress_bar
-from keras_selfdistill.utils.type_aliases import Logs, Tensor
+from keras_selfdistill.utils.type_aliases import (
+    Data,
+    Evaluation,
+    Labels,
+    Logs,
+    Tensor,
+    TensorStructure,
+)
 
 
 class LoggedModel(keras.Model):
@@ -18,7 +27,14 @@ class LoggedModel(keras.Model):
     It reads the `Logs` and the objective that `compile` created.
     """
 
-    def evaluate(self, x=None, y=None, batch_size=None, verbose="auto", **kwargs):
+    def evaluate(
+        self,
+        x: Data = None,
+        y: Labels = None,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        **kwargs: Any,
+    ) -> Evaluation:
         """Evaluate, with the arguments of `keras.Model.evaluate`."""
         callbacks = with_progress_bar(kwargs.pop("callbacks", None), verbose)
         # `fit` passes its own list, and has checked the labels before.
@@ -29,7 +45,7 @@ class LoggedModel(keras.Model):
                 x, y, batch_size, verbose, callbacks=callbacks, **kwargs
             )
 
-    def _check_labels(self, y):
+    def _check_labels(self, y: Labels) -> None:
         check_labels(
             y,
             base=self.base,
@@ -37,12 +53,12 @@ class LoggedModel(keras.Model):
             label_loss=self._objective.label_loss,
         )
 
-    def test_on_batch(self, *args, **kwargs):
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Evaluation:
         """Evaluate a batch, with the arguments of `keras.Model.test_on_batch`."""
         with self._evaluating():
             return super().test_on_batch(*args, **kwargs)
 
-    def _evaluating(self):
+    def _evaluating(self) -> contextlib.AbstractContextManager[None]:
         # Keras raises an error for a model that is not compiled.
         return self._logs.of_evaluation() if self.compiled else contextlib.nullcontext()
 
@@ -82,7 +98,13 @@ class LoggedModel(keras.Model):
             None, step.labels, step.outputs, sample_weight=step.sample_weight
         )
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self,
+        x: TensorStructure,
+        y: Labels,
+        y_pred: Mapping[str, Tensor],
+        sample_weight: Tensor | None = None,
+    ) -> Logs:
         """Add a batch to the metrics of every exit and return the logs.
 
         Args:

@@ -1,21 +1,32 @@
 """Training and test step on JAX, as pure functions of the state."""
 
+from typing import TypeAlias
+
 import jax
 import keras
 
+from keras_selfdistill.training.batch_loss import Step
 from keras_selfdistill.training.nonfinite import (
     DeferredUpdates,
     FiniteCheck,
     all_finite,
 )
+from keras_selfdistill.utils.type_aliases import Logs, Tensor, TensorStructure
+
+State: TypeAlias = tuple[list[Tensor], ...]
+"""Values of the variables, kind by kind, as Keras passes them to a step on JAX."""
 
 
-def train_step(self, state, data):
+def train_step(
+    self: keras.Model, state: State, data: TensorStructure
+) -> tuple[Logs, State]:
     """Return the logs of one batch and the state after one update."""
     trainable, non_trainable, optimizer_variables, metrics_variables = state
     scaling = list(zip(self.optimizer.variables, optimizer_variables, strict=True))
 
-    def scaled_loss(trainable):
+    def scaled_loss(
+        trainable: list[Tensor],
+    ) -> tuple[Tensor, tuple[Step, list[Tensor | None]]]:
         step, updates = _forward(self, trainable, non_trainable, data, training=True)
         with keras.StatelessScope(state_mapping=scaling):
             loss = self.optimizer.scale_loss(step.loss)
@@ -40,7 +51,9 @@ def train_step(self, state, data):
     return logs, (trainable, non_trainable, optimizer_variables, metrics_variables)
 
 
-def test_step(self, state, data):
+def test_step(
+    self: keras.Model, state: State, data: TensorStructure
+) -> tuple[Logs, State]:
     """Return the logs of one batch and the state after it."""
     trainable, non_trainable, metrics_variables = state
     step, updates = _forward(self, trainable, non_trainable, data, training=False)
@@ -52,7 +65,13 @@ def test_step(self, state, data):
     return logs, (trainable, non_trainable, metrics_variables)
 
 
-def _forward(self, trainable, non_trainable, data, training):
+def _forward(
+    self: keras.Model,
+    trainable: list[Tensor],
+    non_trainable: list[Tensor],
+    data: TensorStructure,
+    training: bool,
+) -> tuple[Step, list[Tensor | None]]:
     """Return the step, and the new value or `None` of each non-trainable variable."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     mapping = [
@@ -68,11 +87,17 @@ def _forward(self, trainable, non_trainable, data, training):
     return step, [assigned.get(id(v)) for v in self.non_trainable_variables]
 
 
-def _choose(condition, yes, no):
+def _choose(
+    condition: Tensor, yes: TensorStructure, no: TensorStructure
+) -> TensorStructure:
     return jax.tree.map(lambda a, b: jax.numpy.where(condition, a, b), yes, no)
 
 
-def _logs(self, metrics_variables, *result):
+def _logs(
+    self: keras.Model,
+    metrics_variables: list[Tensor],
+    *result: Step | FiniteCheck | dict[str, Tensor],
+) -> tuple[Logs, list[Tensor]]:
     mapping = list(zip(self.metrics_variables, metrics_variables, strict=True))
     scope = keras.StatelessScope(state_mapping=mapping)
     with scope:

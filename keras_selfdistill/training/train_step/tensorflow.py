@@ -1,16 +1,20 @@
 """Training and test step on TensorFlow."""
 
+from collections.abc import Sequence
+
 import keras
 import tensorflow as tf
 
+from keras_selfdistill.training.batch_loss import Step
 from keras_selfdistill.training.nonfinite import (
     DeferredUpdates,
     FiniteCheck,
     all_finite,
 )
+from keras_selfdistill.utils.type_aliases import Logs, Tensor, TensorStructure
 
 
-def train_step(self, data):
+def train_step(self: keras.Model, data: TensorStructure) -> Logs:
     """Update the weights with one batch and return the logs."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     variables = self.trainable_variables
@@ -29,13 +33,15 @@ def train_step(self, data):
     return _logs(self, step, check, magnitudes)
 
 
-def test_step(self, data):
+def test_step(self: keras.Model, data: TensorStructure) -> Logs:
     """Evaluate one batch and return the logs."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     return _logs(self, self._run_exits(x, y, sample_weight, training=False))
 
 
-def _finite_check(step, deferred, gradients):
+def _finite_check(
+    step: Step, deferred: DeferredUpdates, gradients: Sequence[Tensor | None]
+) -> FiniteCheck:
     """Return the finite check of a step, the same on all replicas."""
     values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
     check = FiniteCheck(
@@ -49,7 +55,12 @@ def _finite_check(step, deferred, gradients):
     return FiniteCheck(*tf.unstack(context.all_reduce("SUM", nonfinite) == 0))
 
 
-def _apply(optimizer, gradients, variables, check):
+def _apply(
+    optimizer: keras.optimizers.Optimizer,
+    gradients: Sequence[Tensor | None],
+    variables: Sequence[keras.Variable],
+    check: FiniteCheck,
+) -> None:
     """Call the optimizer if the check allows it, also with several replicas."""
     if not optimizer.built:  # Not in a branch of the graph.
         optimizer.build(variables)
@@ -63,10 +74,12 @@ def _apply(optimizer, gradients, variables, check):
         marked = tf.where(check.gradients, gradients[first], float("nan"))
         gradients = [*gradients[:first], marked, *gradients[first + 1 :]]
 
-    def apply(gradients):
+    def apply(gradients: Sequence[Tensor | None]) -> None:
         optimizer.apply(gradients, variables)
 
-    def apply_on_all(strategy, gradients):
+    def apply_on_all(
+        strategy: tf.distribute.Strategy, gradients: Sequence[Tensor | None]
+    ) -> None:
         if scaled or tf.distribute.has_strategy():
             strategy.extended.call_for_each_replica(apply, args=(gradients,))
         else:
@@ -74,7 +87,11 @@ def _apply(optimizer, gradients, variables, check):
             # TensorFlow keep the whole graph in memory.
             apply(gradients)
 
-    def apply_where_finite(strategy, gradients, applies):
+    def apply_where_finite(
+        strategy: tf.distribute.Strategy,
+        gradients: Sequence[Tensor | None],
+        applies: Tensor,
+    ) -> None:
         # Replicas can synchronise only in a branch that all of them take together.
         applies = strategy.experimental_local_results(applies)[0]
         tf.cond(applies, lambda: apply_on_all(strategy, gradients), lambda: None)
@@ -84,7 +101,9 @@ def _apply(optimizer, gradients, variables, check):
     )
 
 
-def _dense_sum(self, gradients):
+def _dense_sum(
+    self: keras.Model, gradients: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
     """Return the dense gradients of all replicas, if their magnitudes are logged."""
     if not self._sections:
         return gradients
@@ -96,7 +115,7 @@ def _dense_sum(self, gradients):
     return [None if gradient is None else next(dense) for gradient in gradients]
 
 
-def _check_scope(variables):
+def _check_scope(variables: Sequence[keras.Variable]) -> None:
     """Refuse weights that replicas do not share, for which Keras has no message."""
     strategy = tf.distribute.get_strategy()
     if strategy.num_replicas_in_sync == 1:
@@ -115,10 +134,15 @@ def _check_scope(variables):
         )
 
 
-def _logs(self, step, check=None, magnitudes=None):
+def _logs(
+    self: keras.Model,
+    step: Step,
+    check: FiniteCheck | None = None,
+    magnitudes: dict[str, Tensor] | None = None,
+) -> Logs:
     # Keras divides losses by the number of replicas; the logs show the mean over all.
     return self._update_logs(step, check, magnitudes, replicas=_replicas())
 
 
-def _replicas():
+def _replicas() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync

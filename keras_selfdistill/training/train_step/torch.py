@@ -8,9 +8,10 @@ from keras_selfdistill.training.nonfinite import (
     FiniteCheck,
     all_finite,
 )
+from keras_selfdistill.utils.type_aliases import Logs, TensorStructure
 
 
-def train_step(self, data):
+def train_step(self: keras.Model, data: TensorStructure) -> Logs:
     """Update the weights with one batch and return the logs."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     variables = self.trainable_variables
@@ -36,7 +37,7 @@ def train_step(self, data):
     return self._update_logs(step, check, magnitudes)
 
 
-def test_step(self, data):
+def test_step(self: keras.Model, data: TensorStructure) -> Logs:
     """Evaluate one batch and return the logs."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     return self._update_logs(self._run_exits(x, y, sample_weight, training=False))
