@@ -236,7 +236,7 @@ def test_writing_a_checkpoint_follows_no_link(tmp_path):
 def test_a_checkpoint_under_another_ones_name_is_refused(tmp_path):
     write(tmp_path, 2)
     (tmp_path / NAME(2, "")).rename(tmp_path / NAME(9, ""))
-    with pytest.raises(ValueError, match="it holds epoch 2, batch 0"):
+    with pytest.raises(ValueError, match="it contains epoch 2, batch 0"):
         Checkpoints(tmp_path, 2).newest(accept)
     pathlib.Path(tmp_path / NAME(9, "")).rename(tmp_path / "mine.checkpoint")
     assert read(tmp_path / "mine.checkpoint").epoch == 2
