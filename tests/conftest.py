@@ -27,8 +27,13 @@ def miss(reason):
 
 def long_on(*backends):
     """Mark a test as long on some backends, where it takes many times as long."""
-    slow = keras.backend.backend() in backends
-    return pytest.mark.long if slow else lambda test: test
+    marks = marks_long_on(*backends)
+    return marks[0] if marks else lambda test: test
+
+
+def marks_long_on(*backends):
+    """Return the `pytestmark` of a module whose tests are long on some backends."""
+    return [pytest.mark.long] if keras.backend.backend() in backends else []
 
 
 def require_backend(name):

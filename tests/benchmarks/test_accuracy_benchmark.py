@@ -398,6 +398,7 @@ def test_ordinary_distillation_is_its_formula():
     assert found == pytest.approx(0.3 * label + 0.7 * kl, rel=1e-4)
 
 
+@pytest.mark.long
 def test_the_time_of_ordinary_distillation_holds_its_teachers_training(
     grid, monkeypatch
 ):

@@ -42,11 +42,16 @@ def test_quickstart(tmp_path):
     "script",
     [
         "quickstart",
-        "train_cifar100",
-        "compress",
-        "rounds",
-        "analysis",
-        "train_distributed",
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in (
+                "train_cifar100",
+                "compress",
+                "rounds",
+                "analysis",
+                "train_distributed",
+            )
+        ),
     ],
 )
 def test_help_explains_every_flag(script):

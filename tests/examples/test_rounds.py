@@ -120,6 +120,7 @@ def results(folder):
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_digits_from_nothing(finished):
     folder, output = finished
@@ -138,6 +139,7 @@ def test_digits_from_nothing(finished):
 
 
 @pytest.mark.long
+@pytest.mark.long
 @pytest.mark.process
 def test_finished_rounds_are_kept_and_others_follow(run, finished):
     folder, _ = finished
@@ -154,6 +156,7 @@ def test_finished_rounds_are_kept_and_others_follow(run, finished):
         assert results(folder)["rounds"][1] == before[1]
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_rounds_of_other_flags_are_refused(run, finished):
     folder, _ = finished
@@ -162,6 +165,7 @@ def test_rounds_of_other_flags_are_refused(run, finished):
     assert "external_weight=0.5 (was 1.0)" in result.stdout + result.stderr
 
 
+@pytest.mark.long
 @pytest.mark.long
 @pytest.mark.process
 def test_the_second_round_learns_from_the_first(run, finished, tmp_path):

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 import keras_selfdistill as ksd
-from tests.conftest import long_on, to_numpy
+from tests.conftest import marks_long_on, to_numpy
 
 # Keras names each layer that it does not quantise.
-pytestmark = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`"),
+    *marks_long_on("jax"),
+]
 X = np.random.default_rng(0).normal(size=(6, 8)).astype("float32")
 Y = np.arange(6) % 3
 LOSS = "sparse_categorical_crossentropy"
@@ -71,7 +74,6 @@ def quantised(request):
     return model
 
 
-@long_on("jax")
 def test_a_quantised_wrapper_is_made_again_as_it_was(quantised, tmp_path):
     before = to_numpy(build()(X)["exit_1"])
     modes = {each.name: each.quantization_mode for each in quantised.layers}
@@ -101,7 +103,6 @@ def test_what_is_cut_from_it_loads_too(quantised, tmp_path):
     )
 
 
-@long_on("jax")
 def test_it_trains_on_after_loading(tmp_path):
     model = build(activation=None)
     model.quantize("int8")

@@ -368,6 +368,7 @@ def refused(content, tmp_path, match):
         ksd.load_model(tmp_path / "a.keras")
 
 
+@pytest.mark.long
 def test_a_config_cannot_ask_for_more_weights_than_there_are(good, tmp_path):
     def widen(config):
         layers = config["config"]["model"]["config"]["layers"]

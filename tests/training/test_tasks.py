@@ -10,8 +10,15 @@ from keras import layers
 import keras_selfdistill as ksd
 from keras_selfdistill.early_exit.section_models import cut_sections
 from keras_selfdistill.losses import binary_soft_target_divergence
-from tests.conftest import finite_differences, small_base, to_numpy, value_and_gradients
+from tests.conftest import (
+    finite_differences,
+    marks_long_on,
+    small_base,
+    to_numpy,
+    value_and_gradients,
+)
 
+pytestmark = marks_long_on("jax")  # XLA compiles a network for each.
 TAPS = ["stem_relu", "out_1"]
 
 

@@ -9,9 +9,16 @@ import pytest
 import keras_selfdistill as ksd
 from keras_selfdistill.recipes import BYOT, TESKD, AttentionBYOT, DeepSupervision
 from keras_selfdistill.training.objective import Objective
-from tests.conftest import finite_differences, small_base, to_numpy, value_and_gradients
+from tests.conftest import (
+    finite_differences,
+    marks_long_on,
+    small_base,
+    to_numpy,
+    value_and_gradients,
+)
 from tests.training.test_objective import TASK, cross_entropy, log_softmax
 
+pytestmark = marks_long_on("jax")  # XLA compiles a network for each.
 NAMES = ["exit_1", "exit_2", "exit_3", "final"]
 LABELS = np.array([0, 2, 1, 3, 0])
 TEMPERATURE, ALPHA, BETA = 2.0, 0.4, 0.3
