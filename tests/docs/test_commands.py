@@ -39,6 +39,7 @@ SMALL = {
     "benchmarks/wrap_all.py": "--models=MobileNetV2 --image_size=32 "
     "--step_image_size=32 --rounds=1",
     "docs/draw_accuracy.py": "",
+    "docs/draw_badges.py": "",
     "docs/draw_concepts.py": "",
     "docs/draw_exits.py": "",
     "examples/analysis.py": "--train_examples=100 --width_multiplier=0.125 --epochs=1 "

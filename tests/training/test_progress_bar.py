@@ -154,7 +154,7 @@ def test_the_log_takes_it_where_the_user_sends_keras_there(models, terminal, cap
     output = terminal(100)
     keras.config.disable_interactive_logging()
     try:
-        with caplog.at_level("INFO"):
+        with caplog.at_level("INFO", logger="absl"):
             models[2].fit(X, Y, verbose=1)
     finally:
         keras.config.enable_interactive_logging()
