@@ -131,7 +131,7 @@ class EarlyExit(Calibration):
         self,
         x: Data,
         y: Labels = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         verbose: str | int = "auto",
         *,
         return_dict: bool = False,
@@ -142,12 +142,13 @@ class EarlyExit(Calibration):
             x: Samples, as `predict` takes them; datasets give (inputs, labels).
             y: Class indices of shape `(samples,)`, or one-hot labels of shape
                 `(samples, classes)`. Omit them for a dataset of (inputs, labels).
-            batch_size: Number of samples a section processes at once.
+            batch_size: Number of samples a section processes at once, by default 32.
             verbose: 0 for no output.
             return_dict: Whether to return a dict instead of a list.
 
         Returns:
-            `accuracy`, `macs_ratio` (multiply-adds as a fraction of the base's), and
+            `accuracy`, `macs_ratio` (multiply-adds as a fraction of the base's, NaN
+            if the cost of a layer is unknown), and
             for each of `exit_names` the number of samples that exit there, such as
             `exit_1_samples`, in this order.
 
@@ -156,7 +157,7 @@ class EarlyExit(Calibration):
                 not fit the base.
             TypeError: `x` is of an unknown type.
         """
-        result, batches = self._predict(x, y, batch_size)
+        result, batches = self._predict(x, y, 32 if batch_size is None else batch_size)
         if not len(result.exits):
             raise ValueError(
                 "Evaluation needs samples. Received: data without samples. Expected: "
@@ -165,7 +166,9 @@ class EarlyExit(Calibration):
         labels = class_indices(batches, result.predictions.shape[-1])
         logs = result_logs(result, labels, self.exit_names)
         if verbose:
-            print(" - ".join(f"{name}: {value:.4g}" for name, value in logs.items()))
+            quality = [f"{name}: {logs[name]:.4f}" for name in list(logs)[:2]]
+            counts = [f"{name}: {logs[name]:.0f}" for name in list(logs)[2:]]
+            print(" - ".join([*quality, *counts]))
         return logs if return_dict else list(logs.values())
 
     def _predict(

@@ -186,7 +186,7 @@ def warn_of_logits(loss: losses.Loss, task: Task) -> None:
     if (
         task.activation == "linear"
         and task.name != "regression"
-        and is_one_of(function, readers)
+        and is_one_of(function, [crossentropy, *readers])
         and not options.get("from_logits")
     ):
         logging.warning(

@@ -2,10 +2,13 @@
 
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
+import numpy as np
 from absl import logging
 
 from keras_selfdistill.training.logs.log_names import (
@@ -30,11 +33,16 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
     Logs, `History` and other callbacks keep every key.
     """
 
+    async_safe = True  # Else JAX and PyTorch would wait for each step's logs.
+
     def __init__(self) -> None:
         super().__init__()
         self._in_fit = False
         self.target: int | None = None
-        self._start = self._first_step = self._shown = 0.0
+        self._lock = threading.Lock()
+        self._start = self._first_time = self._shown = 0.0
+        self._first_seen = 0
+        self._updates = False
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Leave what `fit` evaluates without a bar of its own."""
@@ -74,24 +82,29 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
             self._finish(logs)
 
     def _begin(self) -> None:
-        self.seen = 0
-        self._start, self._first_step, self._shown = time.monotonic(), 0.0, 0.0
+        self.seen = self._first_seen = 0
+        self._start, self._shown = time.monotonic(), 0.0
+        # Keras keeps this setting by thread, and may update from another one.
+        interactive = keras.config.is_interactive_logging_enabled()
+        self._updates = self.verbose == 1 and interactive and _rewrites_lines()
 
     def _update(self, seen: int, logs: Logs | None) -> None:
-        self.seen, now = seen, time.monotonic()
-        # The first step compiles, and would be most of the mean.
-        self._first_step = self._first_step or now
-        if (
-            self.verbose == 1
-            and now - self._shown >= _INTERVAL
-            and _rewrites_lines()
-            and keras.config.is_interactive_logging_enabled()
-        ):
-            self._shown = now
-            columns = _columns()
-            line = _fitted(self._progress(), summary(logs or {}), columns)
-            sys.stdout.write("\r" + line.ljust(columns - 1))
-            sys.stdout.flush()
+        with self._lock:
+            if seen <= self.seen:  # Of an earlier step, which came late.
+                return
+            self.seen, now = seen, time.monotonic()
+            if not self._first_seen:
+                self._first_seen, self._first_time = seen, now
+            if self._updates and now - self._shown >= _INTERVAL:
+                self._shown = now
+                columns = _columns()
+                text = summary(logs or {}, order=self._order())
+                line = _fitted(self._progress(), text, columns)
+                _write("\r" + line.ljust(columns - 1))
+
+    def _order(self) -> list[str]:
+        """Return the names of the metrics as they were compiled; Keras sorts logs."""
+        return self.model.exit_metric_names if self.model else []
 
     def _finish(self, logs: Logs | None) -> None:
         if not self.verbose:
@@ -99,19 +112,23 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
         logs, columns = logs or {}, _columns()
         if not self.target:
             self.target = self.seen
-        lines = [_fitted(self._progress(), summary(logs), columns)]
+        order = self._order()
+        lines = [_fitted(self._progress(), summary(logs, order=order), columns)]
         if any(name.startswith("val_") for name in logs):
-            lines.append(_cut(f"  validation: {summary(logs, 'val_')}", columns))
-        again = self._shown and _rewrites_lines()
-        lines[0] = "\r" + lines[0].ljust(columns - 1) if again else lines[0]
+            validation = summary(logs, "val_", order=order)
+            lines.append(_cut(f"  validation: {validation}", columns))
+        if self._shown:
+            lines[0] = "\r" + lines[0].ljust(columns - 1)
         for line in lines:
             _print(line)
 
     def _progress(self) -> tuple[str, str, str]:
         """Return count, bar and time as separate texts."""
-        seconds = time.monotonic() - self._start
-        since_first = time.monotonic() - self._first_step
-        step = since_first / (self.seen - 1) if self.seen > 1 else seconds
+        now = time.monotonic()
+        seconds = now - self._start
+        step = seconds / max(1, self.seen)
+        if self.seen > self._first_seen:  # Without the steps that compiled.
+            step = (now - self._first_time) / (self.seen - self._first_seen)
         total = self.target or "?"
         filled = round(_BAR * self.seen / self.target) if self.target else 0
         filled = min(filled, _BAR) if self.seen else 0
@@ -123,8 +140,8 @@ def with_progress_bar(callbacks: CallbacksLike, verbose: str | int) -> Callbacks
     """Return callbacks with a progress bar, if Keras would add its own.
 
     Args:
-        callbacks: As `fit` takes them. A `CallbackList` is its owner's and stays so.
-        verbose: Likewise.
+        callbacks: Callbacks as `fit` takes them; a `CallbackList` stays as it is.
+        verbose: Verbosity as `fit` takes it.
     """
     if isinstance(callbacks, keras.callbacks.CallbackList):
         return callbacks
@@ -133,15 +150,16 @@ def with_progress_bar(callbacks: CallbacksLike, verbose: str | int) -> Callbacks
     return callbacks if bars or not verbose else [*callbacks, ProgressBar()]
 
 
-def summary(logs: Logs, prefix: str = "") -> str:
+def summary(logs: Logs, prefix: str = "", order: Sequence[str] = ()) -> str:
     """Return the logs as text: loss, final exit, ensemble, then the other exits.
 
     Of the shallow exits the first metric is shown, and `nonfinite_steps` only where
     there were some.
 
     Args:
-        logs: What a callback is given.
-        prefix: `"val_"` for those of the validation data.
+        logs: Logs as callbacks get them.
+        prefix: Prefix of the keys: `"val_"` for validation logs.
+        order: Names of the metrics in the order to show.
 
     Example:
         >>> logs = {"loss": 1.5, "nonfinite_steps": 0.0, "exit_1_accuracy": 0.5}
@@ -150,36 +168,38 @@ def summary(logs: Logs, prefix: str = "") -> str:
     """
     names = parse_log_names(logs)
     values = {
-        name._replace(validation=False): float(logs[key])
+        name._replace(validation=False): logs[key]
         for key, name in names.items()
         if name.validation == bool(prefix)
     }
-    return " ".join(_parts(values))
+    return " ".join(_parts(values, [*order]))
 
 
-def _parts(values: Mapping[LogName, float]) -> Iterator[str]:
+def _parts(values: Mapping[LogName, Any], order: list[str]) -> Iterator[str]:
     if LogName(False, "", "loss") in values:
         yield f"loss {_number(values[LogName(False, '', 'loss')])}"
     if steps := values.get(LogName(False, "", "nonfinite_steps")):
         yield f"nonfinite_steps {steps:.0f}"
-    metrics = [name.quantity for name in values if name.source == "final"]
+    found = [name.quantity for name in values if name.source == "final"]
+    metrics = sorted(found, key=(order + found).index)
     for metric in metrics:
         yield f"{metric} {_number(values[LogName(False, 'final', metric)])}"
     ensemble = [LogName(False, "ensemble", metric) for metric in metrics]
-    if found := [_number(values[name]) for name in ensemble if name in values]:
-        yield f"ensemble {'/'.join(found)}"
+    if shown := [_number(values[name]) for name in ensemble if name in values]:
+        yield f"ensemble {'/'.join(shown)}"
     shallow = [
         LogName(False, source, metrics[0])
         for source in exits_in_order(values)
         if metrics and source not in ("final", "ensemble")
     ]
-    if found := [_number(values[name], 2) for name in shallow if name in values]:
-        yield f"exits {' '.join(found)}"
+    if shown := [_number(values[name], 2) for name in shallow if name in values]:
+        yield f"exits {' '.join(shown)}"
 
 
-def _number(value: float, digits: int = 4) -> str:
-    small = value != 0 and abs(value) < 10.0**-digits
-    return f"{value:.1e}" if small or abs(value) >= 1e6 else f"{value:.{digits}f}"
+def _number(value: Any, digits: int = 4) -> str:
+    mean = float(np.mean(value))  # Some metrics have a value for each class.
+    small = mean != 0 and abs(mean) < 10.0**-digits
+    return f"{mean:.1e}" if small or abs(mean) >= 1e6 else f"{mean:.{digits}f}"
 
 
 def _short(seconds: float) -> str:
@@ -221,13 +241,23 @@ def _columns() -> int:
 
 
 def _rewrites_lines() -> bool:
-    """Tell whether a line can be written over: not in a file."""
+    """Return whether a line can be overwritten: in a terminal or notebook."""
     is_terminal = getattr(sys.stdout, "isatty", bool)
-    return is_terminal() or "ipykernel" in sys.modules
+    return is_terminal() or type(sys.stdout).__module__.startswith("ipykernel")
 
 
 def _print(line: str) -> None:
     if keras.config.is_interactive_logging_enabled():
-        print(line, flush=True)
+        _write(line + "\n")
     else:
         logging.info(line.strip())
+
+
+def _write(text: str) -> None:
+    """Write to the output, with "?" for what its encoding does not have."""
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()

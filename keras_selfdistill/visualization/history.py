@@ -21,7 +21,9 @@ def logs_of(history: History) -> Mapping[str, Sequence[float]]:
 def plot_history(
     history: History, metric: str = "accuracy", *, ax: Axes = None
 ) -> Figure:
-    """Draw a metric of every exit by epoch: training data dotted, validation solid.
+    """Draw a metric of every exit by epoch, of validation data if there are any.
+
+    Training data are then dotted.
 
     Args:
         history: The `History` that `fit` returned, or its dict.
@@ -65,7 +67,7 @@ def plot_history(
     ax.set_xlabel("epoch")
     ax.set_ylabel(metric)
     if "accuracy" in metric:
-        ax.yaxis.set_major_formatter("{x:.0%}")
+        ax.yaxis.set_major_formatter("{x:.1%}")
     ax.margins(x=0.02)
     style.whole_numbers(ax.xaxis)
     style.tidy(ax)

@@ -3,6 +3,7 @@
 import importlib
 import io
 import itertools
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ WIDTH, HEIGHT = 8.0, 4.8  # Inches; 800 pixels wide at 100 dots per inch.
 
 
 class Style(NamedTuple):
-    """Colour, marker and line of one exit or model, the same in every plot."""
+    """Colour, marker and line of one exit or model."""
 
     color: str
     marker: str
@@ -38,8 +39,8 @@ _EXIT_MARKERS, _OTHER_MARKERS = "^vPXdhp<>8", "X^vP"
 def exit_styles(names: Iterable[str]) -> dict[str, Style]:
     """Return a style for each name: exits get darker with depth, others are in colour.
 
-    Lightness and markers distinguish exits without colour, too. A name has one marker
-    in all plots.
+    Lightness and markers distinguish exits without colour, too. Exits, the ensemble and
+    the plain base have the same marker in all plots.
 
     Example:
         >>> exit_styles(["exit_1", "final", "ensemble"])["final"]
@@ -67,19 +68,20 @@ def series_styles(names: Iterable[str]) -> dict[str, Style]:
     """Return a style for each of several compared models.
 
     Example:
-        >>> series_styles(["plain"])["plain"]
+        >>> series_styles(["byot", "plain"])["plain"]
         Style(color='#CC79A7', marker='s', line='--')
     """
+    names = list(names)
     looks = zip(
-        itertools.cycle((ROSE, BLUE, GREEN, ORANGE, SKY)),
-        itertools.cycle("soD^vP"),
+        itertools.cycle((BLUE, GREEN, ORANGE, SKY)),
+        itertools.cycle("oD^vP"),
         strict=False,
     )
-    lines = itertools.chain(["--"], itertools.repeat("-"))  # The first is the baseline.
-    return {
-        name: Style(*look, line)
-        for name, look, line in zip(names, looks, lines, strict=False)
-    }
+    styles = {}
+    for name in names:
+        line = "--" if name == names[0] else "-"  # The first is the baseline.
+        styles[name] = _PINNED.get(name) or Style(*next(looks), line)
+    return styles
 
 
 def colormap(name: str) -> Any:
@@ -89,7 +91,7 @@ def colormap(name: str) -> Any:
 
 def is_exit(name: str) -> bool:
     """Return whether a name is that of an exit, not of the ensemble or a model."""
-    return name == "final" or name.startswith("exit_")
+    return name == "final" or re.fullmatch(r"exit_\d+", name) is not None
 
 
 def axes_of(ax: Axes = None, *, size: tuple[float, float] = (WIDTH, HEIGHT)) -> Axes:

@@ -70,6 +70,7 @@ def test_the_readme_example(tmp_path, monkeypatch):
     code, early_exit = code_blocks("README.md", "python")
     (shown,) = code_blocks("README.md", "text")
     monkeypatch.chdir(tmp_path)
+    keras.utils.clear_session()  # The name of the model is that of the first.
     names: dict = {}
     with contextlib.redirect_stdout(io.StringIO()) as output:
         exec(code, names)

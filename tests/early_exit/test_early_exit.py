@@ -852,9 +852,13 @@ def test_evaluate_prints_one_line(fast, capsys):
     fast.thresholds = 0.0
     fast.evaluate(np.ones((4, 8, 8, 3)), [0, 1, 2, 0], verbose=0)
     assert capsys.readouterr().out == ""
-    fast.evaluate(np.ones((4, 8, 8, 3)), [0, 1, 2, 0])
+    found = fast.evaluate(np.ones((4, 8, 8, 3)), [0, 1, 2, 0], None, 1)
     (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"accuracy: {found[0]:.4f} - macs_ratio: {found[1]:.4f} - ")
     assert line.endswith("exit_1_samples: 4 - exit_2_samples: 0 - final_samples: 0")
+    many = np.zeros((12_345, 8, 8, 3), "float32")
+    fast.evaluate(many, np.zeros(len(many)), 4096)
+    assert "exit_1_samples: 12345 - " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

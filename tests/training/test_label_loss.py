@@ -508,6 +508,7 @@ def test_weights_of_positions_that_do_not_divide():
     ("units", "activation", "loss", "warned"),
     [
         (3, None, "sparse_categorical_crossentropy", True),
+        (3, None, "crossentropy", True),
         (3, None, keras.losses.CategoricalCrossentropy(label_smoothing=0.1), True),
         (3, None, keras.losses.SparseCategoricalCrossentropy(from_logits=True), False),
         (3, "softmax", "sparse_categorical_crossentropy", False),

@@ -105,6 +105,13 @@ def frontier():
     return found.plot()
 
 
+def test_other_names_that_begin_like_an_exit_are_points():
+    points = {"exit_2": (0.5, 0.7), "exit_2 by labels": (0.5, 0.6), "exit_x": (1, 0.5)}
+    figure = visualization.plot_accuracy_vs_compute(points)
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels == ["exits", "exit_2 by labels", "exit_x"]
+
+
 FIGURES = {
     "exit_shares_by_exit": exit_shares_by_exit,
     "frontier": frontier,

@@ -12,6 +12,7 @@ from keras_selfdistill.training.data_checks import check_labels
 from keras_selfdistill.training.nonfinite import FiniteCheck
 from keras_selfdistill.training.progress_bar import with_progress_bar
 from keras_selfdistill.utils.type_aliases import (
+    CallbacksLike,
     Data,
     Evaluation,
     Labels,
@@ -27,22 +28,40 @@ class LoggedModel(keras.Model):
     It reads the `Logs` and the objective that `compile` created.
     """
 
+    @property
+    def exit_metric_names(self) -> list[str]:
+        """Names of the metrics of every exit, as they were compiled."""
+        metrics = self._logs.metrics["final"] + self._logs.weighted_metrics["final"]
+        return [metric.name for metric in metrics]
+
     def evaluate(
         self,
         x: Data = None,
         y: Labels = None,
         batch_size: int | None = None,
         verbose: str | int = "auto",
+        sample_weight: Tensor | None = None,
+        steps: int | None = None,
+        callbacks: CallbacksLike = None,
+        return_dict: bool = False,
         **kwargs: Any,
     ) -> Evaluation:
         """Evaluate, with the arguments of `keras.Model.evaluate`."""
-        callbacks = with_progress_bar(kwargs.pop("callbacks", None), verbose)
-        # `fit` passes its own list, and has checked the labels before.
-        if self.compiled and not isinstance(callbacks, keras.callbacks.CallbackList):
+        # `fit` passes arguments of its own, and has checked the labels before.
+        if self.compiled and not kwargs:
             self._check_labels(y)
+        callbacks = with_progress_bar(callbacks, verbose)
         with self._evaluating():
             return super().evaluate(
-                x, y, batch_size, verbose, callbacks=callbacks, **kwargs
+                x,
+                y,
+                batch_size,
+                verbose,
+                sample_weight,
+                steps,
+                callbacks,
+                return_dict,
+                **kwargs,
             )
 
     def _check_labels(self, y: Labels) -> None:
