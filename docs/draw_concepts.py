@@ -1,4 +1,4 @@
-"""Draw `teachers.svg` (who teaches whom) and `early_exit.svg` (who leaves where).
+"""Draw `teachers.svg` (who teaches whom) and `early_exit.svg` (who exits where).
 
 python docs/draw_concepts.py
 """
@@ -56,7 +56,7 @@ def picture(width, height, parts):
     )
 
 
-def lesson(x, y, learner, teacher):
+def teacher_arrow(x, y, learner, teacher):
     """Return the arrow from a teacher to a learner, both by position."""
     end = x + 95 * learner
     if teacher == "all":
@@ -85,7 +85,7 @@ def teachers():
             )
             parts.append(text(x + 142, y + 90, "mean of all logits", TEACH))
         parts += [
-            lesson(x, y, learner, teacher)
+            teacher_arrow(x, y, learner, teacher)
             for learner, those in taught.items()
             for teacher in those
         ]
@@ -93,7 +93,7 @@ def teachers():
 
 
 def early_exit():
-    """Return the picture of samples that leave, six in front and one at the end."""
+    """Return the picture of samples that exit, six in front and one at the end."""
     parts, counts = [], [6, 3, 2]
     for i, count in enumerate(counts):
         x, top = 60 + 260 * i, 66 if count > 3 else 78
@@ -117,11 +117,11 @@ def early_exit():
             center = x + 125 + 22 * (j - (gone - 1) / 2)
             color = INK if last else HEAD
             parts.append(f'<circle cx="{center}" cy="222" r="8" fill="{color}"/>')
-        words = "all that are left" if last else "score ≥ threshold: sure"
+        words = "all remaining" if last else "score ≥ threshold: exit"
         parts.append(text(x + 125, 254, words))
     parts.append(text(60, 40, "samples"))
     for i in (1, 2):
-        parts.append(text(60 + 260 * i, 40, "not sure yet"))
+        parts.append(text(60 + 260 * i, 40, "below the threshold"))
     return picture(780, 270, parts)
 
 

@@ -48,7 +48,7 @@ def killed_replacing(suffix, number):
     """Returns code that kills a script without warning, in the middle of saving.
 
     Args:
-        suffix: Of the saved files that count.
+        suffix: Suffix of the saved files that count.
         number: Which of them, complete on disk, does not get to its place.
     """
     return _KILL.format(suffix=suffix, number=number)

@@ -13,7 +13,7 @@ def pins(*functions: Callable, of: str) -> Callable[[Callable], Callable]:
     """Decorate a test of functions that read a private name of Keras.
 
     Args:
-        functions: Of `utils/keras_internals.py` or `graph/nodes.py`.
+        functions: Functions of `utils/keras_internals.py` or `graph/nodes.py`.
         of: What they read, and its file in Keras.
     """
     PINNED.extend(functions)

@@ -207,7 +207,7 @@ ksd.compare({"exits alone": frozen, "all together": together})
 #
 # ## 4. Take an exit out
 #
-# What you get is a functional Keras model: nested models are spread out, and what lies
+# What you get is a functional Keras model: nested models are flattened, and what lies
 # behind the tap is gone, from the file as well: the columns `params` and `size` above
 # are of that model and its file.
 #

@@ -259,6 +259,6 @@ print(plain.count_params())
 # ## Where to go from here
 #
 # - `applications`: a network of `keras.applications`, and an exit on a device;
-# - `early_exit`: let every image stop where the network is sure, with a guarantee;
+# - `early_exit`: let every image exit where it is confident, with a guarantee;
 # - `own_recipe`: write your own recipe and head;
 # - `byot_table`: what the paper measured, and how to measure it again.

@@ -7,7 +7,7 @@
 # Most inputs are easy. A network with exits predicts those early and spends its depth
 # on the hard ones. Two questions decide whether you may use that in earnest:
 #
-# - **When is an exit sure enough?** We let validation data choose.
+# - **When is a confidence score high enough?** We let validation data choose.
 # - **What does it cost in accuracy?** We ask for a bound that holds on images nobody
 #   has seen, not for a number that was good once.
 #
@@ -102,7 +102,7 @@ model.compile(
 history = model.fit(x_train, y_train, batch_size=64, epochs=30, verbose=0)
 
 # %% [markdown]
-# ## Is a sure exit a right one?
+# ## Is a confident prediction a correct one?
 #
 # The simplest score of a prediction is its largest probability. Stopping early pays if
 # wrong predictions of the first exit score low. **What do you expect to see below**
@@ -151,7 +151,7 @@ print(f"accuracy {chosen.accuracy:.1%}, of the base {chosen.base_accuracy:.1%}")
 print(f"multiply-adds {chosen.macs_ratio:.1%} of the base's")
 
 # %% [markdown]
-# You are not bound to that wish. The *frontier* holds all thresholds that no others
+# You are not bound to that goal. The *frontier* contains all thresholds that no others
 # beat. It ends where early exit is as often right as it can be: beyond, one would pay
 # more for nothing. (Sending *every* sample to the end would cost more than the base,
 # which has no heads to pass.)
@@ -207,29 +207,29 @@ print(f"accuracy drop on test images: {drop:.1%}")
 # or smaller?
 
 # %% tags=["measured"]
-WISH = {"max_accuracy_drop": 0.02}
-hopeful = ksd.EarlyExit(model).calibrate(x_val, y_val, **WISH)
-result = hopeful.predict(x_test)
+GOAL = {"max_accuracy_drop": 0.02}
+without = ksd.EarlyExit(model).calibrate(x_val, y_val, **GOAL)
+result = without.predict(x_test)
 drop = accuracy_drop(result.predictions, x_test, y_test)
-print(f"hopeful: multiply-adds {result.macs_ratio:.1%}, accuracy drop {drop:.1%}")
+print(f"no guarantee: multiply-adds {result.macs_ratio:.1%}, accuracy drop {drop:.1%}")
 
 # %% [markdown]
 # Which images are in which half is chance (`seed=`). So look at ten such calibrations.
 # The exits' outputs are kept from the first: no need to pass the images again.
 
 # %% tags=["measured"]
-careful = ksd.EarlyExit(model).calibrate(x_val, y_val, **WISH, guarantee=0.95)
+guaranteed = ksd.EarlyExit(model).calibrate(x_val, y_val, **GOAL, guarantee=0.95)
 spent, dropped = [], []
 for seed in range(10):
-    careful.calibrate(**WISH, guarantee=0.95, seed=seed)
-    result = careful.predict(x_test)
+    guaranteed.calibrate(**GOAL, guarantee=0.95, seed=seed)
+    result = guaranteed.predict(x_test)
     spent.append(result.macs_ratio)
     dropped.append(accuracy_drop(result.predictions, x_test, y_test))
-print(f"careful: multiply-adds {np.mean(spent):.1%}, on average", end="; ")
+print(f"guarantee: multiply-adds {np.mean(spent):.1%}, on average", end="; ")
 print(f"accuracy drop from {min(dropped):.1%} to {max(dropped):.1%}")
 
 # %% [markdown]
-# On average, careful costs more: certainty is paid for in multiply-adds. It gets
+# On average, guaranteed costs more: certainty is paid for in multiply-adds. It gets
 # cheaper with every validation image, since more images tell a drop of 1 point from
 # one of 2 points sooner. Where there are too few to promise anything, `calibrate`
 # says so in the log, and all samples go to the end: slow, and true to its word.
@@ -247,7 +247,7 @@ print(f"accuracy drop from {min(dropped):.1%} to {max(dropped):.1%}")
 # %% tags=["measured"]
 noise = np.random.default_rng(1).normal(0, 0.4, x_test.shape)
 x_worse = (x_test + noise).astype("float32")
-result = careful.predict(x_worse)
+result = guaranteed.predict(x_worse)
 print(f"left before the end: {np.mean(result.exits != 'final'):.1%}")
 drop = accuracy_drop(result.predictions, x_worse, y_test)
 print(f"accuracy drop on worse images: {drop:.1%}")
@@ -269,8 +269,8 @@ print(f"accuracy drop on worse images: {drop:.1%}")
 #   what it said holds no longer.
 
 # %%
-careful.thresholds = 0.9
-print(careful.calibration)
+guaranteed.thresholds = 0.9
+print(guaranteed.calibration)
 
 # %% [markdown]
 # ## Keep it

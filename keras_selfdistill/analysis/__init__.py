@@ -1,6 +1,8 @@
 """The papers' analyses: what self-distillation changes inside a network.
 
 Each function returns an object with the measured numbers and a `plot` method.
+
+Public: the names in `__all__`; the other modules are internal.
 """
 
 from keras_selfdistill.analysis.features import (

@@ -217,7 +217,7 @@ def _gradients(
         }
         with DeferredUpdates(mapping.values()):
             if isinstance(model, SelfDistiller):
-                return model._run_exits(x, y, None, training=True).loss
+                return model.run_exits(x, y, None, training=True).loss
             outputs = model(x, training=True)
             return model.compute_loss(x, y, outputs, training=True)
 

@@ -1,4 +1,7 @@
-"""Callbacks for training a wrapper."""
+"""Callbacks for training a wrapper.
+
+Public: the names in `__all__`; the other modules are internal.
+"""
 
 from keras_selfdistill.callbacks.epoch_table import EpochTable
 from keras_selfdistill.callbacks.label_warm_up import LabelWarmUp

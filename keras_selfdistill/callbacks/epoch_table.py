@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import keras
 
@@ -12,6 +11,7 @@ from keras_selfdistill.training.logs.log_names import (
     parse_log_names,
 )
 from keras_selfdistill.utils.table import Table
+from keras_selfdistill.utils.type_aliases import Logs
 
 _COLUMNS = 100  # Of a terminal.
 
@@ -33,15 +33,15 @@ class EpochTable(keras.callbacks.Callback):
 
     _text = ""
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         """Print the table of the previous epoch, below its progress bar."""
         self._print()
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Create the table; Keras finishes its progress bar after this."""
         self._text = epoch_table(epoch + 1, logs or {})
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_end(self, logs: Logs | None = None) -> None:
         """Print the last table."""
         self._print()
 

@@ -1,10 +1,9 @@
 """`LabelWarmUp`: label losses only for the first epochs."""
 
-from typing import Any
-
 import keras
 
 from keras_selfdistill.training.distiller import SelfDistiller
+from keras_selfdistill.utils.type_aliases import Logs
 
 
 class LabelWarmUp(keras.callbacks.Callback):
@@ -35,7 +34,7 @@ class LabelWarmUp(keras.callbacks.Callback):
             )
         self.epochs = epochs
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: Logs | None = None) -> None:
         """Check the type of the model."""
         if not isinstance(self.model, SelfDistiller):
             raise TypeError(
@@ -43,6 +42,6 @@ class LabelWarmUp(keras.callbacks.Callback):
                 f"{type(self.model).__name__}."
             )
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         """Switch distillation off or on."""
         self.model.distillation_scale = 0.0 if epoch < self.epochs else 1.0

@@ -24,6 +24,7 @@ from keras_selfdistill.utils.keras_internals import (
     give_back_weights,
     set_initial_epoch,
 )
+from keras_selfdistill.utils.type_aliases import Logs
 
 
 class Resume(keras.callbacks.Callback):
@@ -123,7 +124,7 @@ class Resume(keras.callbacks.Callback):
         self._promised_epoch = 0 if found is None else found.epoch
         return self._promised_epoch
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: Logs | None = None) -> None:
         """Restore the newest checkpoint, if there is one."""
         if not self.model.built:
             raise ValueError(
@@ -161,7 +162,7 @@ class Resume(keras.callbacks.Callback):
                     *(epoch, self.params["epochs"]),
                 )
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         """Restore the random states, and within an epoch also the metrics."""
         # Read by now; another fit of this model shall not begin with it.
         set_initial_epoch(self.model, None)
@@ -173,9 +174,7 @@ class Resume(keras.callbacks.Callback):
             self._skipping = SkippedBatches(self.model, restored)
         self._random_at_epoch_begin = random_state()
 
-    def on_train_batch_begin(
-        self, batch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
         """Skip a batch that was trained before, or save the previous epoch."""
         self._interrupts.keep_out_of_next()
         if self._skipping is not None and self._skipping.is_over(batch):
@@ -185,9 +184,7 @@ class Resume(keras.callbacks.Callback):
         elif self._is_due:
             self._save(self._epoch, batch, self._random_at_epoch_begin, random_state())
 
-    def on_train_batch_end(
-        self, batch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         """Save after `save_freq` batches."""
         done, self._last_batch = batch - self._last_batch, batch
         if self._skipping is not None:
@@ -201,7 +198,7 @@ class Resume(keras.callbacks.Callback):
             self._save(self._epoch, batch + 1, begin, random_state())
         self._interrupts.let_in()
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Save the last epoch; others are saved when the next has drawn its order."""
         if self._skipping is not None:
             raise ValueError(
@@ -213,21 +210,19 @@ class Resume(keras.callbacks.Callback):
         if epoch + 1 == self.params["epochs"] or self.model.stop_training:
             self._save_end()
 
-    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def on_test_begin(self, logs: Logs | None = None) -> None:
         """Defer interrupts also in the steps of validation."""
         self._delay_interrupts("test_function")
 
-    def on_test_batch_begin(
-        self, batch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def on_test_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
         """Defer interrupts in the step that begins."""
         self._interrupts.keep_out_of_next()
 
-    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_test_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         """Raise an interrupt of the step."""
         self._interrupts.let_in()
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_end(self, logs: Logs | None = None) -> None:
         """Restore the functions of the model, and save the last epoch."""
         set_initial_epoch(self.model, None)
         for name, function in self._undisturbed.items():

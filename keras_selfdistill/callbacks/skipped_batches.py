@@ -9,6 +9,7 @@ from keras_selfdistill.backend.random_state import set_random_state
 from keras_selfdistill.callbacks.checkpoints import Checkpoint
 from keras_selfdistill.callbacks.training_state import assign, state_variables
 from keras_selfdistill.utils.keras_internals import build_metrics
+from keras_selfdistill.utils.type_aliases import Logs
 
 
 class SkippedBatches:
@@ -27,7 +28,7 @@ class SkippedBatches:
         self._model = model
         self._checkpoint = checkpoint
         self._train_function = model.train_function
-        self._logs: dict[str, Any] | None = None
+        self._logs: Logs | None = None
         # TensorFlow builds the metrics with the first batch.
         if checkpoint.batch and keras.backend.backend() != "tensorflow":
             self._restore_metrics()

@@ -8,6 +8,7 @@ import keras
 from keras_selfdistill.training.logs.log_names import (
     parse_log_names,
 )
+from keras_selfdistill.utils.type_aliases import Logs
 
 
 class TensorBoard(keras.callbacks.Callback):
@@ -46,7 +47,7 @@ class TensorBoard(keras.callbacks.Callback):
         self._open = Writer
         self._writers: dict[str, Any] = {}
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Write the logs of an epoch."""
         logs = logs or {}
         for key, name in parse_log_names(logs).items():
@@ -59,7 +60,7 @@ class TensorBoard(keras.callbacks.Callback):
         for writer in self._writers.values():
             writer.flush()
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_end(self, logs: Logs | None = None) -> None:
         """Close the files."""
         for writer in self._writers.values():
             writer.close()

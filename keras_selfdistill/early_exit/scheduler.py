@@ -160,7 +160,7 @@ def run_sections(
         chunks: The samples, in chunks of any size.
         decide: Function of the index of a section, outputs of shape
             `(samples, classes)` and the memory of the samples, which it may update.
-            Returns whether each sample goes on, shape `(samples,)`. It is called once
+            Returns whether each sample continues, shape `(samples,)`. It is called once
             for every sample at every section that the sample reaches.
         output: Key of the exit's output in the results of the sections.
         batch_size: Largest number of samples per batch.

@@ -45,7 +45,7 @@ class BlockEnd(NamedTuple):
     Args:
         name: Name of the layer or operation that ends the block.
         tensor: Symbolic output of the block.
-        macs_ratio: Multiply-adds up to there, as a share of the base's.
+        macs_ratio: Multiply-adds up to there, as a fraction of the base's.
     """
 
     name: str

@@ -15,7 +15,7 @@ from keras_selfdistill.utils.keras_internals import deferred_values, give_values
 from keras_selfdistill.utils.type_aliases import SymbolicTensor
 
 # Heads of a recipe's own kind add at most this share of the base's multiply-adds.
-SHARE = 0.15
+MACS_BUDGET = 0.15
 
 
 def features_within_budget(
@@ -25,7 +25,7 @@ def features_within_budget(
     target: Target,
     classes: int,
 ) -> tuple[Head, dict[str, SymbolicTensor]]:
-    """Return a head, or the widest narrower one whose exits cost at most `SHARE`.
+    """Return a head, or the widest narrower one whose exits cost at most `MACS_BUDGET`.
 
     The published heads were designed for networks whose last feature is narrow compared
     with their cost. Mobile networks end in a wide feature, and bottleneck ResNets in
@@ -53,7 +53,7 @@ def features_within_budget(
     of_base = _known_macs(base) if head.narrower() is not None else None
     if of_base is None:
         return head, head.features(taps, target)
-    affordable = SHARE * of_base
+    affordable = MACS_BUDGET * of_base
     trials = _trials(base, head, taps, target, classes)
     tried = [next(trials)]
     while tried[-1].macs > affordable:

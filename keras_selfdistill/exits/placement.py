@@ -41,7 +41,7 @@ class Tap:
     Args:
         name: Name of the layer.
         shape: Shape of its output; `None` stands for the batch size.
-        macs_ratio: Multiply-adds up to there, as a share of the base's.
+        macs_ratio: Multiply-adds up to there, as a fraction of the base's.
     """
 
     name: str

@@ -67,7 +67,7 @@ def exit_sections(
     Args:
         graph: A base with exits.
         nodes: Calls of its graph; those that no exit needs are left out.
-        outputs: What is needed of an exit: `"output"`, `"logits"` or both.
+        outputs: Outputs needed of an exit: `"output"`, `"logits"` or both.
     """
     ends = [[getattr(each, name) for name in outputs] for each in graph.exits.values()]
     return {

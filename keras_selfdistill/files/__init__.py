@@ -1,7 +1,7 @@
 """Untrusted files: archives and configs are checked before any object is created.
 
-Public: `load_model` and `RefusedFileError`, as `keras_selfdistill.load_model`; the rest
-is internal.
+Public: `load_model` and `RefusedFileError`, both exported by the top-level package; the
+rest is internal.
 """
 
 __all__ = [

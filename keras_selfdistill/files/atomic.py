@@ -72,8 +72,8 @@ def replacing(
 
     Args:
         path: Path of the file or folder to replace. Its parent folder exists.
-        check: Called with the path if it exists, before anything is written and again
-            before it is replaced. It raises if the path must not be replaced.
+        check: Function called with the path if it exists, before anything is written
+            and again before it is replaced. It raises if the path must stay.
 
     Yields:
         A path of the same name that does not exist yet. Other files may be written

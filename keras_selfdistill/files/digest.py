@@ -1,4 +1,8 @@
-"""SHA-256 of the content of files."""
+"""SHA-256 of the content of files.
+
+`early_exit/export/section_runner.py` has its own: it is copied into exports and runs
+without this package.
+"""
 
 import hashlib
 import os

@@ -2,6 +2,8 @@
 
 A head is a frozen, serialisable object. Called on a symbolic tap it adds plain Keras
 layers, so that an exit cut off from its wrapper is a model that needs only Keras.
+
+Public: the names in `__all__`; the other modules are internal.
 """
 
 from keras_selfdistill.heads.base import Head, Target

@@ -1,4 +1,7 @@
-"""Distillation losses: pure per-sample functions, and Keras losses around them."""
+"""Distillation losses: pure per-sample functions, and Keras losses around them.
+
+Public: the names in `__all__`; the other modules are internal.
+"""
 
 from keras_selfdistill.losses.hint import (
     HintLoss,

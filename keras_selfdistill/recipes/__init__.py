@@ -2,6 +2,8 @@
 
 A recipe is data, not code. It names a head and, for every exit, the weight of each
 loss term; unless it says otherwise, the deepest exit (`final`) teaches the others.
+
+Public: the names in `__all__`; the other modules are internal.
 """
 
 from keras_selfdistill.recipes.attention_byot import AttentionBYOT

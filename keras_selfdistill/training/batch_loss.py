@@ -92,7 +92,7 @@ class BatchLoss(keras.Model):
         batch.terms.append(terms)
         return loss
 
-    def _run_exits(
+    def run_exits(
         self,
         x: TensorStructure,
         y: Labels,

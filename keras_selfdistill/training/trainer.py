@@ -13,7 +13,7 @@ from keras_selfdistill.training import train_step as backend_step
 from keras_selfdistill.training.batch_loss import BatchLoss
 from keras_selfdistill.training.data_checks import check_training_data
 from keras_selfdistill.training.logs.logged_model import LoggedModel
-from keras_selfdistill.training.logs.logs import Logs
+from keras_selfdistill.training.logs.logs import ExitLogs
 from keras_selfdistill.training.nonfinite import StopWithoutProgress
 from keras_selfdistill.training.objective import Objective
 from keras_selfdistill.training.progress_bar import with_progress_bar
@@ -69,7 +69,7 @@ class Trainer(BatchLoss, LoggedModel):
         """Configure training, with the arguments of `keras.Model.compile`.
 
         Args:
-            optimizer: As in `keras.Model.compile`.
+            optimizer: Optimizer, as in `keras.Model.compile`.
             loss: Name, function or object of one loss, which applies to every exit.
                 If the base ends in softmax or sigmoid, Keras' crossentropies are
                 computed from its logits, without clipping.
@@ -77,10 +77,10 @@ class Trainer(BatchLoss, LoggedModel):
             metrics: Names, functions or objects of metrics, of which every exit and
                 the ensemble gets a copy.
             weighted_metrics: Metrics that use sample and class weights.
-            run_eagerly: As in `keras.Model.compile`.
-            steps_per_execution: As in `keras.Model.compile`.
-            jit_compile: As in `keras.Model.compile`.
-            auto_scale_loss: As in `keras.Model.compile`.
+            run_eagerly: Whether to run eagerly, as in `keras.Model.compile`.
+            steps_per_execution: Number of steps per call, as in `keras.Model.compile`.
+            jit_compile: Whether to compile with XLA, as in `keras.Model.compile`.
+            auto_scale_loss: Whether to scale the loss, as in `keras.Model.compile`.
             log_gradients: Whether training also logs `section_1_gradient`, …: the mean
                 of |∂loss/∂w| over the trainable weights of each section and over
                 steps. A section is the part of the base between two taps, without
@@ -99,7 +99,7 @@ class Trainer(BatchLoss, LoggedModel):
             )
         objective = self._objective_of(loss)
         sections = section_weights(self.exit_graph) if log_gradients else {}
-        logs = Logs(
+        logs = ExitLogs(
             self.exit_names,
             objective.terms,
             metrics,

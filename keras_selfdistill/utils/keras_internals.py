@@ -9,18 +9,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
-from keras.src.backend import get_keras_mask, set_keras_mask
-from keras.src.backend.common.global_state import (
-    get_global_attribute,
-    set_global_attribute,
-)
-from keras.src.layers.layer import CallContext
-from keras.src.losses.losses import LossFunctionWrapper
-from keras.src.random import seed_generator
-from keras.src.utils.naming import get_object_name
 
-_CALL_CONTEXT = "current_call_ctx"
-_DEFERRED = "uninitialized_variables"
+try:
+    from keras.src.backend import get_keras_mask, set_keras_mask
+    from keras.src.backend.common import global_state
+    from keras.src.layers.layer import CallContext
+    from keras.src.losses.losses import LossFunctionWrapper
+    from keras.src.random import seed_generator
+    from keras.src.utils.naming import get_object_name
+except ImportError as error:
+    raise ImportError(
+        f"Keras {keras.__version__}: {error}. Mend {__name__}."
+    ) from error
+
+_CALL_CONTEXT, _DEFERRED = "current_call_ctx", "uninitialized_variables"
 
 
 def writes_legacy_format() -> bool:
@@ -29,7 +31,7 @@ def writes_legacy_format() -> bool:
     Reads the global attribute set by legacy/saving/legacy_h5_format.py, as Keras' own
     models do. No public API tells a model what its config is for.
     """
-    return bool(get_global_attribute("use_legacy_config", False))
+    return bool(global_state.get_global_attribute("use_legacy_config", False))
 
 
 @contextlib.contextmanager
@@ -40,14 +42,14 @@ def deferred_values() -> Iterator[list[Any]]:
     global attribute (backend/common/variables.py), from which these are removed; no
     public API lists them. `give_values` initializes them.
     """
-    before = list(get_global_attribute(_DEFERRED, []))
+    before = list(global_state.get_global_attribute(_DEFERRED, []))
     variables: list[Any] = []
     try:
         with keras.StatelessScope(initialize_variables=False):
             yield variables
     finally:
-        variables += get_global_attribute(_DEFERRED, [])[len(before) :]
-        set_global_attribute(_DEFERRED, before)
+        variables += global_state.get_global_attribute(_DEFERRED, [])[len(before) :]
+        global_state.set_global_attribute(_DEFERRED, before)
 
 
 def give_values(variables: list[Any]) -> None:
@@ -55,8 +57,8 @@ def give_values(variables: list[Any]) -> None:
 
     Sets the global attribute of `deferred_values`, for the same reason.
     """
-    before = list(get_global_attribute(_DEFERRED, []))
-    set_global_attribute(_DEFERRED, [*before, *variables])
+    before = list(global_state.get_global_attribute(_DEFERRED, []))
+    global_state.set_global_attribute(_DEFERRED, [*before, *variables])
     with keras.StatelessScope():  # Its end gives values, if no scope is around it.
         pass
 
@@ -67,7 +69,7 @@ def existing_seed_generator() -> keras.random.SeedGenerator | None:
     Reads the global attribute of random/seed_generator.py. The public API can only
     reset it to a seed.
     """
-    return get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
+    return global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
 
 
 def global_seed_generator() -> keras.random.SeedGenerator:
@@ -256,12 +258,12 @@ def call_context(layer: Any, training: bool | None) -> Iterator[None]:
     """
     context = CallContext(entry_layer=layer)
     context.set_value("training", training)
-    before = get_global_attribute(_CALL_CONTEXT)
-    set_global_attribute(_CALL_CONTEXT, context)
+    before = global_state.get_global_attribute(_CALL_CONTEXT)
+    global_state.set_global_attribute(_CALL_CONTEXT, context)
     try:
         yield
     finally:
-        set_global_attribute(_CALL_CONTEXT, before)
+        global_state.set_global_attribute(_CALL_CONTEXT, before)
 
 
 def aggregate_additional_loss(model: keras.Model, loss: Any) -> Any:

@@ -3,6 +3,8 @@
 Each function draws on the given axes or in a new figure, and returns the figure:
 `plot_history(history).savefig("history.svg")`. No function uses pyplot, so there is no
 figure to close and no display is needed; notebooks show the returned figure.
+
+Public: the names in `__all__`; the other modules are internal.
 """
 
 from keras_selfdistill.visualization.accuracy import (

@@ -44,7 +44,7 @@ def fuzz(mutations, *, seed="0", jobs=1, show=print):
 
     Args:
         mutations: How many.
-        seed: Of the mutations.
+        seed: Seed of the mutations.
         jobs: How many processes read at a time.
         show: Called with a line for each finding.
 

@@ -381,7 +381,7 @@ def test_an_output_that_lost_its_mask_counts_padding_as_keras_does(activation):
     terms = y * np.log(p)
     if activation == "sigmoid":
         terms = (terms + (1 - y) * np.log(1 - p)) / 3
-    step = model._run_exits(x, y, None, training=False)
+    step = model.run_exits(x, y, None, training=False)
     found = model._objective._label_loss(
         y, model.exit_graph.training_network(x)["exits"]["final"], None
     )

@@ -45,7 +45,7 @@ Activation: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class End:
+class LogitsEnd:
     """The logits of a base and the activation after them.
 
     Args:
@@ -105,7 +105,7 @@ def find_end(
     task: str | None,
     *,
     logits_only: bool = False,
-) -> End:
+) -> LogitsEnd:
     """Return the logits of a base and the activation after them.
 
     Names of layers do not decide what the activation is: output and logits are compared
@@ -165,7 +165,7 @@ def _walk(
     return _Path(base, output, node, squash, kind, tuple(behind), explicit)
 
 
-def _in_front(path: _Path, activation: Activation) -> End | None:
+def _in_front(path: _Path, activation: Activation) -> LogitsEnd | None:
     """Return the end whose logits are the input of the activation, reshaped.
 
     `None` if they cannot be found, or the output is not their activation.
@@ -188,7 +188,7 @@ def _in_front(path: _Path, activation: Activation) -> End | None:
         # The layer has run once, in front of its activation; not a second time here.
         name = path.unused(f"{path.node.operation.name}_output")
         output = layers.Activation(activation, name=name, dtype=output.dtype)(logits)
-    return End(path.node, logits, output, path.kind, activation)
+    return LogitsEnd(path.node, logits, output, path.kind, activation)
 
 
 def _pre_activation(path: _Path) -> SymbolicTensor | None:
@@ -204,7 +204,7 @@ def _pre_activation(path: _Path) -> SymbolicTensor | None:
     return PreActivation(layer, name=name)(*args, **kwargs)
 
 
-def _behind(path: _Path) -> End | None:
+def _behind(path: _Path) -> LogitsEnd | None:
     """Return the end with logits of its probabilities, `None` if it has none."""
     if path.kind not in ("softmax", "sigmoid"):
         return None
@@ -214,13 +214,13 @@ def _behind(path: _Path) -> End | None:
     activation = _function(path)
     if not path.activates(logits, activation):
         return None
-    return End(path.node, logits, path.output, path.kind, activation)
+    return LogitsEnd(path.node, logits, path.output, path.kind, activation)
 
 
-def _as_it_is(path: _Path) -> End:
+def _as_it_is(path: _Path) -> LogitsEnd:
     """Return the end whose output is the logits themselves, or numbers."""
     output, linear = path.output, keras.activations.linear
-    return End(path.node, output, output, "linear", linear)
+    return LogitsEnd(path.node, output, output, "linear", linear)
 
 
 def _kind(operation: keras.Operation) -> str | None:

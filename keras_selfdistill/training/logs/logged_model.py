@@ -127,7 +127,7 @@ class LoggedModel(keras.Model):
         """Add a batch to the metrics of every exit and return the logs.
 
         Args:
-            x: Not read.
+            x: Inputs of the batch; not read.
             y: Labels of the batch.
             y_pred: Output of every exit and, under `ensemble`, of the ensemble.
             sample_weight: Sample weights of shape `(batch,)`, or `None`.

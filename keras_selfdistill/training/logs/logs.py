@@ -42,7 +42,7 @@ class MeanOfCounted(keras.metrics.Mean):
         return ops.where(self.count > 0, super().result(), float("nan"))
 
 
-class Logs:
+class ExitLogs:
     """Metrics of a compiled wrapper, and the order and names of its logs.
 
     The final exit comes first, then the others from shallow to deep, then the ensemble,
@@ -68,7 +68,7 @@ class Logs:
         ValueError: The name of a metric is unknown.
 
     Example:
-        >>> logs = Logs(["exit_1", "final"], ["label_loss"], ["accuracy"], None)
+        >>> logs = ExitLogs(["exit_1", "final"], ["label_loss"], ["accuracy"], None)
         >>> logs.named({"exit_1_exit_1_accuracy": 0.5, "final_accuracy": 0.75})
         {'exit_1_accuracy': 0.5, 'accuracy': 0.75}
     """

@@ -1,4 +1,4 @@
-"""Training and test step of the backend in use."""
+"""Training and test step of the backend in use. Internal."""
 
 import importlib
 

@@ -79,7 +79,7 @@ def _forward(
         *zip(self.non_trainable_variables, non_trainable, strict=True),
     ]
     with DeferredUpdates(mapping) as deferred:
-        step = self._run_exits(x, y, sample_weight, training=training)
+        step = self.run_exits(x, y, sample_weight, training=training)
     # A list in the order of the variables. JAX sorts a dict by its keys, which would be
     # memory addresses: every process would compile another program and never hit JAX's
     # compilation cache.

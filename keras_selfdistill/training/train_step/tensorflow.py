@@ -21,7 +21,7 @@ def train_step(self: keras.Model, data: TensorStructure) -> Logs:
     _check_scope(variables)
     with tf.GradientTape() as tape:
         with DeferredUpdates.keeping(variables) as deferred:
-            step = self._run_exits(x, y, sample_weight, training=True)
+            step = self.run_exits(x, y, sample_weight, training=True)
         loss = self.optimizer.scale_loss(step.loss)
     gradients = tape.gradient(loss, variables)
     check = _finite_check(step, deferred, gradients)
@@ -36,7 +36,7 @@ def train_step(self: keras.Model, data: TensorStructure) -> Logs:
 def test_step(self: keras.Model, data: TensorStructure) -> Logs:
     """Evaluate one batch and return the logs."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    return _logs(self, self._run_exits(x, y, sample_weight, training=False))
+    return _logs(self, self.run_exits(x, y, sample_weight, training=False))
 
 
 def _finite_check(

@@ -16,7 +16,7 @@ def train_step(self: keras.Model, data: TensorStructure) -> Logs:
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     variables = self.trainable_variables
     with DeferredUpdates.keeping(variables) as deferred:
-        step = self._run_exits(x, y, sample_weight, training=True)
+        step = self.run_exits(x, y, sample_weight, training=True)
     # Not self.zero_grad(): Keras registers parameters by path, so if the base and the
     # external teacher have a layer of the same name, it knows only one of them.
     for variable in variables:
@@ -40,4 +40,4 @@ def train_step(self: keras.Model, data: TensorStructure) -> Logs:
 def test_step(self: keras.Model, data: TensorStructure) -> Logs:
     """Evaluate one batch and return the logs."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    return self._update_logs(self._run_exits(x, y, sample_weight, training=False))
+    return self._update_logs(self.run_exits(x, y, sample_weight, training=False))
