@@ -1,7 +1,6 @@
-"""Private names of Keras that this package needs: one small function for each.
+"""Private names of Keras that this package needs, one small function and test for each.
 
-Each docstring names the file below keras/src and why no public API will do; each has a
-test in tests/utils/test_keras_internals.py. `graph/nodes.py` reads the lists of nodes.
+Docstrings name the file below keras/src and why no public API will do. Internal.
 """
 
 import contextlib
@@ -18,9 +17,7 @@ try:
     from keras.src.random import seed_generator
     from keras.src.utils.naming import get_object_name
 except ImportError as error:
-    raise ImportError(
-        f"Keras {keras.__version__}: {error}. Mend {__name__}."
-    ) from error
+    raise ImportError(f"Keras {keras.__version__}: {error}; mend {__name__}") from error
 
 _CALL_CONTEXT, _DEFERRED = "current_call_ctx", "uninitialized_variables"
 
@@ -57,7 +54,7 @@ def give_values(variables: list[Any]) -> None:
 
     Sets the global attribute of `deferred_values`, for the same reason.
     """
-    before = list(global_state.get_global_attribute(_DEFERRED, []))
+    before = global_state.get_global_attribute(_DEFERRED, [])
     global_state.set_global_attribute(_DEFERRED, [*before, *variables])
     with keras.StatelessScope():  # Its end gives values, if no scope is around it.
         pass
