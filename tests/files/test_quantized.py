@@ -14,7 +14,7 @@ from tests.conftest import marks_long_on, to_numpy
 # Keras names each layer that it does not quantise.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`"),
-    *marks_long_on("jax"),
+    *marks_long_on("jax", "tensorflow"),  # PyTorch compiles nothing.
 ]
 X = np.random.default_rng(0).normal(size=(6, 8)).astype("float32")
 Y = np.arange(6) % 3

@@ -6,8 +6,9 @@ import pytest
 from keras import layers, ops
 
 import keras_selfdistill as ksd
-from tests.conftest import long_on, to_numpy
+from tests.conftest import marks_long_on, to_numpy
 
+pytestmark = marks_long_on("jax")  # XLA compiles a network for each.
 SHAPE = {"table": (5,), "steps": (6, 5), "image": (6, 6, 3), "volume": (4, 4, 4, 2)}
 
 
@@ -234,7 +235,6 @@ quantises = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantiz
 
 
 @quantises
-@long_on("jax")
 @pytest.mark.parametrize("end", [dense, einsum_dense])
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_logits_of_a_wrapper_that_was_quantised(end, kind):
@@ -268,7 +268,6 @@ def quantised(**options):
 
 
 @quantises
-@long_on("jax")
 def test_a_quantised_base_is_wrapped_trained_with_lora_and_loaded(tmp_path):
     keras.utils.set_random_seed(5)
     base = quantised()
@@ -300,7 +299,6 @@ def test_a_quantised_base_is_wrapped_trained_with_lora_and_loaded(tmp_path):
 
 
 @quantises
-@long_on("jax")
 def test_a_report_on_a_quantised_base():
     keras.utils.set_random_seed(6)
     base = quantised()
@@ -311,7 +309,6 @@ def test_a_report_on_a_quantised_base():
 
 
 @quantises
-@long_on("jax")
 def test_a_quantised_model_nested_in_a_base():
     stack = [keras.Input((5,)), layers.Dense(8, "relu", name="tap")]
     inner = keras.Sequential(

@@ -12,8 +12,9 @@ from keras_selfdistill.graph.task import Task
 from keras_selfdistill.losses.label_loss import as_loss, on_logits
 from keras_selfdistill.losses.labels import all_exist
 from keras_selfdistill.training.objective import weights_at_positions
-from tests.conftest import to_numpy, value_and_gradients
+from tests.conftest import marks_long_on, to_numpy, value_and_gradients
 
+pytestmark = marks_long_on("jax")  # XLA compiles a network for each.
 RANDOM = np.random.default_rng(5)
 SOFTMAX, SIGMOID = Task("multiclass", 3, "softmax"), Task("multilabel", 3, "sigmoid")
 BINARY = Task("binary", 1, "sigmoid")

@@ -16,12 +16,14 @@ from keras_selfdistill.training.nonfinite import PATIENCE, StopWithoutProgress
 from tests.conftest import (
     finite_differences,
     make_batch,
+    marks_long_on,
     require_backend,
     run_python,
     small_base,
     to_numpy,
 )
 
+pytestmark = marks_long_on("jax")  # XLA compiles a network for each.
 LOSS = "sparse_categorical_crossentropy"
 BACKEND = keras.backend.backend()
 

@@ -12,6 +12,7 @@ from keras_selfdistill.early_exit.section_models import cut_sections
 from keras_selfdistill.losses import binary_soft_target_divergence
 from tests.conftest import (
     finite_differences,
+    long_on,
     marks_long_on,
     small_base,
     to_numpy,
@@ -196,9 +197,10 @@ def unet(activation="softmax", end="conv"):
     return keras.Model(inputs, outputs, name="unet")
 
 
+@long_on("tensorflow")
 @pytest.mark.parametrize("end", ["conv", "transposed"])
 @pytest.mark.parametrize("activation", ["softmax", None])
-def test_answers_at_each_pixel(tmp_path, end, activation):
+def test_predictions_at_each_pixel(tmp_path, end, activation):
     random = np.random.default_rng(0)
     x = random.normal(size=(6, 16, 16, 3)).astype("float32")
     y = (x.argmax(axis=-1)).astype("int32")
