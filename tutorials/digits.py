@@ -33,9 +33,10 @@ if importlib.util.find_spec("keras_selfdistill") is None:  # for example in Cola
         for folder in (".", "..", "*")
         for file in here.glob(f"{folder}/keras_selfdistill/__init__.py")
     ]
-    source = [*wheels[-1:], *checkouts, "keras-selfdistill"][0]  # or from the index
-    install = [sys.executable, "-m", "pip", "install", "-q", f"{source}[demo]"]
-    if subprocess.run(install).returncode:
+    sources = ["keras-selfdistill", *wheels[-1:], *checkouts]  # the index first
+    install = [sys.executable, "-m", "pip", "install", "-q"]
+    tries = ([*install, f"{source}[demo]"] for source in sources)
+    if all(subprocess.run(each, capture_output=True).returncode for each in tries):
         sys.exit(
             "keras_selfdistill could not be installed: put its wheel, which "
             "`python -m pip wheel --no-deps .` makes in a checkout, beside this "

@@ -107,6 +107,7 @@ def write_checkout(folder):
     [
         ("index", "1"),
         ("wheel", "2"),
+        ("index before a wheel", "1"),
         ("checkout", "checkout"),
         ("checkout around", "checkout"),
         ("nothing", None),
@@ -118,12 +119,12 @@ def test_where_the_first_cell_installs_from(tmp_path, beside, expected):
     here.mkdir()
     index = tmp_path / "index"
     index.mkdir()
-    if beside == "index":
+    if "index" in beside:
         write_wheel(index, "1")
-    elif beside == "wheel":
-        write_wheel(here, "1")
+    if "wheel" in beside:
+        write_wheel(here, "0")
         write_wheel(here, "2")
-    elif beside.startswith("checkout"):
+    if beside.startswith("checkout"):
         write_checkout(here.parent if beside.endswith("around") else here / "clone")
     installed = tmp_path / "installed"
     absent = "importlib.util.find_spec = lambda name: None\n"
