@@ -1,7 +1,6 @@
 """`Resume`: continues a stopped training, bit for bit as if it had not stopped."""
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ from keras_selfdistill.utils.keras_internals import (
     give_back_weights,
     set_initial_epoch,
 )
-from keras_selfdistill.utils.type_aliases import Logs
+from keras_selfdistill.utils.type_aliases import Logs, PathLike
 
 
 class Resume(keras.callbacks.Callback):
@@ -92,7 +91,7 @@ class Resume(keras.callbacks.Callback):
 
     def __init__(
         self,
-        directory: str | os.PathLike,
+        directory: PathLike,
         *,
         save_freq: str | int = "epoch",
         keep: int = 2,

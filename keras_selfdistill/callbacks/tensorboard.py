@@ -8,7 +8,7 @@ import keras
 from keras_selfdistill.training.logs.log_names import (
     parse_log_names,
 )
-from keras_selfdistill.utils.type_aliases import Logs
+from keras_selfdistill.utils.type_aliases import Logs, PathLike
 
 
 class TensorBoard(keras.callbacks.Callback):
@@ -34,7 +34,7 @@ class TensorBoard(keras.callbacks.Callback):
         `model.fit(x, y, callbacks=[ksd.callbacks.TensorBoard("logs/byot")])`
     """
 
-    def __init__(self, log_dir: str | os.PathLike = "logs"):
+    def __init__(self, log_dir: PathLike = "logs"):
         super().__init__()
         try:
             from tensorboard.summary import Writer

@@ -1,7 +1,6 @@
 """`EarlyExit`: inference in which each sample exits as early as its score allows."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
@@ -22,7 +21,7 @@ from keras_selfdistill.evaluation.data_adapter import class_indices
 from keras_selfdistill.files.archive import RefusedFileError
 from keras_selfdistill.graph.nodes import producer
 from keras_selfdistill.training.distiller import SelfDistiller
-from keras_selfdistill.utils.type_aliases import Data, Labels
+from keras_selfdistill.utils.type_aliases import Data, Labels, PathLike
 
 
 class EarlyExit(Calibration):
@@ -198,7 +197,7 @@ class EarlyExit(Calibration):
         self._cascade.warm_up(batch_size)
         return self
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: PathLike) -> None:
         """Save the model, the criterion and the thresholds to one file.
 
         The file is written atomically. It contains data and no code: a custom
@@ -220,7 +219,7 @@ class EarlyExit(Calibration):
         }
         write_early_exit(path, self._model, settings)
 
-    def export(self, path: str | os.PathLike, format: str | None = None) -> None:
+    def export(self, path: PathLike, format: str | None = None) -> None:
         """Export an early-exit artifact that needs neither Keras nor this library.
 
         `"tf_saved_model"` and `"litert"`: one artifact whose graph runs a section only
@@ -266,7 +265,7 @@ class EarlyExit(Calibration):
         )
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "EarlyExit":
+    def load(cls, path: PathLike) -> "EarlyExit":
         """Load a file that `save` wrote. The file may be untrusted.
 
         Args:

@@ -27,6 +27,7 @@ from keras_selfdistill.files.atomic import replacing
 from keras_selfdistill.files.config_budget import check_budget
 from keras_selfdistill.files.config_check import check_config
 from keras_selfdistill.files.digest import sha256
+from keras_selfdistill.utils.type_aliases import PathLike
 
 _FORMAT = "keras_selfdistill.early_exit"
 _VERSION = 1
@@ -35,7 +36,7 @@ _DIGEST_LENGTH = 64  # SHA-256 in hexadecimal digits.
 
 
 def write_early_exit(
-    path: str | os.PathLike, model: keras.Model, settings: dict[str, Any]
+    path: PathLike, model: keras.Model, settings: dict[str, Any]
 ) -> None:
     """Write a model and its settings to one file, atomically.
 
@@ -68,7 +69,7 @@ def write_early_exit(
             file.write(digest)
 
 
-def read_early_exit(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+def read_early_exit(path: PathLike) -> tuple[Any, dict[str, Any]]:
     """Return the model and the settings of a file, which may be untrusted.
 
     Args:

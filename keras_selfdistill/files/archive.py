@@ -26,7 +26,7 @@ from keras_selfdistill.files.config_check import check_config
 from keras_selfdistill.files.regular_files import copy_regular
 from keras_selfdistill.files.weights_file import stored_bytes
 from keras_selfdistill.utils.keras_internals import deferred_values
-from keras_selfdistill.utils.type_aliases import ConfigDict
+from keras_selfdistill.utils.type_aliases import ConfigDict, PathLike
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _ASSETS = "assets"
@@ -49,7 +49,7 @@ _SLACK = 1 << 26  # Bytes of variables that files do not store: seeds, metrics.
 class RefusedFileError(ValueError):
     """A file was not loaded: it is damaged, of another format, or dangerous."""
 
-    def __init__(self, path: str | os.PathLike, reason: str) -> None:
+    def __init__(self, path: PathLike, reason: str) -> None:
         super().__init__(
             "The file was refused: it is damaged, or contains something that this "
             f"library does not write. Received: {str(path)!r}; {reason}"
@@ -57,7 +57,7 @@ class RefusedFileError(ValueError):
         self.reason = reason
 
 
-def load_model(path: str | os.PathLike) -> keras.Model:
+def load_model(path: PathLike) -> keras.Model:
     """Load a saved wrapper, or a model made from one, from an untrusted `.keras` file.
 
     It loads like `keras.saving.load_model` in safe mode, but accepts only files that
@@ -105,7 +105,7 @@ def private_copy(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def refusing(path: str | os.PathLike) -> Iterator[None]:
+def refusing(path: PathLike) -> Iterator[None]:
     """Convert any error that a crafted file causes in Keras, HDF5 or a backend.
 
     Errors of the machine, such as too little memory or disk space, are raised as they

@@ -20,6 +20,8 @@ from typing import Any
 
 from absl import logging
 
+from keras_selfdistill.utils.type_aliases import PathLike
+
 fcntl: Any
 try:
     import fcntl
@@ -59,7 +61,7 @@ def check_replaceable_file(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def replacing(
-    path: str | os.PathLike,
+    path: PathLike,
     check: Callable[[pathlib.Path], None] = check_replaceable_file,
 ) -> Iterator[pathlib.Path]:
     """Replace a file or a folder atomically, as a context manager.

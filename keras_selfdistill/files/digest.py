@@ -5,8 +5,9 @@ without this package.
 """
 
 import hashlib
-import os
 from typing import BinaryIO
+
+from keras_selfdistill.utils.type_aliases import PathLike
 
 _BLOCK = 1 << 20  # Bytes.
 
@@ -31,7 +32,7 @@ def sha256(file: BinaryIO, size: int | None = None) -> str:
     return digest.hexdigest()
 
 
-def sha256_of_file(path: str | os.PathLike[str]) -> str:
+def sha256_of_file(path: PathLike) -> str:
     """Return the digest of a whole file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return sha256(file)

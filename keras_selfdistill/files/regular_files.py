@@ -14,7 +14,7 @@ _NO_WAITING = getattr(os, "O_NONBLOCK", 0)
 _AS_BYTES = getattr(os, "O_BINARY", 0)  # Windows alone has it.
 
 
-def open_regular(path: str | os.PathLike, *, follow_links: bool = True) -> BinaryIO:
+def open_regular(path: PathLike, *, follow_links: bool = True) -> BinaryIO:
     """Open a regular file for reading; refuse anything else.
 
     Opening a pipe would block until something is written, and a device may do anything.
@@ -45,7 +45,7 @@ def open_regular(path: str | os.PathLike, *, follow_links: bool = True) -> Binar
         raise
 
 
-def copy_regular(path: str | os.PathLike, copy: pathlib.Path) -> None:
+def copy_regular(path: PathLike, copy: pathlib.Path) -> None:
     """Copy the content of a regular file to a path that does not exist.
 
     Args:

@@ -7,7 +7,6 @@ There are two kinds: one file with control flow in its graph (`tf_saved_model`,
 import contextlib
 import importlib.util
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ from keras_selfdistill.early_exit.export.scored_section import ScoredSection
 from keras_selfdistill.files.atomic import replacing
 from keras_selfdistill.files.digest import sha256_of_file
 from keras_selfdistill.utils.config import did_you_mean
-from keras_selfdistill.utils.type_aliases import SymbolicTensor
+from keras_selfdistill.utils.type_aliases import PathLike, SymbolicTensor
 
 # The format that a suffix implies, if any, and what is expected otherwise.
 _SUFFIXES = {".tflite": "litert", ".onnx": None, ".xml": None}
@@ -47,7 +46,7 @@ _LARGEST_THRESHOLD = 3e38
 
 
 def export_sections(
-    path: str | os.PathLike,
+    path: PathLike,
     sections: Sequence[ScoredSection],
     *,
     inputs: Sequence[SymbolicTensor],
@@ -99,7 +98,7 @@ def export_sections(
         _WRITERS[format](new, sections, inputs, list(exits), limits)
 
 
-def format_of(path: str | os.PathLike, format: str | None = None) -> str:
+def format_of(path: PathLike, format: str | None = None) -> str:
     """Return the format of an artifact.
 
     Args:
