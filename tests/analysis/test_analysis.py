@@ -276,7 +276,7 @@ def test_features_lead_to_the_logits(pair):
 
 
 @pytest.mark.once
-def test_answers_by_counting():
+def test_predictions_by_counting():
     random = np.random.default_rng(6)
     labels = random.integers(0, 3, 50)
     outputs = {name: random.normal(size=(50, 3)) for name in ("a", "b", "c")}

@@ -103,7 +103,7 @@ def test_of_equals_the_better_is_chosen():
     assert Goal(max_cost=0.29).best(accuracy, cost) is None
 
 
-def test_a_score_that_equals_its_threshold_leaves():
+def test_a_score_that_equals_its_threshold_exits():
     assert exit_indices(np.array([[0.5, 0.9], [0.4, 0.9]]), [0.5, 0.9]).tolist() == [
         0,
         1,
@@ -189,7 +189,7 @@ def test_goals_choose_the_best_of_all_shared_thresholds(seed, drop):
 def test_thresholds_of_each_exit_are_best_one_by_one(seed):
     data = outcomes(seed=seed)
     base = data.reference.mean()
-    for goal, wish in (
+    for goal, options in (
         (Goal(min_accuracy=base), {"max_accuracy_drop": 0.0}),
         (Goal(max_cost=0.5), {"macs_budget": 0.5}),
     ):
@@ -358,7 +358,7 @@ def test_few_samples_are_warned_of_and_fewer_are_refused(caplog):
         ),
     ],
 )
-def test_wishes_are_checked(wish, message):
+def test_goals_are_checked(wish, message):
     with pytest.raises(ValueError, match=message):
         ThresholdGoal(**wish)
 

@@ -188,7 +188,7 @@ def test_the_cost_of_an_exit_counts_all_heads_before_it(probable):
 
 @pytest.mark.parametrize("samples", [0, 1, 2, 9, 33])
 @pytest.mark.parametrize("threshold", [-np.inf, 0.6, np.inf])
-def test_any_number_of_samples_and_of_leavers(probable, fast, samples, threshold):
+def test_any_number_of_samples_and_of_exiting(probable, fast, samples, threshold):
     x, _ = data(samples)
     fast.thresholds = threshold
     result = fast.predict(x, batch_size=8)
@@ -228,7 +228,7 @@ def counted(fast, monkeypatch):
     return rows
 
 
-def test_samples_that_left_are_not_computed(probable, fast, monkeypatch):
+def test_samples_that_exited_are_not_computed(probable, fast, monkeypatch):
     x, _ = data(128)
     _, scores = run_everything(probable, x, "confidence", "exit", "final")
     fast.thresholds = quantiles(scores, [0.5, 0.5])
@@ -500,7 +500,7 @@ def test_the_frontier_is_data_and_a_picture(probable, fast, tmp_path):
 
 
 @pytest.mark.once
-def test_exit_shares_are_where_predict_lets_samples_leave(probable, fast):
+def test_exit_shares_are_where_predict_lets_samples_exit(probable, fast):
     x, y = labelled(probable, 80)
     fast.calibrate(x, y, macs_budget=0.7)
     shares = fast.exit_shares(points=5)

@@ -96,7 +96,7 @@ def test_heads_that_are_dropped_change_no_weights():
     np.testing.assert_array_equal(*weights)
 
 
-def test_heads_narrow_until_they_are_affordable():
+def test_heads_narrow_until_within_budget():
     model, ratio = wrapped("MobileNetV3Small")
     assert 1 < ratio <= 1.15
     reduction = model.head.reduction

@@ -34,7 +34,7 @@ def names(model):
     return {layer.name for layer in model.layers}
 
 
-def test_cut_models_answer_as_the_wrapper_does(trained, batch):
+def test_cut_models_predict_as_the_wrapper_does(trained, batch):
     x, _ = batch
     outputs = trained.predict(x, verbose=0)
     assert list(trained.output) == ["exit_1", "exit_2", "final"]

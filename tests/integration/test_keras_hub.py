@@ -135,7 +135,7 @@ def test_padded_words_change_no_exit(hub):
         np.testing.assert_allclose(answer, answers[exit_name], rtol=1e-4, atol=1e-6)
 
 
-def test_words_leave_early(hub):
+def test_words_exit_early(hub):
     model = ksd.SelfDistiller(bert(hub), MODELS["bert"][1], "byot")
     answers = model.predict(TEXT, verbose=0)
     half = float(np.median(answers["exit_1"].max(axis=-1)))
