@@ -193,8 +193,8 @@ def test_thresholds_of_each_exit_are_best_one_by_one(seed):
         (Goal(min_accuracy=base), {"max_accuracy_drop": 0.0}),
         (Goal(max_cost=0.5), {"macs_budget": 0.5}),
     ):
-        shared = choose(data, ThresholdGoal(**wish))
-        own = choose(data, ThresholdGoal(**wish, per_exit=True))
+        shared = choose(data, ThresholdGoal(**options))
+        own = choose(data, ThresholdGoal(**options, per_exit=True))
         pair = np.array([own.accuracy, shared.accuracy])
         assert goal.best(pair, np.array([own.macs_ratio, shared.macs_ratio])) == 0
         for i, threshold in itertools.product(range(2), candidates(data.scores)):
