@@ -148,6 +148,8 @@ def workshop(tmp_path_factory):
         shutil.copytree(
             ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__")
         )
+    for name in ("LICENSE", "setup.py"):
+        shutil.copy(ROOT / name, root / name)
     (home / "tensorflow_datasets").mkdir()
     write_fake(home / "tensorflow_datasets", train_per_class=3)
     base = ksd.networks.resnet18(width_multiplier=0.125)
