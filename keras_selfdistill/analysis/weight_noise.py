@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_selfdistill.evaluation.data_adapter import correct_predictions
-from keras_selfdistill.utils.keras_internals import parameters
+from keras_selfdistill.utils.keras_internals import flatten_layers, parameters
 from keras_selfdistill.utils.type_aliases import Axes, Data, Figure, Labels
 from keras_selfdistill.visualization import style
 
@@ -158,7 +158,8 @@ def weight_noise(
         seed: Seed of NumPy's generator.
 
     Raises:
-        ValueError: The model has no weights that training could change.
+        ValueError: The model has no weights that training could change, or quantized
+            ones.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
@@ -170,6 +171,17 @@ def weight_noise(
         True
     """
     random = np.random.default_rng(seed)
+    quantized = [
+        layer.name
+        for layer in flatten_layers(model)
+        if layer.quantization_mode is not None
+    ]
+    if quantized:
+        raise ValueError(
+            "Noise needs floating-point weights. Received: model "
+            f"{model.name!r} with quantized layers {quantized}. Expected: the model "
+            "before quantize()."
+        )
     variables = parameters(model)
     if not variables:
         raise ValueError(

@@ -13,10 +13,10 @@ from keras import layers
 from keras_selfdistill.costs.counting import Count, Shapes, macs_by_node
 from keras_selfdistill.exits.attach import ExitGraph
 from keras_selfdistill.exits.sections import exit_sections
-from keras_selfdistill.graph.nodes import ancestors, graph_nodes
+from keras_selfdistill.graph.nodes import ancestors, graph_nodes, producer
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.training.distiller import SelfDistiller
-from keras_selfdistill.utils.keras_internals import run_in_inference_mode
+from keras_selfdistill.utils.keras_internals import mask_of, run_in_inference_mode
 from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor
 
 OUTPUTS = ("output", "logits")
@@ -112,6 +112,7 @@ def cut_sections(
     _check_exits(graph)
     pieces = _pieces(graph, outputs)
     cuts = [_alive(pieces, i) for i in range(len(pieces.ends) + 1)]
+    _check_masks(graph, cuts)
     sections = []
     for i, (name, end) in enumerate(zip(graph.exits, pieces.ends, strict=True)):
         returned = dict(zip(outputs, end, strict=True)) | {"alive": cuts[i + 1]}
@@ -181,6 +182,21 @@ def _alive(pieces: _Pieces, section: int) -> list[SymbolicTensor]:
     ]
 
 
+def _check_masks(graph: ExitGraph, cuts: Sequence[Sequence[SymbolicTensor]]) -> None:
+    """Refuse cuts of tensors with masks, which the next section would not get."""
+    for tensor in (tensor for cut in cuts for tensor in cut):
+        if mask_of(tensor) is not None:
+            raise _masks_error(graph, original(producer(tensor).operation).name)
+
+
+def _masks_error(graph: ExitGraph, layer: str) -> ValueError:
+    return ValueError(
+        "A network that masks time steps cannot be cut, because masks are not tensors "
+        f"of its graph. Received: layer {layer!r} of model {graph.base.name!r}. "
+        "Expected: a base without masks; or deploy exit_model(...), which is not cut."
+    )
+
+
 def check_wrapper(model: SelfDistiller) -> None:
     """Check that a model has exits and predicts one class for each sample.
 
@@ -220,12 +236,7 @@ def _check_exits(graph: ExitGraph) -> None:
         operation = original(node.operation)
         masks = isinstance(operation, layers.Masking)
         if masks or getattr(operation, "mask_zero", False):
-            raise ValueError(
-                "A network that masks time steps cannot be cut, because masks are not "
-                f"tensors of its graph. Received: layer {operation.name!r} of model "
-                f"{graph.base.name!r}. Expected: a base without masks; or deploy "
-                "exit_model(...), which is not cut."
-            )
+            raise _masks_error(graph, operation.name)
     made = {id(tensor): node for node in nodes for tensor in node.outputs}
     *shallow, _ = graph.exits
     for name, tap in zip(shallow, graph.taps, strict=True):

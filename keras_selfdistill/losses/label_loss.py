@@ -162,7 +162,8 @@ def on_logits(loss: losses.Loss, task: Task) -> losses.Loss | None:
     if function is crossentropy:
         reads = task.activation == "softmax"
     else:
-        last = readers is _BINARY or options.get("axis", -1) == -1
+        axes = (-1, 1 + len(task.positions))  # Two names of the last one.
+        last = readers is _BINARY or options.get("axis", -1) in axes
         reads = is_one_of(function, readers) and last
     if not reads or options.get("from_logits"):
         return None

@@ -53,6 +53,16 @@ def test_noise_is_of_its_size_and_leaves_no_trace(pair, relative):
     assert same_bits(before, weights_of(model))
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_a_quantized_model_is_refused(mode):
+    """Its kernels are integers, which noise on the others would leave alone."""
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, "softmax")])
+    model.quantize(mode)
+    with pytest.raises(ValueError, match="quantized layers"):
+        analysis.flat_minima({"a": model}, np.ones((4, 8)), np.zeros(4))
+
+
 def test_frozen_weights_get_the_same_noise():
     def noisy(freeze):
         keras.utils.set_random_seed(4)

@@ -31,6 +31,16 @@ FAMILIES = [
 ]
 
 
+class PaddingMasked(layers.Layer):
+    """Masks steps of zeros, without saying so in a name that is known."""
+
+    def call(self, inputs):
+        return inputs + 0.0
+
+    def compute_mask(self, inputs, previous_mask=None):
+        return keras.ops.any(keras.ops.not_equal(inputs, 0.0), axis=-1)
+
+
 def wrap(base, taps, **kwargs):
     return ksd.SelfDistiller(base, taps, "deep_supervision", head="linear", **kwargs)
 
@@ -242,6 +252,36 @@ def test_an_exit_that_reads_the_whole_base_cannot_stop_early():
     model = ksd.SelfDistiller(base, ["out_1"], "byot", head=TopDown())
     with pytest.raises(ValueError, match=r"beyond its tap(.|\n)*'out_1'"):
         cut_sections(model.exit_graph)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("tap", ["lstm", "own"])
+def test_masks_that_come_as_an_argument_are_refused(tap):
+    """A section would get the tensor without its mask, and read the padding."""
+    steps, mask = keras.Input((6, 5)), keras.Input((6,), dtype="bool")
+    if tap == "lstm":
+        inputs = [steps, mask]
+        x = layers.LSTM(8, return_sequences=True, name="lstm")(steps, mask=mask)
+    else:
+        inputs = steps
+        x = PaddingMasked(name="own")(steps)
+    outputs = layers.Dense(3, "softmax")(layers.LSTM(8)(x))
+    model = wrap(keras.Model(inputs, outputs), [tap])
+    # The head of "own" reads the operations that compute its mask.
+    with pytest.raises(ValueError, match=r"masks time steps|beyond its tap"):
+        cut_sections(model.exit_graph)
+
+
+def test_a_mask_that_ends_before_the_cut_is_no_obstacle():
+    steps, mask = keras.Input((6, 5)), keras.Input((6,), dtype="bool")
+    x = layers.LSTM(8, name="tap")(steps, mask=mask)
+    outputs = layers.Dense(3, "softmax")(layers.Dense(8, "relu")(x))
+    base = keras.Model([steps, mask], outputs)
+    x = np.random.default_rng(0).normal(size=(4, 6, 5)).astype("float32")
+    padded = np.arange(6) < np.array([[2], [6], [4], [3]])
+    fast = ksd.EarlyExit(wrap(base, ["tap"]), thresholds=2.0).predict((x, padded))
+    expected = to_numpy(base([x, padded]))
+    np.testing.assert_allclose(fast.predictions, expected, atol=1e-5)
 
 
 @pytest.mark.once

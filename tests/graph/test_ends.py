@@ -6,6 +6,9 @@ import pytest
 from keras import layers, ops
 
 import keras_selfdistill as ksd
+from keras_selfdistill.graph.ends.base_end import find_logits
+from keras_selfdistill.graph.ends.pre_activation import LogitsOfProbabilities
+from keras_selfdistill.graph.nodes import producer
 from tests.conftest import marks_long_on, to_numpy
 
 pytestmark = marks_long_on("jax")  # XLA compiles a network for each.
@@ -158,6 +161,39 @@ def test_an_end_that_is_another_function_is_refused(name):
         ValueError, match=r"Cannot find the logits.*'softmax'\) on its logits"
     ):
         ksd.SelfDistiller(base, ["tap"], "deep_supervision", head="linear")
+
+
+class HalvedSoftmax(layers.Dense):
+    """A softmax of half of what its activation is called with."""
+
+    def call(self, inputs):
+        return keras.ops.softmax(0.5 * keras.ops.log(super().call(inputs)))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("end", ["averaged", "enlarged", "halved"])
+def test_rounding_and_many_classes_hide_no_other_function(end, policy, mixed_precision):
+    """The probabilities stand, but not those of what the activation is called with."""
+    mixed_precision(policy)
+    base = base_of(
+        *{
+            "averaged": (averaged, "image"),
+            "enlarged": (enlarged, "image"),
+            "halved": (HalvedSoftmax(300, activation="softmax"), "table"),
+        }[end]
+    )
+    found = find_logits(base)
+    assert isinstance(producer(found).operation, LogitsOfProbabilities)
+    for layer in base.layers:  # As before.
+        assert layer.dtype_policy == keras.config.dtype_policy()
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_a_recurrent_end_is_refused_in_any_precision(policy, mixed_precision):
+    mixed_precision(policy)
+    base = base_of(layers.GRU(60, activation="softmax"), "steps")
+    with pytest.raises(ValueError, match="Cannot find the logits"):
+        find_logits(base)
 
 
 def test_numbers_are_kept_where_no_activation_explains_them():

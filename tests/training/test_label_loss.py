@@ -175,7 +175,10 @@ def sparse_categorical_crossentropy(y_true, y_pred):
         (Masked(), SOFTMAX),
         (losses.MeanSquaredError(name="ce"), SOFTMAX),
         (losses.SparseCategoricalCrossentropy(from_logits=True), SOFTMAX),
-        (losses.CategoricalCrossentropy(axis=1), SOFTMAX),
+        (
+            losses.CategoricalCrossentropy(axis=1),
+            Task("multiclass", 3, "softmax", (4,)),
+        ),
         ("binary_crossentropy", SOFTMAX),
         ("categorical_crossentropy", SIGMOID),
         ("crossentropy", SIGMOID),  # Keras takes that of classes.
@@ -184,6 +187,20 @@ def sparse_categorical_crossentropy(y_true, y_pred):
 )
 def test_losses_that_read_outputs(loss, task):
     assert on_logits(as_loss(loss, task), task) is None
+
+
+@pytest.mark.parametrize("positions", [(), (4,), (4, 5)])
+def test_the_last_axis_may_be_counted_from_the_front(positions):
+    task = Task("multiclass", 3, "softmax", positions)
+    shape = (2, *positions, 3)
+    logits = 60 * np.random.default_rng(0).normal(size=shape).astype("float32")
+    labels = np.eye(3, dtype="float32")[np.zeros(shape[:-1], int)]
+    loss = losses.CategoricalCrossentropy(axis=len(shape) - 1, reduction=None)
+    found = to_numpy(on_logits(loss, task)(labels, logits))
+    away = logits - logits.max(-1, keepdims=True)
+    expected = np.log(np.exp(away.astype("float64")).sum(-1)) - away[..., 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.max() > 20  # Clipped, it would be at most 16.1.
 
 
 @pytest.mark.parametrize("loss", [ce, sparse_categorical_crossentropy, Masked()])
