@@ -255,13 +255,13 @@ def test_an_exit_that_reads_the_whole_base_cannot_stop_early():
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("tap", ["lstm", "own"])
+@pytest.mark.parametrize("tap", ["padded", "own"])
 def test_masks_that_come_as_an_argument_are_refused(tap):
     """A section would get the tensor without its mask, and read the padding."""
     steps, mask = keras.Input((6, 5)), keras.Input((6,), dtype="bool")
-    if tap == "lstm":
+    if tap == "padded":
         inputs = [steps, mask]
-        x = layers.LSTM(8, return_sequences=True, name="lstm")(steps, mask=mask)
+        x = layers.LSTM(8, return_sequences=True, name="padded")(steps, mask=mask)
     else:
         inputs = steps
         x = PaddingMasked(name="own")(steps)
