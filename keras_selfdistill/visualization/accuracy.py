@@ -60,21 +60,20 @@ def plot_accuracy_vs_compute(
             label="early exit, all thresholds",
         )
     if exits:
-        ax.plot(*zip(*exits.values(), strict=True), "o-", color=style.BLUE, ms=7)
+        ax.plot(*zip(*exits.values(), strict=True), "-", color=style.GRAY, zorder=1.5)
         ax.lines[-1].set_label("exits")
     for name, (share, accuracy) in points.items():
-        if name not in exits:
-            look = styles[name]
-            ax.plot(
-                [share],
-                [accuracy],
-                look.marker,
-                color=look.color,
-                markersize=10,
-                markerfacecolor="none",
-                markeredgewidth=2,
-                label=name,
-            )
+        look = styles[name]
+        ax.plot(
+            [share],
+            [accuracy],
+            look.marker,
+            color=look.color,
+            markersize=8 if name in exits else 10,
+            markerfacecolor=look.color if name in exits else "none",
+            markeredgewidth=2,
+            label=name,
+        )
     ax.set_xlabel("multiply-adds, as a share of the base's")
     ax.set_ylabel("accuracy")
     ax.xaxis.set_major_formatter("{x:.0%}")
@@ -83,8 +82,10 @@ def plot_accuracy_vs_compute(
     ax.set_xlim(left=0)
     style.tidy(ax)
     # Above the axes, where the legend covers no curve.
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
-    place_labels(ax, exits)
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
+    shown = [line for line in ax.lines if line.get_label() not in exits]
+    ax.legend(handles=shown, ncols=4, frameon=False, **place)
+    place_labels(ax, exits)  # In place of entries in the legend.
     return ax.figure
 
 
@@ -154,7 +155,7 @@ def _mark_thresholds(
     """Draw lines at the thresholds in use: one where all exits share it."""
     values = np.atleast_1d(np.asarray([] if chosen is None else chosen, "float64"))
     if len(set(values.tolist())) == 1:
-        marks = [("chosen", style.ORANGE, values[0])]
+        marks = [("chosen", style.exit_styles(["chosen"])["chosen"].color, values[0])]
     else:
         named = zip(exit_names, values, strict=False)
         marks = [(name, styles[name].color, value) for name, value in named]

@@ -24,8 +24,9 @@ def plot_model(model: SelfDistiller, *, ax: Axes = None) -> Figure:
     """Draw a wrapper: the base as a row of sections, heads at its taps, and exits.
 
     Percentages are multiply-adds as a fraction of the base's; the one below an exit is
-    that of its `exit_model`. Dashed arrows lead from teachers to their students. More
-    than four sections are drawn in several rows.
+    that of its `exit_model`. A tap has its exit's marker, the same in all plots. Dashed
+    arrows lead from teachers to their students. More than four sections are drawn in
+    several rows.
 
     Args:
         model: A `SelfDistiller`.
@@ -119,7 +120,9 @@ class _Drawing:
         else:
             self._arrow((tap, level), (tap, y + _HEAD + _HIGH), color)
             self._arrow((tap, y + _HEAD), (tap, bottom), color)
-            self.ax.plot([tap], [level], "o", color=color, markersize=7, zorder=4)
+            look = style.exit_styles([part.exit_name])[part.exit_name]
+            (mark,) = self.ax.plot([tap], [level], look.marker, color=look.color)
+            mark.set(label=part.exit_name, markersize=8, zorder=4)
             self._text(
                 tap,
                 y + _SECTION + _HIGH + 0.08,

@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from keras_selfdistill.utils.type_aliases import Axes, Figure
 
 # The palette of Okabe and Ito, which colour-blind readers can tell apart, too.
@@ -30,7 +28,7 @@ _PINNED = {
     "final": Style(INK, "o", "-"),
     "ensemble": Style(ORANGE, "D", "--"),
     "base": Style(INK, "o", "-"),
-    "chosen": Style(INK, "*", "--"),
+    "chosen": Style(BLUE, "*", "--"),
     **dict.fromkeys(("plain", "plain base", "trained plainly"), Style(ROSE, "s", "--")),
 }
 _EXIT_MARKERS, _OTHER_MARKERS = "^vPXdhp<>8", "X^vP"
@@ -40,28 +38,14 @@ def exit_styles(names: Iterable[str]) -> dict[str, Style]:
     """Return a style for each name: exits get darker with depth, others are in colour.
 
     Lightness and markers distinguish exits without colour, too. Exits, the ensemble and
-    the plain base have the same marker in all plots.
+    the plain base look the same in all plots, whichever other names are drawn.
 
     Example:
         >>> exit_styles(["exit_1", "final", "ensemble"])["final"]
         Style(color='#222222', marker='o', line='-')
     """
-    names = list(names)
-    exits = [name for name in names if is_exit(name) and name != "final"]
-    shades = iter(colormap("viridis_r")(np.linspace(0.12, 0.85, len(exits))))
     others = zip(itertools.cycle(("#E69F00", SKY)), itertools.cycle(_OTHER_MARKERS))
-    to_hex = module("matplotlib.colors").to_hex
-    styles = {}
-    for name in names:
-        if name in _PINNED:
-            styles[name] = _PINNED[name]
-        elif is_exit(name):
-            number = int(name.removeprefix("exit_")) - 1
-            marker = _EXIT_MARKERS[number % len(_EXIT_MARKERS)]
-            styles[name] = Style(to_hex(next(shades)), marker, "-")
-        else:
-            styles[name] = Style(*next(others), "--")
-    return styles
+    return {name: _style_by_name(name) or Style(*next(others), "--") for name in names}
 
 
 def series_styles(names: Iterable[str]) -> dict[str, Style]:
@@ -80,8 +64,20 @@ def series_styles(names: Iterable[str]) -> dict[str, Style]:
     styles = {}
     for name in names:
         line = "--" if name == names[0] else "-"  # The first is the baseline.
-        styles[name] = _PINNED.get(name) or Style(*next(looks), line)
+        styles[name] = _style_by_name(name) or Style(*next(looks), line)
     return styles
+
+
+def _style_by_name(name: str) -> Style | None:
+    """Return the style that a name has in every plot; `None` for a user's name."""
+    if name in _PINNED or not is_exit(name):
+        return _PINNED.get(name)
+    number = int(name.removeprefix("exit_"))
+    marker = _EXIT_MARKERS[(number - 1) % len(_EXIT_MARKERS)]
+    # By its number alone, not by how many exits there are: towards 0.85, never there.
+    shade = 0.85 - 0.73 * 0.65 ** (number - 1)
+    color = module("matplotlib.colors").to_hex(colormap("viridis_r")(shade))
+    return Style(color, marker, "-")
 
 
 def colormap(name: str) -> Any:

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import types
 
 import keras
@@ -19,10 +20,10 @@ import pytest
 
 import keras_selfdistill as ksd
 from keras_selfdistill import analysis, visualization
-from keras_selfdistill.early_exit.thresholds.frontier import Frontier
+from keras_selfdistill.early_exit.thresholds.frontier import ExitShares, Frontier
 from keras_selfdistill.visualization import style
 from keras_selfdistill.visualization.anatomy import anatomy
-from tests.conftest import ROOT, small_base
+from tests.conftest import ROOT, make_batch, small_base
 
 pytestmark = pytest.mark.once
 
@@ -108,7 +109,8 @@ def frontier():
 def test_other_names_that_begin_like_an_exit_are_points():
     points = {"exit_2": (0.5, 0.7), "exit_2 by labels": (0.5, 0.6), "exit_x": (1, 0.5)}
     figure = visualization.plot_accuracy_vs_compute(points)
-    labels = figure.axes[0].get_legend_handles_labels()[1]
+    legend = figure.axes[0].get_legend()
+    labels = [text.get_text() for text in legend.get_texts()]
     assert labels == ["exits", "exit_2 by labels", "exit_x"]
 
 
@@ -147,6 +149,30 @@ FIGURES = {
 }
 
 
+def two_exits_apart():
+    """Of `EXITS`, and a report's picture; where exits are not the first ones drawn."""
+    points = {"exit_2": (0.6, 0.71), "final": (1.0, 0.75), "plain": (1.0, 0.73)}
+    return visualization.plot_accuracy_vs_compute(points)
+
+
+# Looked at by the library alone: the same functions with other names.
+MORE = {
+    "two_exits": two_exits_apart,
+    "noise_on_exits": lambda: analysis.FlatMinima(
+        np.array([0.0, 0.1]),
+        {name: np.array([[0.7], [0.5]]) for name in ["exit_2", "ensemble", "final"]},
+        relative=True,
+    ).plot(),
+    "gradients_of_exits": lambda: analysis.Gradients(
+        ("a", "b"), {name: np.array([1.0, 2.0]) for name in ["plain", "exit_3"]}
+    ).plot(),
+    "report": lambda: ksd.report(wrapper(), make_batch(), repeats=0, verbose=0).plot(),
+    "shares": lambda: ExitShares(
+        ("exit_2", "ensemble"), np.array([0.0, 1.0]), np.eye(2), (0.5,)
+    ).plot(),
+}
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_pictures_are_those_that_were_looked_at(name, tmp_path, monkeypatch):
     from matplotlib.testing.compare import compare_images
@@ -173,6 +199,67 @@ def test_pictures_are_those_that_were_looked_at(name, tmp_path, monkeypatch):
         shutil.copy(actual, expected)
     difference = compare_images(expected, actual, TOLERANCE)
     assert difference is None, difference
+
+
+def test_the_documentation_shows_a_picture_of_every_plot():
+    page = (ROOT / "docs" / "how_to" / "pictures.md").read_text()
+    shown = set(re.findall(r"/pictures/(\w+)\.png\)", page))
+    variants = r"_(by_exit|of_training|in_rows|dense)$"
+    assert shown == {re.sub(variants, "", name) for name in FIGURES}
+
+
+def looks_in(figure):
+    """Yield (name, colour, marker or `None`) of all that a picture names."""
+    to_hex = matplotlib.colors.to_hex
+    for ax in figure.axes:
+        for line in ax.lines:
+            if (
+                line.get_linestyle() == "--" and ": " in line.get_label()
+            ):  # A threshold.
+                yield line.get_label().split(": ")[0], to_hex(line.get_color()), None
+            elif line.get_marker() != "None":
+                yield line.get_label(), to_hex(line.get_color()), line.get_marker()
+        for area in ax.collections:
+            if not area.get_label().startswith("_"):
+                yield area.get_label(), to_hex(area.get_facecolor()[0]), None
+        names = [text.get_text() for text in ax.get_yticklabels()]
+        for bars in ax.containers:
+            if len(bars) == len(names):
+                for name, bar in zip(names, bars, strict=True):
+                    yield name, to_hex(bar.get_facecolor()), None
+
+
+def plot_functions():
+    """Return the code of every public function or method that draws."""
+    found = {getattr(visualization, name).__code__ for name in visualization.__all__}
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("keras_selfdistill."):
+            for each in vars(module).values():
+                if isinstance(each, type) and "plot" in vars(each):
+                    found.add(each.plot.__code__)
+    return found
+
+
+def test_a_name_looks_the_same_in_all_pictures():
+    called, colors, markers = set(), {}, {}
+    sys.setprofile(lambda frame, event, _: called.add(frame.f_code))
+    try:
+        figures = {name: draw() for name, draw in (FIGURES | MORE).items()}
+    finally:
+        sys.setprofile(None)
+    assert plot_functions() <= called
+    assert {each.co_name for each in called} >= {"plot", "plot_history"}
+    for picture, figure in figures.items():
+        for name, color, marker in looks_in(figure):
+            colors.setdefault(name, {}).setdefault(color, picture)
+            if marker:
+                markers.setdefault(name, {}).setdefault(marker, picture)
+    names = [*EXITS, "ensemble", "plain", "chosen"]
+    for name in names:
+        assert len(colors[name]) == 1, colors[name]
+        assert len(markers[name]) == 1, markers[name]
+    distinct = {(*colors[name], *markers[name]) for name in names}
+    assert len(distinct) == len(names)
 
 
 def check_text(size, boxes):
