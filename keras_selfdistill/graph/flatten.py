@@ -11,7 +11,12 @@ from typing import Any, TypeAlias
 import keras
 from keras import layers
 
-from keras_selfdistill.graph.nodes import input_structure, model_nodes, producer
+from keras_selfdistill.graph.nodes import (
+    GRAPH_LOCK,
+    input_structure,
+    model_nodes,
+    producer,
+)
 from keras_selfdistill.graph.shells import Renamed, WithMask
 from keras_selfdistill.graph.trace_layer import LayerGraph, holds_layers, trace_layer
 from keras_selfdistill.utils.config import is_of_keras
@@ -61,12 +66,16 @@ def flatten(model: keras.Model, taps: Collection[str] = ()) -> FlatModel:
         ['backbone/hidden', 'top']
     """
     nested = _Nested(taps)
-    known = _KNOWN.setdefault(model, {})
-    nodes, flat = known.get(nested.paths, (None, None))
-    if nodes != _all_nodes(model):  # The first time, or it was rebuilt.
-        flat = _flatten(model, nested)
-        if flat.model is not model:  # Which would keep itself alive.
-            known[nested.paths] = _all_nodes(model), flat
+    # A call is known by its index among the calls of its layer, which shifts if another
+    # thread traces the layer meanwhile and removes its own calls.
+    with GRAPH_LOCK:
+        known = _KNOWN.setdefault(model, {})
+        before, flat = known.get(nested.paths, (None, None))
+        nodes = _all_nodes(model)
+        if before != nodes:  # The first time, or it was rebuilt.
+            flat = _flatten(model, nested)
+            if flat.model is not model:  # Which would keep itself alive.
+                known[nested.paths] = nodes, flat
     return flat
 
 

@@ -335,13 +335,25 @@ def test_a_quantised_base_is_wrapped_trained_with_lora_and_loaded(tmp_path):
 
 
 @quantises
-def test_a_report_on_a_quantised_base():
+def test_a_report_on_a_quantised_base_and_its_profile():
     keras.utils.set_random_seed(6)
     base = quantised()
     x, y = batch_of(base, 8), np.arange(8) % 4
     report = ksd.report(base, (x, y))
     loss = -np.log(to_numpy(base(x))[np.arange(8), y]).mean()
     assert report["final"].loss == pytest.approx(loss, rel=1e-5)
+
+    def costs(model):
+        profile = ksd.profile(model)
+        return {name: (cost.macs, cost.unknown) for name, cost in profile.items()}
+
+    plain = base_of(dense())
+    assert costs(base) == costs(plain) == {"final": (5 * 8 + 8 * 8 + 8 * 4, ())}
+    one, other = (
+        ksd.SelfDistiller(each, ["tap"], "byot", head="linear")
+        for each in (base, plain)
+    )
+    assert costs(one) == costs(other)
 
 
 @quantises

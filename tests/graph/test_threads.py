@@ -11,6 +11,8 @@ from keras import layers
 
 import keras_selfdistill as ksd
 from keras_selfdistill.costs.counting import Count, model_macs
+from keras_selfdistill.graph.flatten import flatten
+from keras_selfdistill.graph.nodes import producer
 
 pytestmark = pytest.mark.once
 
@@ -46,8 +48,8 @@ def busy_threads():
 
 
 def run_at_once(*functions):
-    """Run functions side by side, and return what they returned or raised."""
-    results = [None] * len(functions)
+    """Run functions side by side; return what they returned, or raise what one did."""
+    results, errors = [None] * len(functions), []
     start = threading.Barrier(len(functions))
 
     def run(i, function):
@@ -55,13 +57,15 @@ def run_at_once(*functions):
         try:
             results[i] = function()
         except Exception as error:
-            results[i] = error
+            errors.append(error)
 
     threads = [threading.Thread(target=run, args=each) for each in enumerate(functions)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    for error in errors:
+        raise error  # Its traceback names the line in the thread.
     return results
 
 
@@ -90,6 +94,32 @@ def test_threads_count_wrap_and_save_the_same_layers(busy_threads):
     assert names == {"Stack", True}
     assert "__call__" not in vars(make)
     assert type(model.get_layer("stack")) is make
+
+
+def test_a_model_is_flattened_between_the_traces_of_other_threads():
+    """A trace removes its calls of a layer, and shifts the indices of later ones."""
+    flattened = []
+
+    class Interrupted(layers.Layer):
+        meanwhile = None
+
+        def call(self, x):
+            thread, self.meanwhile = self.meanwhile, None
+            if thread is not None:
+                thread.start()
+                thread.join(0.5)  # In vain, if it waits for this trace.
+            return 2 * x
+
+    interrupted = Interrupted()
+    stack = [keras.Input((8,)), layers.Dense(8, name="first"), interrupted]
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, keras.Sequential(stack, name="stack")(inputs))
+    thread = threading.Thread(target=lambda: flattened.append(flatten(model)))
+    interrupted.meanwhile = thread
+    assert model_macs(model) == Count(8 * 8)
+    thread.join()
+    first = flattened[0].calls["stack/first"]
+    assert first is producer(first).outputs[0]
 
 
 def test_a_call_in_another_thread_is_keras_own():

@@ -217,7 +217,6 @@ def test_the_inside_computes_in_the_layers_own_dtype():
     )
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("stack", "reason"),
     [
