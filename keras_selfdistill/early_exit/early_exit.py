@@ -236,9 +236,13 @@ class EarlyExit(Calibration):
         in every call of an artifact.
 
         Args:
-            path: Path of the folder, or of the `litert` file. It is written atomically,
-                and replaces only an earlier artifact of the same format or an empty
-                folder.
+            path: Path of the folder, or of the `litert` file. It replaces only an
+                earlier artifact of the same format, exactly as it was written, or an
+                empty folder or file. It is written atomically: on Linux, old and new
+                are exchanged in one step. Where the system or the file system cannot
+                exchange folders, the old one is moved away first; if the process is
+                killed at that moment, it lies in a folder `.keras_selfdistill_…` beside
+                the path, and the next export or `save` there puts it back.
             format: One of the formats above. By default `"litert"` for a path that
                 ends in `.tflite`, and `"tf_saved_model"` for others.
 
@@ -247,7 +251,8 @@ class EarlyExit(Calibration):
                 NumPy arrays (see `criteria.array_namespace`), the format does not
                 match the suffix of the path, the backend cannot write it, or the base
                 has a fixed batch size.
-            FileExistsError: Something else exists at the path.
+            FileExistsError: Something else exists at the path, or an earlier artifact
+                in which files were added, changed or removed.
         """
         limits = self._limits("export")
         graph = self._model.exit_graph

@@ -45,6 +45,19 @@ def open_regular(path: PathLike, *, follow_links: bool = True) -> BinaryIO:
         raise
 
 
+def is_regular_file(path: PathLike) -> bool:
+    """Return whether a path is a regular file, not a folder, link or device.
+
+    Example:
+        >>> is_regular_file(__file__), is_regular_file("/")
+        (True, False)
+    """
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
 def copy_regular(path: PathLike, copy: pathlib.Path) -> None:
     """Copy the content of a regular file to a path that does not exist.
 

@@ -3,6 +3,10 @@
 import dataclasses
 import importlib.util
 import json
+import os
+import py_compile
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -11,10 +15,11 @@ import numpy as np
 import pytest
 
 import keras_selfdistill as ksd
+from keras_selfdistill.early_exit.export.earlier_export import check_earlier_export
 from keras_selfdistill.early_exit.export.scored_section import ScoredSection
 from keras_selfdistill.early_exit.export.section_runner import SectionRunner
 from keras_selfdistill.early_exit.export.writers import format_of
-from tests.conftest import miss, small_base
+from tests.conftest import miss, run_python, small_base
 
 BACKEND = keras.backend.backend()
 on_tensorflow = pytest.mark.skipif(
@@ -437,40 +442,134 @@ def content(path):
     return path.read_bytes()
 
 
+def listing(path):
+    """Return what stands at a path, with the time of each last change."""
+    found = [path, *path.rglob("*")]
+    return {each: (each.stat().st_mtime_ns, each.stat().st_size) for each in found}
+
+
 @on_tensorflow
-@pytest.mark.parametrize("format", ["tf_saved_model", "onnx"])
-def test_an_export_replaces_nothing_but_its_like(trained, tmp_path, format):
-    need("onnxruntime")
-    fast = ksd.EarlyExit(trained, thresholds=0.9)
-    path = tmp_path / "model"
-    path.mkdir()  # An empty folder loses nothing.
+@pytest.mark.parametrize(
+    "format",
+    [
+        *(each for each in FORMATS if each != "openvino"),
+        pytest.param("openvino", marks=pytest.mark.long),
+    ],
+)
+def test_an_export_replaces_an_earlier_one(trained, images, tmp_path, format):
+    fast = ksd.EarlyExit(trained, thresholds=np.inf)
+    path = tmp_path / FORMATS[format]
+    # What is empty loses nothing.
+    path.touch() if format == "litert" else path.mkdir()
     fast.export(path, format)
-    fast.thresholds = 0.5
     before = content(path)
+    fast.thresholds = -np.inf
     fast.export(path, format)
     assert content(path) != before
-    assert content(path).keys() == before.keys()
-    other = next(each for each in FORMATS if each not in (format, "litert"))
-    cases = {
-        "notes.txt": lambda: (path / "notes.txt").write_text("mine"),
-        "data": lambda: (path / "data").mkdir(),
-        r"changed|not the file": lambda: next(path.rglob("*.[po][bn]*")).write_bytes(
-            b"mine"
+    _, exits, _ = answer_of(path, format, images[0][:2], fast.exit_names)
+    assert list(exits) == ["exit_1"] * 2
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@on_tensorflow
+def test_a_folder_whose_runner_was_imported_is_replaced(trained, tmp_path):
+    need("onnxruntime")
+    fast = ksd.EarlyExit(trained, thresholds=0.9)
+    path = tmp_path / "sections"
+    fast.export(path, "onnx")
+    py_compile.compile(str(path / "section_runner.py"))
+    assert (path / "__pycache__").is_dir()
+    fast.export(path, "onnx")
+    assert not (path / "__pycache__").exists()
+
+
+def edit(path):
+    """Add a line to a file, as with an editor."""
+    path.write_bytes(path.read_bytes() + b"# mine\n")
+
+
+def grow(path):
+    """Add a byte in the middle of a file."""
+    found = path.read_bytes()
+    path.write_bytes(found[: len(found) // 2] + b"x" + found[len(found) // 2 :])
+
+
+def set_in_json(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+# What somebody does to an export, and what the error then names.
+EDITS = {
+    "tf_saved_model": {
+        "notes.txt": lambda path: (path / "notes.txt").write_text("mine"),
+        "data": lambda path: (path / "assets" / "data").mkdir(),
+        "__pycache__": lambda path: (path / "__pycache__").mkdir(),
+        "saved_model.pb": lambda path: grow(path / "saved_model.pb"),
+        "fingerprint.pb": lambda path: (path / "fingerprint.pb").unlink(),
+        "early_exit.json": lambda path: edit(path / "early_exit.json"),
+        "note.*|early_exit.json": lambda path: set_in_json(
+            path / "early_exit.json", note="mine"
         ),
-    }
-    kept = content(path)
-    for hint, put in cases.items():
-        put()
-        now = content(path)
+        "not as an export writes it": lambda path: deep_json(path / "early_exit.json"),
+        "a folder of 'assets'": lambda path: pipe(path / "early_exit.json"),
+    },
+    "onnx": {
+        "section_2.onnx": lambda path: grow(path / "section_2.onnx"),
+        "section_runner.py": lambda path: edit(path / "section_runner.py"),
+        "manifest.json": lambda path: set_in_json(
+            path / "manifest.json", thresholds=[0.1, 0.2]
+        ),
+        "__pycache__/mine.py": lambda path: (
+            (path / "__pycache__").mkdir()
+            or (path / "__pycache__" / "mine.py").write_text("mine")
+        ),
+    },
+    "litert": {
+        "changed or removed: 'model'": grow,
+        "the end of an earlier export": edit,
+        "no export wrote": lambda path: path.write_bytes(
+            path.read_bytes()[: path.read_bytes().rindex(b"PK\x03\x04")]
+        ),
+        "no export": lambda path: path.write_bytes(b"\x1c\0\0\0TFL3" + bytes(100)),
+    },
+}
+
+
+def deep_json(path):
+    path.write_text("[" * 100_000 + "]" * 100_000)
+
+
+def pipe(path):
+    """Put a pipe there, which to read would wait for ever."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def copied(source, path):
+    shutil.copytree(source, path) if source.is_dir() else shutil.copy(source, path)
+
+
+@on_tensorflow
+@pytest.mark.parametrize("format", EDITS)
+def test_an_export_that_somebody_changed_stays(trained, tmp_path, format):
+    need("onnxruntime")
+    fast = ksd.EarlyExit(trained, thresholds=0.9)
+    fast.export(tmp_path / FORMATS[format], format)
+    for i, (hint, change) in enumerate(EDITS[format].items()):
+        path = tmp_path / str(i) / FORMATS[format]
+        path.parent.mkdir()
+        copied(tmp_path / FORMATS[format], path)
+        check_earlier_export(format)(path)
+        change(path)
+        before = listing(path)
         with pytest.raises(FileExistsError, match=hint) as error:
             fast.export(path, format)
         assert str(path) in str(error.value)
-        assert content(path) == now
-        for name in now.keys() - kept.keys():
-            (path / name).unlink() if (path / name).is_file() else (path / name).rmdir()
-    with pytest.raises(FileExistsError, match=r"folder of|export of format"):
-        fast.export(path, other)
-    assert [each.name for each in tmp_path.iterdir()] == ["model"]
+        assert listing(path) == before
+    other = "openvino" if format == "onnx" else "onnx"
+    if format != "litert":
+        with pytest.raises(FileExistsError, match=f"export of format '{format}'"):
+            fast.export(tmp_path / FORMATS[format], other)
 
 
 @on_tensorflow
@@ -499,6 +598,42 @@ def test_what_a_user_has_there_stays(trained, tmp_path, format, monkeypatch):
             fast.export(path, format)
     assert (content(tmp_path / "files"), content(project)) == before
     assert link.is_symlink()
+
+
+_KILLED = """
+import os, signal, sys
+import keras_selfdistill as ksd
+from keras_selfdistill.early_exit.export import writers
+from tests.conftest import small_base
+model = ksd.SelfDistiller(small_base(), ["stem_relu"], "byot")
+fast = ksd.EarlyExit(model, thresholds=0.0)
+fast.export(sys.argv[1], sys.argv[2])
+write_list = writers.write_list
+def die(*arguments):
+    write_list(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+writers.write_list = die
+fast.thresholds = 1e3
+fast.export(sys.argv[1], sys.argv[2])
+"""
+
+
+@on_tensorflow
+@pytest.mark.process
+@pytest.mark.long
+@pytest.mark.parametrize("format", ["tf_saved_model", "onnx"])
+def test_a_killed_export_leaves_the_earlier_one(trained, images, tmp_path, format):
+    path = tmp_path / "model"
+    killed = run_python("-c", _KILLED, path, format, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    _, exits, _ = answer_of(path, format, images[0][:2], ["exit_1", "final"])
+    assert list(exits) == ["exit_1"] * 2
+    before = content(path)
+    (left,) = (each for each in tmp_path.iterdir() if each != path)
+    assert content(left)["new"]["model"].keys() == before.keys()  # Complete.
+    ksd.EarlyExit(trained, thresholds=0.5).export(path, format)
+    assert content(path) != before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @on_tensorflow

@@ -21,8 +21,9 @@ from keras_selfdistill.early_exit.export.deciding import (
     single_function,
 )
 from keras_selfdistill.early_exit.export.earlier_export import (
+    attach_list,
     check_earlier_export,
-    write_saved_model_manifest,
+    write_list,
 )
 from keras_selfdistill.early_exit.export.scored_section import ScoredSection
 from keras_selfdistill.files.atomic import replacing
@@ -57,8 +58,8 @@ def export_sections(
     """Write an artifact of an early-exit network, atomically.
 
     Args:
-        path: Path of the file (`litert`) or the folder; replaces only an earlier
-            artifact of the same format.
+        path: Path of the file (`litert`) or the folder; replaces only an earlier,
+            unchanged artifact of the same format.
         sections: Sections of the network, shallow to deep.
         inputs: Symbolic inputs of the first section, in its order.
         exits: Names of the exits, shallow to deep.
@@ -159,7 +160,7 @@ def _write_saved_model(
     )
     signatures = {"serving_default": module.serve, "exit_names": module.exit_names}
     tf.saved_model.save(module, str(path), signatures=signatures)
-    write_saved_model_manifest(path)
+    write_list(path, "tf_saved_model")
 
 
 def _write_litert(
@@ -176,7 +177,7 @@ def _write_litert(
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [module.serve.get_concrete_function()], module
     )
-    path.write_bytes(converter.convert())
+    attach_list(converter.convert(), path)
 
 
 def _folder_writer(runtime: str, suffix: str) -> Callable[..., None]:
@@ -216,6 +217,7 @@ def _folder_writer(runtime: str, suffix: str) -> Callable[..., None]:
         if runtime == "onnx" and importlib.util.find_spec("onnxruntime"):
             section_runner.SectionRunner(path)
         shutil.copy(section_runner.__file__, path / "section_runner.py")
+        write_list(path, runtime)
 
     return write
 
