@@ -53,16 +53,26 @@ class _TensorFunctions:
     def argmax(
         self, x: Tensor, axis: int | None = None, keepdims: bool = False
     ) -> Tensor:
-        # Keras tells -0.0 from 0.0 by the bits of floats, which neither ONNX nor LiteRT
-        # nor OpenVINO has an operation for. Of integers it does not.
-        largest = keras.ops.max(x, axis=axis, keepdims=True)
-        is_largest = keras.ops.cast(keras.ops.equal(x, largest), "int32")
-        return keras.ops.argmax(is_largest, axis=axis, keepdims=keepdims)
+        return self._first_of(x, keras.ops.max, axis, keepdims)
 
     def argmin(
         self, x: Tensor, axis: int | None = None, keepdims: bool = False
     ) -> Tensor:
-        return self.argmax(-x, axis=axis, keepdims=keepdims)
+        return self._first_of(x, keras.ops.min, axis, keepdims)
+
+    def _first_of(
+        self,
+        x: Tensor,
+        extreme: Callable[..., Tensor],
+        axis: int | None,
+        keepdims: bool,
+    ) -> Tensor:
+        # Keras tells -0.0 from 0.0 by the bits of floats, which neither ONNX nor LiteRT
+        # nor OpenVINO has an operation for. Of integers it does not.
+        found = keras.ops.equal(x, extreme(x, axis=axis, keepdims=True))
+        return keras.ops.argmax(
+            keras.ops.cast(found, "int32"), axis=axis, keepdims=keepdims
+        )
 
 
 _TENSOR_FUNCTIONS = _TensorFunctions()

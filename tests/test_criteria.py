@@ -1,5 +1,7 @@
 """Criteria, on arrays and tensors, against formulas of one row at a time."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -56,9 +58,11 @@ def test_the_namespace_is_that_of_the_array():
     xp = criteria.array_namespace(keras.ops.ones((2, 3)))
     assert xp.sort is keras.ops.sort
     random = np.random.default_rng(0)
-    rows = random.integers(-2, 2, (50, 6)).astype("float32")  # Of many equal numbers.
-    for name in ("argmax", "argmin"):
-        for options in ({}, {"axis": 0}, {"axis": -1}, {"axis": -1, "keepdims": True}):
-            found = getattr(xp, name)(keras.ops.convert_to_tensor(rows), **options)
-            expected = getattr(np, name)(rows, **options)
+    rows = random.integers(-2, 2, (50, 6))  # Of many equal numbers.
+    axes = ({}, {"axis": 0}, {"axis": -1}, {"axis": -1, "keepdims": True})
+    for dtype in ("float32", "int32", "uint8", "bool"):
+        for name, options in itertools.product(("argmax", "argmin"), axes):
+            typed = rows.astype(dtype)
+            found = getattr(xp, name)(keras.ops.convert_to_tensor(typed), **options)
+            expected = getattr(np, name)(typed, **options)
             np.testing.assert_array_equal(to_numpy(found), expected)

@@ -343,6 +343,8 @@ def test_a_folder_of_sections(trained, images, tmp_path, format, name):
     parts = [runner(image[None]) for image in images[0]]
     check(fast, images[0], [np.concatenate(each) for each in zip(*parts, strict=True)])
     check(fast, images[0], runner(images[0]))
+    for some, none in zip(runner(images[0]), runner(images[0][:0]), strict=True):
+        assert (none.shape, none.dtype) == ((0, *some.shape[1:]), some.dtype)
 
 
 @on_tensorflow

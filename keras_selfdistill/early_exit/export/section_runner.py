@@ -48,8 +48,11 @@ class SectionRunner:
         Returns:
             Arrays of shapes `(batch, classes)`, `(batch,)` and `(batch,)`.
         """
-        rows = np.arange(len(inputs[0]))
         tensors = [np.asarray(each) for each in inputs]
+        if not len(tensors[0]):  # Runtimes need samples, also to tell the shapes.
+            sample = [np.zeros((1, *each.shape[1:]), each.dtype) for each in tensors]
+            return tuple(each[:0] for each in self(*sample))
+        rows = np.arange(len(tensors[0]))
         parts = []
         for i, section in enumerate(self._sections):
             if not len(rows):
