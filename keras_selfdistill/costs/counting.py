@@ -52,6 +52,24 @@ class Count(NamedTuple):
         return cls(sum(count.macs for count in counts), tuple(names))
 
 
+def macs_ratio(count: Count, of_base: Count) -> float:
+    """Return the multiply-adds of a count as a fraction of the base's.
+
+    NaN if a part of either is unknown, or if the base has no multiply-adds.
+
+    Example:
+        >>> macs_ratio(Count(1), Count(4)), macs_ratio(Count(1), Count(4, ("fourier",)))
+        (0.25, nan)
+        >>> macs_ratio(Count(1), Count(0))
+        nan
+    """
+    if count == of_base and of_base.macs:
+        return 1.0  # Also if both have the same unknown layers.
+    if count.unknown or of_base.unknown or not of_base.macs:
+        return math.nan
+    return count.macs / of_base.macs
+
+
 def model_macs(model: keras.Model, shapes: Shapes | None = None) -> Count:
     """Return a functional model's multiply-adds and its unknown layers.
 

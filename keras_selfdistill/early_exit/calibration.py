@@ -109,7 +109,7 @@ class Calibration:
 
         Raises:
             ValueError: The number of goals is not one, no thresholds reach the goal,
-                or the goal needs costs that are unknown; the data does not fit the
+                or the goal needs costs that are missing; the data does not fit the
                 base; or there are fewer than 12 samples and no guarantee.
         """
         goal = ThresholdGoal(
@@ -140,7 +140,7 @@ class Calibration:
                 `calibrate`.
 
         Raises:
-            ValueError: `calibrate` was not called, or costs are unknown.
+            ValueError: `calibrate` was not called, or costs are missing.
         """
         self._check_costs("frontier()")
         outcomes = self._calibrated("Call calibrate(x, y, ...) first.")
@@ -200,19 +200,27 @@ class Calibration:
             )
         return self._thresholds
 
-    def _unknown_costs(self) -> str:
+    def _missing_costs(self) -> str:
+        """Return why costs are missing, and what to do."""
+        reason = (
+            "The cost of exits is not defined, because the base has no multiply-adds "
+            "of which it could be a fraction. Choose "
+        )
+        if self._cascade.unknown:
+            reason = (
+                "The cost of exits is unknown, because the multiply-adds of some "
+                f"layers are: {', '.join(self._cascade.unknown)}. Register them with "
+                "keras_selfdistill.register_macs before creating EarlyExit, or choose "
+            )
         return (
-            "The cost of exits is unknown, because the multiply-adds of some layers "
-            f"are: {', '.join(self._cascade.unknown)}. Register them with "
-            "keras_selfdistill.register_macs before creating EarlyExit, or "
-            "choose an exit by its latency: keras_selfdistill.pick_exit(model, "
+            f"{reason}an exit by its latency: keras_selfdistill.pick_exit(model, "
             "max_latency_ms=..., sample=x[:1])."
         )
 
     def _check_costs(self, argument: str) -> None:
-        if self._cascade.unknown:
+        if self._cascade.lacks_costs:
             raise ValueError(
-                f"{self._unknown_costs()} Received: {argument}, which needs costs. "
+                f"{self._missing_costs()} Received: {argument}, which needs costs. "
                 "Expected: max_accuracy_drop= or target_accuracy=, with thresholds "
                 "that all exits share."
             )

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_selfdistill.backend.compiled import CompiledModel
-from keras_selfdistill.costs.counting import Count, model_macs
+from keras_selfdistill.costs.counting import Count, macs_ratio, model_macs
 from keras_selfdistill.costs.input_shapes import nominal_shapes
 from keras_selfdistill.criteria import Memory
 from keras_selfdistill.early_exit.scheduler import Chunk, bucket_sizes, run_sections
@@ -48,7 +48,7 @@ class Cascade:
 
     Attributes:
         costs: Multiply-adds of a sample as a fraction of the base's, by the index of
-            its exit, shape `(exits,)`; NaN if unknown.
+            its exit, shape `(exits,)`; NaN if unknown, or if the base has none.
         unknown: Names of the layers whose cost is unknown.
 
     Raises:
@@ -62,8 +62,8 @@ class Cascade:
         of_base = model_macs(graph.flat.model, shapes)
         names = Count.total([*sections, of_base]).unknown
         self.unknown = tuple(dict.fromkeys(names))
-        spent = np.cumsum([_known(each) for each in sections])
-        self.costs = spent / np.maximum(1.0, _known(of_base))
+        spent = [Count.total(sections[:end]) for end in range(1, len(sections) + 1)]
+        self.costs = np.array([macs_ratio(each, of_base) for each in spent])
         self._scorer = scorer
         self._classes = graph.task.units
         self._sections = [CompiledModel(section) for section in models]
@@ -71,6 +71,11 @@ class Cascade:
         self._inputs = {places[id(tensor)]: tensor for tensor in models[0].inputs}
         self._adapter = DataAdapter(graph.base)
         self._fixed_batch_size = _fixed_batch_size(graph.base)
+
+    @property
+    def lacks_costs(self) -> bool:
+        """Whether the cost of some exit is not known as a fraction of the base's."""
+        return bool(np.isnan(self.costs).any())
 
     @property
     def compile_count(self) -> int:
@@ -200,11 +205,6 @@ def _fixed_batch_size(base: keras.Model) -> int | None:
             "each, as in keras.Input(shape=...)."
         )
     return sizes.pop() if sizes else None
-
-
-def _known(count: Count) -> float:
-    """Return the multiply-adds of a count, NaN if a part of it is unknown."""
-    return np.nan if count.unknown else float(count.macs)
 
 
 def _in_order(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:

@@ -82,8 +82,8 @@ class EarlyExit(Calibration):
             exits=len(graph.exits),
         )
         self._cascade = Cascade(graph, self._scorer)
-        if self._cascade.unknown:
-            logging.warning("%s", self._unknown_costs())
+        if self._cascade.lacks_costs:
+            logging.warning("%s", self._missing_costs())
         super().__init__(thresholds)
 
     @property
@@ -95,7 +95,8 @@ class EarlyExit(Calibration):
     def macs_ratios(self) -> dict[str, float]:
         """Multiply-adds of a sample as a fraction of the base's, by its exit.
 
-        NaN if unknown; register the cost of layers with `register_macs`.
+        NaN if unknown; register the cost of layers with `register_macs`. Also NaN if
+        the base has no multiply-adds.
         """
         costs = map(float, self._cascade.costs)
         return dict(zip(self.exit_names, costs, strict=True))
@@ -147,9 +148,8 @@ class EarlyExit(Calibration):
 
         Returns:
             `accuracy`, `macs_ratio` (multiply-adds as a fraction of the base's, NaN
-            if the cost of a layer is unknown), and
-            for each of `exit_names` the number of samples that exit there, such as
-            `exit_1_samples`, in this order.
+            where `macs_ratios` is), and for each of `exit_names` the number of samples
+            that exit there, such as `exit_1_samples`, in this order.
 
         Raises:
             ValueError: There are no thresholds, samples or labels, or the data does

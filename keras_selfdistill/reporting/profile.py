@@ -10,6 +10,7 @@ from keras_selfdistill.costs.counting import (
     Count,
     Shapes,
     macs_by_node,
+    macs_ratio,
     model_macs,
 )
 from keras_selfdistill.costs.input_shapes import given_shapes
@@ -108,6 +109,9 @@ def _profile_exits(model: SelfDistiller, shapes: Shapes) -> Profile:
     nodes = graph_nodes(graph.base.inputs, ends)
     numbers = exit_sections(graph, nodes, ["output"])
     section = {node: model.exit_names[number] for node, number in numbers.items()}
+    for node in nodes:
+        if node.is_input:  # One that the base does not use is passed to exit 1, too.
+            section.setdefault(node, model.exit_names[0])
     counts = macs_by_node(nodes, shapes)
     rows = _layer_costs(counts, section, graph.flat.calls)
     sections = {}
@@ -121,21 +125,6 @@ def _profile_exits(model: SelfDistiller, shapes: Shapes) -> Profile:
 
 def _as_cost(parameters: int, count: Count, of_base: Count) -> Cost:
     return Cost(parameters, count.macs, macs_ratio(count, of_base), count.unknown)
-
-
-def macs_ratio(cost: Cost | Count, of_base: Cost | Count) -> float:
-    """Return one cost as a fraction of another, NaN if it is unknown.
-
-    Example:
-        >>> macs_ratio(Count(1), Count(4)), macs_ratio(Count(1), Count(4, ("fourier",)))
-        (0.25, nan)
-    """
-    alike = cost.unknown == of_base.unknown
-    if alike and cost.macs == of_base.macs > 0:
-        return 1.0  # Also if both have the same unknown layers.
-    if cost.unknown or of_base.unknown or not of_base.macs:
-        return math.nan
-    return cost.macs / of_base.macs
 
 
 def _layer_costs(

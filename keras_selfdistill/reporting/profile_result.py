@@ -14,7 +14,8 @@ class Cost:
     Args:
         parameters: Number of weights, trainable or frozen.
         macs: Multiply-adds for one sample of the layers whose cost is known.
-        macs_ratio: Multiply-adds as a fraction of the base's; NaN if unknown.
+        macs_ratio: Multiply-adds as a fraction of the base's; NaN if unknown, or if
+            the base has none.
         unknown: Names of the layers whose cost is unknown.
     """
 
@@ -113,12 +114,14 @@ class Profile(Mapping[str, Cost]):
 
 def _costs_table(costs: Mapping[str, Cost], heading: str) -> Table:
     headings = [heading, "parameters", "multiply-adds", "share"]
+    any_unknown = any(cost.unknown for cost in costs.values())
+    missing = "unknown" if any_unknown else "undefined"  # A base without any.
     rows = [
         [
             name,
             compact(cost.parameters),
             ("at least " if cost.unknown else "") + compact(cost.macs),
-            "unknown" if math.isnan(cost.macs_ratio) else f"{cost.macs_ratio:.1%}",
+            missing if math.isnan(cost.macs_ratio) else f"{cost.macs_ratio:.1%}",
         ]
         for name, cost in costs.items()
     ]

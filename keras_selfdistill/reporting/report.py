@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 
 from keras_selfdistill import heads
+from keras_selfdistill.costs.counting import Count, macs_ratio
 from keras_selfdistill.costs.input_shapes import shapes_of
 from keras_selfdistill.evaluation.data_adapter import DataAdapter
 from keras_selfdistill.evaluation.quality import BatchPredictions, Sums, flat_labels
@@ -21,7 +22,7 @@ from keras_selfdistill.reporting.evaluated_model import (
     evaluated_model,
 )
 from keras_selfdistill.reporting.latency import WARM_UP, median_milliseconds
-from keras_selfdistill.reporting.profile import Cost, Profile, macs_ratio, profile_at
+from keras_selfdistill.reporting.profile import Cost, Profile, profile_at
 from keras_selfdistill.reporting.report_result import PLAIN, Report, Row
 from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.utils.type_aliases import Data
@@ -234,7 +235,7 @@ def _cost(
         keys = ("parameters", "macs", "macs_ratio", "bytes")
         return {**dict.fromkeys(keys), "unknown": ()}
     cost = costs[name]
-    ratio = macs_ratio(cost, of_base)
+    ratio = macs_ratio(*(Count(each.macs, each.unknown) for each in (cost, of_base)))
     return {
         "parameters": cost.parameters,
         "macs": cost.macs,

@@ -172,6 +172,11 @@ class SelfDistiller(SavedWrapper, Trainer):
         return self._head
 
     @property
+    def distillation_losses(self) -> list[DistillationLoss]:
+        """Losses of `keras.distillation` between each exit and its teachers."""
+        return [pair.loss for pair in self._given.pair_losses]
+
+    @property
     def task(self) -> str:
         """Name of the task of the base, such as `"multiclass"`."""
         return self.exit_graph.task.name

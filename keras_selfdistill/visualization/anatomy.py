@@ -110,9 +110,12 @@ def _costs(
     sections: list[int | None] = [0] * len(outputs)
     heads: list[int | None] = [0] * len(outputs)
     for node in nodes:
-        totals, number = heads, users[node][-1]
         if node in in_section:
             totals, number = sections, in_section[node]
+        elif users[node]:
+            totals, number = heads, users[node][-1]
+        else:
+            continue  # An input that the base does not use.
         total, count = totals[number], counts[node]
         if total is None or count.unknown:
             totals[number] = None
@@ -124,9 +127,10 @@ def _costs(
 def _teachers(model: SelfDistiller) -> dict[str, tuple[str, ...]]:
     """Return the names of the exits that each exit learns from."""
     recipe, names = model.recipe.at(0), model.exit_names
+    all_learn = bool(model.distillation_losses)
     return {
         name: tuple(recipe.teachers_of(name, names))
-        if is_used(weights.soft_target) or is_used(weights.hint)
+        if all_learn or is_used(weights.soft_target) or is_used(weights.hint)
         else ()
         for name, weights in recipe.weights(names).items()
     }

@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 import keras_selfdistill as ksd
-from keras_selfdistill.reporting.profile import macs_ratio
+from keras_selfdistill.costs.counting import Count, macs_ratio
 
 pytestmark = pytest.mark.once
 X = np.random.default_rng(0).normal(size=(60, 6)).astype("float32")
@@ -136,16 +136,38 @@ def test_profile_and_report_tell_no_share_that_is_not_known(place):
 
 
 def test_shares_of_counts():
-    class Cost(tuple):
-        macs = property(lambda self: self[0])
-        unknown = property(lambda self: self[1])
-
-    share = lambda one, other: macs_ratio(Cost(one), Cost(other))  # noqa: E731
+    share = lambda one, other: macs_ratio(Count(*one), Count(*other))  # noqa: E731
     assert share((2, ()), (8, ())) == 0.25
     assert share((8, ("fft",)), (8, ("fft",))) == 1.0
     assert math.isnan(share((8, ()), (8, ("fft",))))
     assert math.isnan(share((4, ("fft",)), (8, ("fft",))))
     assert math.isnan(share((0, ()), (0, ())))
+    assert math.isnan(share((2, ()), (0, ())))
+
+
+def test_no_share_is_made_up_of_a_base_without_multiply_adds(caplog):
+    inputs = keras.Input((6,))
+    x = layers.ReLU(name="tap")(inputs)
+    x = layers.Reshape((3, 2))(x)
+    x = layers.BatchNormalization()(layers.GlobalMaxPooling1D()(x))
+    base = keras.Model(inputs, layers.Softmax()(x))
+    model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
+    cost = ksd.profile(model)
+    assert cost["final"].macs == 0 < cost["exit_1"].macs
+    assert all(math.isnan(each.macs_ratio) for each in cost.values())
+    assert "undefined" in cost.render()
+    assert "unknown" not in cost.render()
+    assert (
+        ksd.report(model, (X, Y % 2), repeats=0, verbose=0)["final"].macs_ratio is None
+    )
+    with caplog.at_level(logging.WARNING):
+        fast = ksd.EarlyExit(model)
+    assert "the base has no multiply-adds" in caplog.text
+    fast.calibrate(X, Y % 2, max_accuracy_drop=0.05)
+    assert fast.calibration.accuracy >= fast.calibration.base_accuracy - 0.05
+    assert all(map(math.isnan, fast.macs_ratios.values()))
+    with pytest.raises(ValueError, match=r"no multiply-adds.*Received: macs_budget"):
+        fast.calibrate(macs_budget=0.5)
 
 
 def test_a_head_is_not_narrowed_for_a_base_of_unknown_cost(caplog):

@@ -34,9 +34,9 @@ EXITS = ["exit_1", "exit_2", "exit_3", "final"]
 TOLERANCE = 2.5
 
 
-def wrapper(taps=("stem_relu", "out_1"), recipe="byot", base=None):
+def wrapper(taps=("stem_relu", "out_1"), recipe="byot", base=None, **options):
     keras.utils.set_random_seed(1)
-    return ksd.SelfDistiller(base or small_base(), list(taps), recipe)
+    return ksd.SelfDistiller(base or small_base(), list(taps), recipe, **options)
 
 
 def accuracy_vs_compute():
@@ -346,6 +346,28 @@ def test_who_teaches_is_drawn_of_a_recipe_with_a_schedule():
     alpha = keras.optimizers.schedules.PolynomialDecay(0.3, 10, 0.0)
     found = anatomy(wrapper(recipe=ksd.recipes.BYOT(alpha=alpha)))
     assert [part.teachers for part in found.parts] == [("final",)] * 2 + [()]
+
+
+def test_a_loss_of_keras_distillation_teaches_every_exit():
+    loss = keras.distillation.FeatureDistillation("mse")
+    model = wrapper(recipe="deep_supervision", distillation_losses=[loss])
+    assert model.distillation_losses == [loss]
+    taught = [part.teachers for part in anatomy(model).parts]
+    assert taught == [("final",)] * 2 + [()]
+
+
+def test_an_input_that_the_base_does_not_use_is_drawn_and_counted():
+    used, unused = keras.Input((4,), name="used"), keras.Input((3,), name="unused")
+    x = keras.layers.Dense(5, "relu", name="tap")(used)
+    outputs = keras.layers.Dense(2, "softmax")(keras.layers.Dense(6, "relu")(x))
+    base = keras.Model([used, unused], outputs)
+    model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
+    found = anatomy(model)
+    assert [part.section for part in found.parts] == [4 * 5, 5 * 6 + 6 * 2]
+    assert [part.head for part in found.parts] == [5 * 6 + 6 * 2, 0]
+    visualization.plot_model(model)
+    sections = {row.name: row.section for row in ksd.profile(model).layers}
+    assert sections["unused"] == sections["used"] == "exit_1"
 
 
 @pytest.mark.parametrize("recipe", ["byot", "deep_supervision"])
