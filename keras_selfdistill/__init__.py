@@ -14,7 +14,7 @@ from keras_selfdistill import (
 )
 from keras_selfdistill.costs.layer_rules import register_macs
 from keras_selfdistill.early_exit.early_exit import EarlyExit
-from keras_selfdistill.exits.placement import suggest_taps
+from keras_selfdistill.exits.suggestion import suggest_taps
 from keras_selfdistill.files.archive import RefusedFileError, load_model
 from keras_selfdistill.reporting.compare import compare
 from keras_selfdistill.reporting.latency import pick_exit

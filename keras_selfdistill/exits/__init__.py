@@ -10,4 +10,5 @@ __all__ = [
     "named_taps",
     "placement",
     "sections",
+    "suggestion",
 ]

@@ -155,7 +155,7 @@ def _attach(
     names = exit_names(len(chosen))
     _check_names(flat.model, names)
     by_exit = dict(zip(names[:-1], chosen.values(), strict=True))
-    target = _target(end, flat.calls)
+    target = head_target(end, flat.calls)
     if head is None:
         own = head_for_taps(recipe.head, list(chosen.values()), target)
         head, features = features_within_budget(
@@ -258,7 +258,13 @@ def _full_precision(output: SymbolicTensor) -> str:
     return "float64" if output.dtype == "float64" else "float32"
 
 
-def _target(end: BaseEnd, calls: Mapping[str, SymbolicTensor]) -> Target:
+def head_target(end: BaseEnd, calls: Mapping[str, SymbolicTensor]) -> Target:
+    """Return what heads of a flattened base's exits lead to.
+
+    Args:
+        end: The end of the base.
+        calls: Symbolic outputs by the names of their layers.
+    """
     mask = calls.get("padding_mask")
     channels_last = end.data_format == "channels_last"
     shape = tuple(end.last_spatial.shape) if end.last_spatial is not None else ()

@@ -53,20 +53,59 @@ def features_within_budget(
     of_base = _known_macs(base) if head.narrower() is not None else None
     if of_base is None:
         return head, head.features(taps, target)
-    affordable = MACS_BUDGET * of_base
-    trials = _trials(base, head, taps, target, classes)
-    tried = [next(trials)]
-    while tried[-1].macs > affordable:
-        narrower = next(trials, None)
-        if narrower is None:
-            break
-        tried.append(narrower)
-    chosen = tried[-1] if tried[-1].macs <= affordable else tried[0]
+    tried = _tried(base, head, taps, target, classes, MACS_BUDGET * of_base)
+    chosen = tried[-1]
     if chosen is not tried[0]:
         _log(base, of_base, tried)
     random.setstate(chosen.seeds)
     give_values(chosen.variables)
     return chosen.head, chosen.features
+
+
+def head_within_budget(
+    base: keras.Model,
+    head: Head,
+    taps: Mapping[str, SymbolicTensor],
+    target: Target,
+    classes: int,
+) -> Head:
+    """Return the head that `features_within_budget` chooses; no random number is drawn.
+
+    Call this within `unrecorded(base)`, too.
+
+    Args:
+        base: Functional classifier.
+        head: The recipe's own head.
+        taps: Symbolic taps by exit name.
+        target: The end of the base.
+        classes: Number of units of each exit's logits.
+    """
+    of_base = _known_macs(base) if head.narrower() is not None else None
+    if of_base is None:
+        return head
+    seeds = random.getstate()
+    tried = _tried(base, head, taps, target, classes, MACS_BUDGET * of_base)
+    random.setstate(seeds)
+    return tried[-1].head
+
+
+def _tried(
+    base: keras.Model,
+    head: Head,
+    taps: Mapping[str, SymbolicTensor],
+    target: Target,
+    classes: int,
+    affordable: float,
+) -> "list[_Trial]":
+    """Return the heads that were built: first the recipe's own, last the chosen one."""
+    tried: list[_Trial] = []
+    for trial in _trials(base, head, taps, target, classes):
+        tried.append(trial)
+        if trial.macs <= affordable:
+            return tried
+        if math.isnan(trial.macs):
+            break
+    return tried[:1]
 
 
 class _Trial(NamedTuple):

@@ -11,19 +11,13 @@ from absl import logging
 from keras_selfdistill.costs.counting import Count, macs_by_node
 from keras_selfdistill.costs.input_shapes import nominal_shapes
 from keras_selfdistill.exits.block_ends import BlockEnd, block_ends
-from keras_selfdistill.graph.ends.base_end import BaseEnd, find_base_end
+from keras_selfdistill.graph.ends.base_end import BaseEnd
 from keras_selfdistill.graph.flatten import FlatModel, flatten
 from keras_selfdistill.graph.layout import data_format_of
-from keras_selfdistill.graph.nodes import (
-    check_functional,
-    model_nodes,
-    producer,
-    unrecorded,
-)
+from keras_selfdistill.graph.nodes import model_nodes, producer
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.graph.trace_layer import holds_layers
 from keras_selfdistill.utils.config import is_of_keras
-from keras_selfdistill.utils.table import Table
 from keras_selfdistill.utils.type_aliases import Node, Shape, SymbolicTensor
 
 # The penalty of two neighbouring taps of equal resolution, in steps between targets.
@@ -47,74 +41,6 @@ class Tap:
     name: str
     shape: Shape
     macs_ratio: float
-
-
-class SuggestedTaps(tuple[Tap, ...]):
-    """Taps from shallow to deep, to pass as `taps=`; they print as a table.
-
-    Example:
-        >>> print(SuggestedTaps([Tap("block1_out", (None, 32, 32, 64), 0.254)]))
-        tap         output shape        share of multiply-adds
-        block1_out  (None, 32, 32, 64)                   25.4%
-    """
-
-    __slots__ = ()
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the tapped layers."""
-        return [tap.name for tap in self]
-
-    def __str__(self) -> str:
-        """Return the table."""
-        headings = ["tap", "output shape", "share of multiply-adds"]
-        rows = [[tap.name, str(tap.shape), f"{tap.macs_ratio:.1%}"] for tap in self]
-        return Table(headings, rows, names=2).text()
-
-
-def suggest_taps(model: keras.Model, exits: int | str = 3) -> SuggestedTaps:
-    """Return the taps that `SelfDistiller(model, taps=exits, …)` places.
-
-    Taps lie at block ends: where the rest of the base reads only one tensor, or a few
-    in networks without such places. Tap i of k is near the share i / (k + 1) of the
-    multiply-adds. Two neighbouring taps have different resolutions if that moves the
-    taps, in total, by no more than half of 1 / (k + 1). The choice depends only on the
-    base's graph.
-
-    Args:
-        model: Functional or Sequential classifier. Unknown sizes of its inputs, such as
-            the length of a text, count as 256, or as fewer if the model limits them.
-        exits: Number of exits, or `"auto"`: the number of changes of resolution between
-            the base's block ends; if there are none, 3 or the number of block ends if
-            that is less.
-
-    Returns:
-        The taps, to print, to edit or to pass on.
-
-    Raises:
-        TypeError: `model` is not functional, or `exits` has another type.
-        ValueError: The end of the base is unknown, or the base has fewer block ends
-            than `exits`; or `exits` is below 1.
-
-    Example:
-        >>> import keras_selfdistill as ksd
-        >>> base = ksd.networks.resnet18(width_multiplier=0.125, classes=10)
-        >>> taps = ksd.suggest_taps(base)
-        >>> print(taps)
-        tap                output shape        share of multiply-adds
-        stage1_block2_out  (None, 32, 32, 8)                    29.1%
-        stage2_block2_out  (None, 16, 16, 16)                   52.7%
-        stage3_block2_out  (None, 8, 8, 32)                     76.4%
-        >>> model = ksd.SelfDistiller(base, taps, recipe="byot")
-    """
-    check_functional(model)
-    flat = flatten_to_place(model)
-    with unrecorded(flat.model):
-        base_end = find_base_end(flat.model)
-    return SuggestedTaps(
-        Tap(end.name, tuple(end.tensor.shape), end.macs_ratio)
-        for end in placed_taps(flat, base_end, exits)
-    )
 
 
 def flatten_to_place(model: keras.Model) -> FlatModel:

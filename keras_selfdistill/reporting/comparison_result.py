@@ -154,7 +154,7 @@ def _cells(line: Line, main: str) -> dict[str, str]:
         "p": "" if summary.p is None else f"{summary.p:.3f}",
         "loss": mean("loss", "{:.4f}"),
         "ECE": mean("calibration_error", "{:.2%}"),
-        "share": mean("macs_ratio", "{:.1%}"),
+        "MACs ratio": mean("macs_ratio", "{:.1%}"),
     }
 
 
@@ -180,5 +180,6 @@ def _notes(comparison: "Comparison") -> list[str]:
             f"go below {least_p(pairs):.2g}"
             + (": too few pairs to show a difference at 5 %." if pairs < 6 else ".")
         )
-    found.append("ECE: expected calibration error. share: of the base's multiply-adds.")
+    found.append("ECE: expected calibration error.")
+    found.append("MACs ratio: multiply-adds over the base's.")
     return [line for note in found for line in textwrap.wrap(note, WIDTH)]

@@ -59,14 +59,14 @@ def profile(model: keras.Model, input_shape: Any = None) -> Profile:
         >>> {name: round(cost.macs_ratio, 2) for name, cost in costs.items()}
         {'exit_1': 0.54, 'final': 1.0, 'ensemble': 1.02}
         >>> print(costs)
-        model of  parameters  multiply-adds   share
-        exit_1        17.6 k         4.83 M   54.4%
-        final          178 k         8.87 M  100.0%
-        ensemble       184 k         9.02 M  101.7%
+        model of  parameters    MACs  MACs ratio
+        exit_1        17.6 k  4.83 M       54.4%
+        final          178 k  8.87 M      100.0%
+        ensemble       184 k  9.02 M      101.7%
         <BLANKLINE>
-        section of  parameters  multiply-adds  share
-        exit_1          17.6 k         4.83 M  54.4%
-        final            166 k         4.19 M  47.3%
+        section of  parameters    MACs  MACs ratio
+        exit_1          17.6 k  4.83 M       54.4%
+        final            166 k  4.19 M       47.3%
         >>> costs.layers[1].name, costs.layers[1].macs
         ('stem_conv', 221184)
     """

@@ -113,7 +113,7 @@ class Profile(Mapping[str, Cost]):
 
 
 def _costs_table(costs: Mapping[str, Cost], heading: str) -> Table:
-    headings = [heading, "parameters", "multiply-adds", "share"]
+    headings = [heading, "parameters", "MACs", "MACs ratio"]
     any_unknown = any(cost.unknown for cost in costs.values())
     missing = "unknown" if any_unknown else "undefined"  # A base without any.
     rows = [
@@ -129,7 +129,7 @@ def _costs_table(costs: Mapping[str, Cost], heading: str) -> Table:
 
 
 def _layers_table(layers: Sequence[LayerCost]) -> Table:
-    headings = ["layer", "class", "section of", "parameters", "multiply-adds"]
+    headings = ["layer", "class", "section of", "parameters", "MACs"]
     rows = [
         [
             row.name,

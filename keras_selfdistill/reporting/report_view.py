@@ -16,9 +16,9 @@ _COLUMNS = {
     "calibration_error": ("ECE", "{:.2%}"),
     "agreement": ("agrees", "{:.2%}"),
     "parameters": ("params", None),
-    "macs": ("mult-adds", None),
-    "macs_ratio": ("share", "{:.1%}"),
-    "milliseconds": ("ms", "{:.2f}"),
+    "macs": ("MACs", None),
+    "macs_ratio": ("MACs ratio", "{:.1%}"),
+    "milliseconds": ("ms", None),
     "bytes": ("size", None),
 }
 _MEANINGS = {
@@ -26,7 +26,7 @@ _MEANINGS = {
     "calibration_error": "ECE: expected calibration error: how far confidence is from "
     "accuracy, in 15 bins.",
     "agreement": "agrees: predictions equal to those of final.",
-    "macs": "mult-adds: multiply-adds for one sample; share: of the base's.",
+    "macs": "MACs: multiply-adds for one sample; MACs ratio: over the base's.",
     "bytes": "size: of the .keras file.",
 }
 
@@ -68,6 +68,8 @@ def _cell(row: Any, key: str) -> str:
     template = _COLUMNS[key][1]
     if template:
         return template.format(value)
+    if key == "milliseconds":
+        return f"{value:.2f}" if value < 100 else f"{value:.0f}"
     shown = compact(value, "B" if key == "bytes" else "")
     return f"≥ {shown}" if key == "macs" and row.unknown else shown
 

@@ -26,8 +26,8 @@ def test_quickstart(tmp_path):
     rows = {line[0]: dict(zip(columns, line, strict=True)) for line in cells}
     assert list(rows) == ["plain base", "exit_1", "exit_2", "final", "ensemble"]
     for name in ("plain base", "final"):
-        assert (rows[name]["params"], rows[name]["share"]) == ("24.3 k", "100.0%")
-    shares = [float(rows[f"exit_{i}"]["share"].rstrip("%")) for i in (1, 2)]
+        assert (rows[name]["params"], rows[name]["MACs ratio"]) == ("24.3 k", "100.0%")
+    shares = [float(rows[f"exit_{i}"]["MACs ratio"].rstrip("%")) for i in (1, 2)]
     assert 0 < shares[0] < shares[1] < 100
     for row in rows.values():
         assert 10 < float(row["accuracy"].rstrip("%")) <= 100

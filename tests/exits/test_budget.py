@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import random
 
 import keras
 import numpy as np
@@ -96,9 +97,16 @@ def test_heads_that_are_dropped_change_no_weights():
     np.testing.assert_array_equal(*weights)
 
 
-def test_heads_narrow_until_within_budget():
-    model, ratio = wrapped("MobileNetV3Small")
+def test_heads_narrow_until_within_budget(caplog):
+    with caplog.at_level("INFO", logger="absl"):
+        model, ratio = wrapped("MobileNetV3Small")
     assert 1 < ratio <= 1.15
+    # Information, where someone looks for it: no warning at first contact.
+    told = [each for each in caplog.records if "adds" in each.getMessage()]
+    assert [each.levelname for each in told] == ["INFO"]
+    assert repr(model.head) in told[0].getMessage()
+    assert f"adds {100 * (ratio - 1):.0f} %" in told[0].getMessage()
+    assert "recipe's own Bottleneck(reduction=4)" in told[0].getMessage()
     reduction = model.head.reduction
     assert reduction > 4
     _, dearer = wrapped("MobileNetV3Small", head=Bottleneck(reduction=reduction // 2))
@@ -106,6 +114,57 @@ def test_heads_narrow_until_within_budget():
     # The file says which head it was: nothing is decided again.
     copy = ksd.SelfDistiller.from_config(model.get_config())
     assert copy.head == model.head
+
+
+def narrowed_at_two_taps():
+    """A base whose wide end makes bottlenecks of 4 too expensive, and its head."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(16, 3, padding="same", name="conv_1")(inputs)
+    x = keras.layers.Conv2D(16, 3, strides=2, padding="same", name="conv_2")(x)
+    x = keras.layers.Conv2D(16, 3, padding="same", name="conv_3")(x)
+    x = keras.layers.Conv2D(128, 1, name="wide")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    base = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    head = ksd.SelfDistiller(base, 2).head
+    assert head.reduction > 4
+    return base, head
+
+
+def test_narrowed_heads_are_in_the_suggestion_and_in_the_report(capsys):
+    base, head = narrowed_at_two_taps()
+    keras.utils.set_random_seed(0)
+    before = random.getstate()
+    taps = ksd.suggest_taps(base, 2)
+    assert random.getstate() == before  # The next initial weights are the same.
+    own = "Bottleneck(reduction=4)"
+    note = f"heads: {head} with the default recipe, whose own is {own}."
+    assert str(taps).splitlines()[-2:] == ["", note]
+    model = ksd.SelfDistiller(base, taps)
+    data = np.zeros((2, 8, 8, 3), "float32"), np.zeros(2, int)
+    report = ksd.report(model, data, repeats=0, verbose=0)
+    assert f"heads: {head}; the recipe's own: {own}." in str(report).splitlines()
+    with_own = ksd.SelfDistiller(base, taps, head="bottleneck")
+    assert "heads:" not in str(ksd.report(with_own, data, repeats=0, verbose=0))
+
+
+def test_heads_that_are_not_narrowed_are_not_mentioned(base):
+    assert ksd.suggest_taps(base, 2).heads == ""
+    table = keras.Sequential([keras.Input((8,)), *map(keras.layers.Dense, (4, 4, 3))])
+    assert ksd.suggest_taps(table, 1).heads == (
+        "Linear() with the default recipe, whose own is Bottleneck(reduction=4)"
+    )
+
+
+def test_the_default_recipe_is_byot(base):
+    model = ksd.SelfDistiller(base, ["out_1"])
+    assert model.recipe == ksd.recipes.BYOT()
+    assert model.head == ksd.heads.get(ksd.recipes.BYOT.head)
+
+
+@pytest.mark.parametrize("name", ["BYOT", "Byot", "byott"])
+def test_a_recipe_in_other_letters(base, name):
+    with pytest.raises(ValueError, match=rf"recipe.*{name!r}.*Did you mean 'byot'\?"):
+        ksd.SelfDistiller(base, ["out_1"], recipe=name)
 
 
 def test_a_head_that_is_asked_for_is_left_alone():

@@ -1,6 +1,8 @@
 """Where taps are placed when only their number is given."""
 
+import copy
 import itertools
+import pickle
 
 import keras
 import numpy as np
@@ -9,7 +11,8 @@ from keras import layers
 
 import keras_selfdistill as ksd
 from keras_selfdistill.exits.block_ends import block_ends
-from keras_selfdistill.exits.placement import SuggestedTaps, Tap, node_costs
+from keras_selfdistill.exits.placement import Tap, node_costs
+from keras_selfdistill.exits.suggestion import SuggestedTaps
 from keras_selfdistill.graph.ends.base_end import find_base_end
 from keras_selfdistill.graph.flatten import flatten
 from tests.conftest import small_base
@@ -155,14 +158,16 @@ def test_a_suggestion_is_a_table_and_can_be_passed_on(base):
         Tap("out_1", (None, 8, 8, 8), (stem + block) / (stem + block + rest)),
     )
     assert str(taps).splitlines() == [
-        "tap        output shape     share of multiply-adds",
-        "stem_relu  (None, 8, 8, 8)                    9.5%",
-        "out_1      (None, 8, 8, 8)                   60.4%",
+        "tap        output shape     MACs ratio",
+        "stem_relu  (None, 8, 8, 8)        9.5%",
+        "out_1      (None, 8, 8, 8)       60.4%",
     ]
     assert ksd.SelfDistiller(base, taps, "byot").taps == taps.names
     edited = [*taps[:1], "out_1"]
     assert ksd.SelfDistiller(base, edited, "byot").taps == taps.names
     assert str(SuggestedTaps()).startswith("tap ")
+    for copied in (copy.copy(taps), pickle.loads(pickle.dumps(taps))):
+        assert (copied, copied.heads, str(copied)) == (taps, taps.heads, str(taps))
 
 
 def test_the_choice_is_the_same_each_time():

@@ -474,12 +474,13 @@ def test_other_forms(found):
     assert f"{row_of.accuracy:.2%}" in cells
     assert "<b>" not in report_of(row("<b>x</b>"))._repr_html_().split("<tbody>")[1]
     figure = found.plot()
-    (line, *others) = figure.axes[0].lines
+    (line, *points) = figure.axes[0].lines
     expected = [
         (found[name].macs_ratio, found[name].accuracy) for name in ("exit_1", "final")
     ]
     np.testing.assert_allclose(line.get_xydata(), expected)
-    assert [each.get_label() for each in others] == ["plain base", "ensemble"]
+    names = ["plain base", "exit_1", "final", "ensemble"]
+    assert [each.get_label() for each in points] == names
     assert repr(found).startswith("Report('small', 26 samples")
     with pytest.raises(KeyError, match="exit_1"):
         found["exit_9"]
