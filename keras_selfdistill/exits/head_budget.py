@@ -8,8 +8,13 @@ from typing import Any, NamedTuple
 import keras
 from absl import logging
 
-from keras_selfdistill.costs.counting import Count, macs_by_node, model_macs
-from keras_selfdistill.graph.nodes import graph_nodes, model_nodes
+from keras_selfdistill.costs.counting import (
+    Count,
+    macs_by_node,
+    macs_ratio,
+    model_macs,
+)
+from keras_selfdistill.graph.nodes import model_nodes, nodes_behind
 from keras_selfdistill.heads.base import Head, Target
 from keras_selfdistill.utils.keras_internals import deferred_values, give_values
 from keras_selfdistill.utils.type_aliases import SymbolicTensor
@@ -50,13 +55,13 @@ def features_within_budget(
     Returns:
         The head, and its features by exit name.
     """
-    of_base = _known_macs(base) if head.narrower() is not None else None
-    if of_base is None:
+    of_base = _known_macs(base) if head.narrower() is not None else Count()
+    if not of_base.macs:
         return head, head.features(taps, target)
-    tried = _tried(base, head, taps, target, classes, MACS_BUDGET * of_base)
+    tried = _tried(base, of_base, head, taps, target, classes)
     chosen = tried[-1]
     if chosen is not tried[0]:
-        _log(base, of_base, tried)
+        _log(base, tried)
     random.setstate(chosen.seeds)
     give_values(chosen.variables)
     return chosen.head, chosen.features
@@ -80,30 +85,30 @@ def head_within_budget(
         target: The end of the base.
         classes: Number of units of each exit's logits.
     """
-    of_base = _known_macs(base) if head.narrower() is not None else None
-    if of_base is None:
+    of_base = _known_macs(base) if head.narrower() is not None else Count()
+    if not of_base.macs:
         return head
     seeds = random.getstate()
-    tried = _tried(base, head, taps, target, classes, MACS_BUDGET * of_base)
+    tried = _tried(base, of_base, head, taps, target, classes)
     random.setstate(seeds)
     return tried[-1].head
 
 
 def _tried(
     base: keras.Model,
+    of_base: Count,
     head: Head,
     taps: Mapping[str, SymbolicTensor],
     target: Target,
     classes: int,
-    affordable: float,
 ) -> "list[_Trial]":
     """Return the heads that were built: first the recipe's own, last the chosen one."""
     tried: list[_Trial] = []
-    for trial in _trials(base, head, taps, target, classes):
+    for trial in _trials(base, of_base, head, taps, target, classes):
         tried.append(trial)
-        if trial.macs <= affordable:
+        if trial.macs_ratio <= MACS_BUDGET:
             return tried
-        if math.isnan(trial.macs):
+        if math.isnan(trial.macs_ratio):
             break
     return tried[:1]
 
@@ -114,12 +119,13 @@ class _Trial(NamedTuple):
     head: Head
     features: dict[str, SymbolicTensor]
     variables: list[Any]
-    macs: float  # Of all exits, logits included; NaN if unknown.
+    macs_ratio: float  # Of all exits, logits included; NaN if unknown.
     seeds: Any  # State of Python's random numbers behind it.
 
 
 def _trials(
     base: keras.Model,
+    of_base: Count,
     head: Head | None,
     taps: Mapping[str, SymbolicTensor],
     target: Target,
@@ -133,10 +139,10 @@ def _trials(
         random.setstate(seeds)
         with deferred_values() as variables:
             features = head.features(taps, target)
-        count = features_macs(base, features)
         logits = sum(math.prod(each.shape[1:]) for each in features.values()) * classes
-        macs = math.nan if count.unknown else count.macs + logits
-        yield _Trial(head, features, variables, macs, random.getstate())
+        count = Count.total([features_macs(base, features), Count(logits)])
+        ratio = macs_ratio(count, of_base)
+        yield _Trial(head, features, variables, ratio, random.getstate())
         head = head.narrower()
 
 
@@ -153,27 +159,25 @@ def features_macs(base: keras.Model, features: Mapping[str, SymbolicTensor]) -> 
         >>> features_macs(base, {"exit_1": feature})
         Count(macs=16, unknown=())
     """
-    of_base = set(model_nodes(base))
-    nodes = graph_nodes(base.inputs, list(features.values()))
-    own = [node for node in nodes if node not in of_base]
+    own = nodes_behind(model_nodes(base), list(features.values()))
     return Count.total(macs_by_node(own).values())
 
 
-def _known_macs(base: keras.Model) -> int | None:
-    """Return a base's multiply-adds per sample, `None` if not all are known."""
+def _known_macs(base: keras.Model) -> Count:
+    """Return a base's multiply-adds per sample, none if not all are known."""
     if any(None in tensor.shape[1:] for tensor in base.inputs):
-        return None  # They depend on the input's size.
-    macs, unknown = model_macs(base)
-    return None if unknown else macs
+        return Count()  # They depend on the input's size.
+    count = model_macs(base)
+    return Count() if count.unknown else count
 
 
-def _log(base: keras.Model, of_base: int, tried: Sequence[_Trial]) -> None:
+def _log(base: keras.Model, tried: Sequence[_Trial]) -> None:
     logging.info(
         "The exits of %s use %r, which adds %.0f %% to its multiply-adds. The "
         "recipe's own %r would add %.0f %%; pass it as `head=` to use it.",
         base.name,
         tried[-1].head,
-        100 * tried[-1].macs / of_base,
+        100 * tried[-1].macs_ratio,
         tried[0].head,
-        100 * tried[0].macs / of_base,
+        100 * tried[0].macs_ratio,
     )

@@ -8,7 +8,7 @@ these, each by one function. Of a `Node` (ops/node.py in Keras), this package us
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -166,6 +166,38 @@ def producer(tensor: SymbolicTensor) -> Node:
     """
     operation, index = origin(tensor)
     return calls_of(operation)[index]
+
+
+def nodes_behind(
+    known: Iterable[Node], outputs: Sequence[SymbolicTensor]
+) -> list[Node]:
+    """Return the nodes that outputs need besides some known ones, in topological order.
+
+    Unlike `graph_nodes`, it does not visit the known part, which may be large.
+
+    Args:
+        known: Nodes behind which to begin, with all that they need.
+        outputs: Symbolic tensors where the graph ends.
+
+    Example:
+        >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> outputs = keras.layers.ReLU(name="relu")(base.outputs[0])
+        >>> found = nodes_behind(model_nodes(base), [outputs])
+        >>> [node.operation.name for node in found]
+        ['relu']
+    """
+    visited = set(known)
+    found: list[Node] = []
+    pending = [(producer(tensor), False) for tensor in outputs]
+    while pending:
+        node, sources_are_done = pending.pop()
+        if sources_are_done:
+            found.append(node)
+        elif node not in visited:
+            visited.add(node)
+            pending.append((node, True))
+            pending += [(producer(each), False) for each in node.input_tensors]
+    return found
 
 
 def ancestors(tensor: SymbolicTensor) -> set[int]:

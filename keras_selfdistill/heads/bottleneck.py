@@ -38,10 +38,10 @@ class Bottleneck(Head):
     transposed copy of the activations.
 
     If a recipe chooses this head, `reduction` is doubled, up to 64, until all exits
-    together add at most 15 % to the base's multiply-adds; the log reports it. The
-    published 4 is within that budget for the papers' basic-block ResNets, but not for
-    wide ends: three exits of ResNet50 would add 45 %. A narrower middle passes on less
-    of the tap. `head="bottleneck"` uses the published head at any cost.
+    together add at most 15 % to the base's multiply-adds; a message of level INFO
+    says so. The published 4 is within that budget for the papers' basic-block ResNets,
+    but not for wide ends: three exits of ResNet50 would add 45 %. A narrower middle
+    passes on less of the tap. `head="bottleneck"` uses the published head at any cost.
 
     Args:
         reduction: Factor by which the middle has fewer channels than the base's last
