@@ -55,18 +55,22 @@ def tfds_folder():
 
 
 def run_python(*arguments, backend=None, check=True, **environment):
-    """Run Python in a process of its own and return what it printed."""
+    """Run Python in a process of its own and return what it printed.
+
+    A variable of the environment that is passed as `None` is not set there.
+    """
+    variables = {
+        **os.environ,
+        "KERAS_BACKEND": backend or keras.backend.backend(),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        **environment,
+    }
     result = subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={
-            **os.environ,
-            "KERAS_BACKEND": backend or keras.backend.backend(),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            **environment,
-        },
+        env={name: value for name, value in variables.items() if value is not None},
     )
     if check and result.returncode:
         pytest.fail(f"exit status {result.returncode}\n{result.stdout}{result.stderr}")

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shlex
+import statistics
 
 import keras
 import pytest
@@ -94,8 +95,7 @@ def test_the_badges_are_those_of_setup(monkeypatch):
 
 
 def test_the_readme_is_short():
-    words = re.findall(r"\S*\w\S*", (ROOT / "README.md").read_text())
-    assert len(words) < 1000
+    assert len((ROOT / "README.md").read_text().split()) < 1000  # As `wc -w` counts.
 
 
 def test_ci_runs_the_commands_of_the_readme():
@@ -179,21 +179,115 @@ def test_the_picture_shows_the_results(monkeypatch):
     picture = (ROOT / "docs" / "accuracy.svg").read_text()
     assert f">{shown}<" in picture
     readme = (ROOT / "README.md").read_text()
-    table = (ROOT / "benchmarks" / "results" / "cpu.md").read_text()
-    for number in re.findall(r"\d\d\.\d\d ± \d\.\d\d", readme):
-        assert number in table
     described = re.search(r"!\[Accuracy over multiply-adds: (.*?)\]", readme)[1]
+    assert f"exit 2 at {100 * points['exit_2'][0]:.0f}% of the multiply-adds" in readme
     final, plain, ensemble = (
-        f"{100 * points.pop(name)[1]:.1f} %"
+        f"{100 * points.pop(name)[1]:.1f}%"
         for name in ("final", "trained plainly", "ensemble")
     )
     exits = [
-        f"{100 * right:.1f} % at {100 * cost:.0f} %" for cost, right in points.values()
+        f"{100 * right:.1f}% at {100 * cost:.0f}%" for cost, right in points.values()
     ]
     assert described == (
         f"{', '.join(exits)}; {final} at the end, where plain training gives {plain}; "
         f"ensemble {ensemble}"
     )
+
+
+def accuracies(preset, method):
+    """Return the accuracies over a method's seeds, in per cent, by exit."""
+    folder = ROOT / "benchmarks" / "results" / preset
+    runs = [
+        json.loads(path.read_text())["test_accuracy"]
+        for path in sorted(folder.glob(f"{method}-seed*.json"))
+    ]
+    return {name: [100 * run[name] for run in runs] for name in runs[0]}
+
+
+def cell(values):
+    """Return a cell of the README's table: mean, and deviation over seeds."""
+    spread = f"±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def test_the_results_of_the_readme_are_those_of_the_files():
+    readme = (ROOT / "README.md").read_text()
+    section = readme.split("## Results")[1].split("## What you get")[0]
+    lines = [line.split(" | ") for line in section.splitlines() if " | " in line]
+    heading, *rows = lines
+    assert heading == ["trained by", "deployed base", "exit 2", "ensemble"]
+    columns = ("final", "exit_2", "ensemble")
+    methods = ("plain", "deep_supervision_separable", "separable_byot")
+    for (_, *cells), method in zip(rows[:3], methods, strict=True):
+        found = accuracies("cpu", method)
+        known = [cell(found[name]) if name in found else "–" for name in columns]
+        assert cells == known, method
+    byot, labels = (accuracies("paper", m) for m in ("byot", "deep_supervision"))
+    assert rows[3][1:] == [
+        f"{cell(byot[name])} ({cell(labels[name])})" for name in columns
+    ]
+    prose = " ".join(section.split())
+    first = f"({cell(byot['exit_1'])}, by labels {cell(labels['exit_1'])})"
+    assert f"exit 1 at the paper's size {first}" in prose
+    table = (ROOT / "benchmarks" / "results" / "paper.md").read_text()
+    final, plain = re.search(r"the paper gives (\S+) \(plain (\S+)\)", prose).groups()
+    assert f"/ {final}, ensemble" in table
+    assert f"(plain {plain})" in table
+
+
+def test_the_speed_of_the_readme_is_that_of_the_benchmarks():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    steps = [
+        float(each)
+        for each in re.findall(r"^\| `--backend=\w+` \| (1\.\d\d) ", page, re.M)
+    ]
+    of_one = [
+        float(each)
+        for each in re.findall(r"^\| `--backend=\w+` \| 1 \| \S+ \| (\S+) ", page, re.M)
+    ]
+    assert len(steps) == len(of_one) == 3
+    (on_card,) = re.findall(r"ratio (1\.\d\d) ", page)
+    assert (
+        f"takes {min(steps)} to {max(steps)} times the base's on a CPU, {on_card} on an"
+    ) in readme
+    assert (
+        f"early exit is {min(of_one)} to {max(of_one)} times as fast as the base for "
+        "one image at a time"
+    ) in readme
+
+
+def test_every_library_that_is_compared_has_its_migration():
+    readme = (ROOT / "README.md").read_text()
+    section = readme.split("## Compared with")[1].split("## Documentation")[0]
+    names = [line.split(" | ")[0] for line in section.splitlines() if " | " in line]
+    pages = (ROOT / "docs" / "migration.md").read_text()
+    headings = " ".join(re.findall(r"^## (.*)$", pages, re.M))
+    assert names[1:] == [
+        "this one",
+        "`keras.distillation` (Keras 3.15)",
+        "several outputs in plain Keras",
+        "torchdistill",
+        "the papers' code",
+    ]
+    for name in ("keras.distillation", "several outputs", "torchdistill"):
+        assert name in headings
+
+
+def test_the_citation_names_the_version_and_every_paper():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.*)$", citation, re.M)[1] == ksd.__version__
+    assert f"version={{{ksd.__version__}}}" in (ROOT / "README.md").read_text()
+    papers = (
+        "Be Your Own Teacher",
+        "Towards Efficient and Compact Neural Networks",
+        "Student Helping Teacher",
+        "Deeply-Supervised Nets",
+    )
+    references = re.findall(r'^    title: "(.*)"$', citation, re.M)
+    assert len(references) == len(papers)
+    for paper, title in zip(papers, references, strict=True):
+        assert paper in title
 
 
 def test_every_public_name_has_its_place_in_the_api():
