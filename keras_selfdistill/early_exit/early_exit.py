@@ -10,12 +10,12 @@ from absl import logging
 from keras_selfdistill import criteria
 from keras_selfdistill.early_exit.calibration import Calibration
 from keras_selfdistill.early_exit.cascade import Cascade
-from keras_selfdistill.early_exit.export.scored_section import ScoredSection
+from keras_selfdistill.early_exit.export.scored_section import scored_sections
 from keras_selfdistill.early_exit.export.writers import export_sections
 from keras_selfdistill.early_exit.file import read_early_exit, write_early_exit
 from keras_selfdistill.early_exit.result import EarlyExitResult, result_logs
 from keras_selfdistill.early_exit.scoring import Scorer
-from keras_selfdistill.early_exit.section_models import check_wrapper, cut_sections
+from keras_selfdistill.early_exit.section_models import check_wrapper
 from keras_selfdistill.early_exit.thresholds.choice import Choice
 from keras_selfdistill.evaluation.data_adapter import class_indices
 from keras_selfdistill.files.archive import RefusedFileError
@@ -204,11 +204,13 @@ class EarlyExit(Calibration):
         criterion is saved by its registered name.
 
         Args:
-            path: Path of the file, such as `"model.earlyexit"`; replaced if it exists.
+            path: Path of the file, such as `"model.earlyexit"`. An earlier file of
+                `save` is replaced, and so is an empty file.
 
         Raises:
             ValueError: The criterion is not registered with Keras.
-            OSError: The file cannot be written, or the path is not a regular file.
+            FileExistsError: Something else exists at the path.
+            OSError: The file cannot be written.
         """
         settings = {
             "criterion": criteria.to_config(self._scorer.criterion),
@@ -255,18 +257,9 @@ class EarlyExit(Calibration):
                 in which files were added, changed or removed.
         """
         limits = self._limits("export")
-        graph = self._model.exit_graph
-        sections = cut_sections(graph, [self._scorer.reads])
+        sections = scored_sections(self._model.exit_graph, self._scorer)
         export_sections(
-            path,
-            [
-                ScoredSection(section, self._scorer, index, graph.task.units)
-                for index, section in enumerate(sections)
-            ],
-            inputs=sections[0].inputs,
-            exits=self.exit_names,
-            thresholds=limits,
-            format=format,
+            path, sections, exits=self.exit_names, thresholds=limits, format=format
         )
 
     @classmethod

@@ -23,7 +23,7 @@ from keras_selfdistill.files.archive import (
     read_json,
     refusing,
 )
-from keras_selfdistill.files.atomic import replacing
+from keras_selfdistill.files.atomic import check_replaceable_file, replacing
 from keras_selfdistill.files.config_budget import check_budget
 from keras_selfdistill.files.config_check import check_config
 from keras_selfdistill.files.digest import sha256
@@ -47,14 +47,14 @@ def write_early_exit(
 
     Raises:
         ValueError: A setting does not fit the schema of the file.
-        OSError: The file cannot be written, or the path is not a regular file. The
-            path stays as it was.
+        FileExistsError: Something exists at the path that is not such a file.
+        OSError: The file cannot be written. The path stays as it was.
     """
     path = pathlib.Path(path)
     document = {"format": _FORMAT, "version": _VERSION, **_encoded(settings)}
     _check(document, path)
     text = json.dumps(document, indent=2, allow_nan=False)
-    with replacing(path) as whole:
+    with replacing(path, _check_earlier_file) as whole:
         model_path = whole.parent / "parts" / _MODEL
         model_path.parent.mkdir()
         model.save(model_path)
@@ -91,6 +91,25 @@ def read_early_exit(path: PathLike) -> tuple[Any, dict[str, Any]]:
             inside = archive.extract(_MODEL, copy.parent / "inside")
         model = load_private(pathlib.Path(inside))
     return model, _decoded(document)
+
+
+def _check_earlier_file(path: pathlib.Path) -> None:
+    """Refuse to replace anything but an early-exit file or an empty one."""
+    check_replaceable_file(path)
+    if not path.stat().st_size:
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_ours = sorted(archive.namelist()) == [_SETTINGS, _MODEL]
+    except zipfile.BadZipFile:
+        is_ours = False
+    if not is_ours:
+        raise FileExistsError(
+            "EarlyExit.save replaces only a file that it wrote. Received: path="
+            f"{str(path)!r}, where there is a file of another kind, or a truncated "
+            "one. Expected: a path that does not exist. Choose another path, or remove "
+            "that file."
+        )
 
 
 def _rename_ratio(document: Any) -> None:

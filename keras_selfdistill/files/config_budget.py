@@ -32,6 +32,7 @@ _REPEATED = frozenset(
         "ns_steps",
         "num",
         "num_chains",
+        "num_oov_indices",
         "num_ops",
         "pool_dimensions",
         "power_iterations",

@@ -125,6 +125,28 @@ def test_saving_replaces_files_alone(saved, tmp_path):
     assert victim.read_text() == "kept"
 
 
+def test_saving_an_early_exit_replaces_its_like_alone(saved, tmp_path):
+    fast = ksd.EarlyExit(wrappers()["plain"], thresholds=0.25)
+    keras_file, early_exit_file = saved
+    foreign = {
+        "notes.txt": b"mine",
+        "model.keras": keras_file.read_bytes(),
+        "truncated.earlyexit": early_exit_file.read_bytes()[:-200],
+    }
+    for name, content in foreign.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(FileExistsError, match=f"Received: path=.*{name}"):
+            fast.save(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == content
+    own = tmp_path / "own.earlyexit"
+    own.touch()  # As a temporary file's name is reserved.
+    fast.save(own)
+    own.write_bytes(early_exit_file.read_bytes())
+    fast.save(own)
+    assert list(ksd.EarlyExit.load(own).thresholds.values()) == [0.25]
+    assert sorted(tmp_path.iterdir()) == sorted([own, *map(tmp_path.joinpath, foreign)])
+
+
 def test_arrays_that_share_their_bytes_are_refused():
     """A small file could else ask for its size, times the number of its arrays."""
     store = io.BytesIO()

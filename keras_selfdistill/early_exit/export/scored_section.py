@@ -5,7 +5,8 @@ from keras import ops
 
 from keras_selfdistill.criteria import Memory
 from keras_selfdistill.early_exit.scoring import Scorer
-from keras_selfdistill.early_exit.section_models import Section
+from keras_selfdistill.early_exit.section_models import Section, cut_sections
+from keras_selfdistill.exits.attach import ExitGraph
 from keras_selfdistill.utils.type_aliases import Shape, Tensor
 
 # Dtypes in which a scorer's memory is passed between sections, by the kind of array.
@@ -90,6 +91,19 @@ class ScoredSection(keras.Model):
             ops.cast(memory[name], dtype) for name, (_, dtype) in self._after.items()
         ]
         return [prediction, score, *remembered]
+
+
+def scored_sections(graph: ExitGraph, scorer: Scorer) -> list[ScoredSection]:
+    """Return the sections of a network with the scores of their exits.
+
+    Args:
+        graph: Network of a wrapper.
+        scorer: Computes predictions and confidence scores.
+    """
+    return [
+        ScoredSection(section, scorer, index, graph.task.units)
+        for index, section in enumerate(cut_sections(graph, [scorer.reads]))
+    ]
 
 
 def _signature(memory: Memory) -> dict[str, tuple[Shape, str]]:

@@ -29,7 +29,7 @@ from keras_selfdistill.early_exit.export.scored_section import ScoredSection
 from keras_selfdistill.files.atomic import replacing
 from keras_selfdistill.files.digest import sha256_of_file
 from keras_selfdistill.utils.config import did_you_mean
-from keras_selfdistill.utils.type_aliases import PathLike, SymbolicTensor
+from keras_selfdistill.utils.type_aliases import PathLike
 
 # The format that a suffix implies, if any, and what is expected otherwise.
 _SUFFIXES = {".tflite": "litert", ".onnx": None, ".xml": None}
@@ -50,7 +50,6 @@ def export_sections(
     path: PathLike,
     sections: Sequence[ScoredSection],
     *,
-    inputs: Sequence[SymbolicTensor],
     exits: Sequence[str],
     thresholds: Sequence[float],
     format: str | None,
@@ -61,7 +60,6 @@ def export_sections(
         path: Path of the file (`litert`) or the folder; replaces only an earlier,
             unchanged artifact of the same format.
         sections: Sections of the network, shallow to deep.
-        inputs: Symbolic inputs of the first section, in its order.
         exits: Names of the exits, shallow to deep.
         thresholds: Thresholds of all exits but the last.
         format: `"tf_saved_model"`, `"litert"`, `"onnx"`, `"openvino"`, or `None` for
@@ -82,6 +80,7 @@ def export_sections(
             "it with KERAS_BACKEND=tensorflow, and export it there. (Models returned "
             "by exit_model(...) and final_model() can be exported on any backend.)"
         )
+    inputs = sections[0].section.inputs
     fixed = {tensor.name: tensor.shape for tensor in inputs if tensor.shape[0]}
     if fixed:
         raise ValueError(
