@@ -2,7 +2,8 @@
 
 A file is one line with a digest of all bytes after it, then a zip of arrays in NumPy's
 format. It is renamed to its name only when it is complete on disk. Only regular files
-with the exact names of checkpoints are read or removed, nothing else in the folder.
+with the exact names of checkpoints are read, and only those that begin with that line
+are removed, nothing else in the folder.
 """
 
 import json
@@ -109,26 +110,51 @@ class Checkpoints:
         with replacing(path) as new, open(new, "x+b") as file:
             _write(file, checkpoint)
         self._refused.discard(path)
-        usable = [each for each in self._paths() if each not in self._refused]
-        for old in usable[: -self._keep]:
+        paths = self._paths()
+        # Not counted are files with larger numbers, which came meanwhile.
+        older = paths[: paths.index(path) + 1]
+        ours = [each for each in older if each not in self._refused and _is_ours(each)]
+        for old in ours[: -self._keep]:
             old.unlink()
+
+    def check_free(self, newest: Checkpoint | None) -> None:
+        """Refuse a folder in which a later checkpoint could not be written.
+
+        Args:
+            newest: Checkpoint that the training continues from, if any.
+
+        Raises:
+            FileExistsError: A link, a folder or a device has the name of a later one.
+        """
+        start = (-1, -1) if newest is None else newest[:2]
+        for numbers, entry in self._named():
+            if numbers > start and not entry.is_file(follow_symlinks=False):
+                raise FileExistsError(
+                    "Resume could not write its checkpoints. Received: "
+                    f"{entry.path!r}, which has the name of a checkpoint, but is a "
+                    "link, a folder or a device. Remove or rename it, or choose "
+                    "another directory."
+                )
 
     def _paths(self) -> list[pathlib.Path]:
         """Return the paths of all checkpoints, oldest first.
 
         Files with other names, and links, are not checkpoints of this class.
         """
+        return [
+            self.directory / entry.name
+            for _, entry in self._named()
+            if entry.is_file(follow_symlinks=False)
+        ]
+
+    def _named(self) -> list[tuple[tuple[int, int], os.DirEntry[str]]]:
+        """Return everything with the name of a checkpoint, by its numbers."""
         try:
             entries = list(os.scandir(self.directory))
         except FileNotFoundError:
             return []
-        found = [
-            (numbers, self.directory / entry.name)
-            for entry in entries
-            if (numbers := _numbers(entry.name))
-            and entry.is_file(follow_symlinks=False)
-        ]
-        return [path for _, path in sorted(found)]
+        found = [(n, each) for each in entries if (n := _numbers(each.name))]
+        return sorted(found, key=lambda item: item[0])
 
 
 def _numbers(name: str) -> tuple[int, int] | None:
@@ -138,6 +164,15 @@ def _numbers(name: str) -> tuple[int, int] | None:
         return None
     epoch, batch = map(int, match.groups())
     return (epoch, batch) if name == _NAME.format(epoch=epoch, batch=batch) else None
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+    """Return whether a file begins as checkpoints do."""
+    try:
+        with open_regular(path, follow_links=False) as file:
+            return file.read(len(_FORMAT)) == _FORMAT
+    except OSError:  # It stays.
+        return False
 
 
 def _write(file: BinaryIO, checkpoint: Checkpoint) -> None:

@@ -37,10 +37,12 @@ class Resume(keras.callbacks.Callback):
 
     Checkpoints are written atomically, also in case of a power failure. A checkpoint
     that is truncated, changed, or of another model is refused and logged, and the one
-    before is used. Other files in the directory, including links and renamed copies,
-    are neither read nor removed. If a checkpoint cannot be written (the disk is full),
-    `fit` stops with the error, and earlier checkpoints do not change. Ctrl-C is
-    deferred to the end of the step and leaves a usable model; on JAX, without this
+    before is used. A file with the exact name of a checkpoint counts as one, whoever
+    put it there: that with the largest numbers is used, and checkpoints with smaller
+    numbers than the latest `keep` are removed. Keep copies under other names; these,
+    and links, are neither read nor removed. If a checkpoint cannot be written (the disk
+    is full), `fit` stops with the error, and earlier checkpoints do not change. Ctrl-C
+    is deferred to the end of the step and leaves a usable model; on JAX, without this
     callback, the model often has lost its weights.
 
     In the new process the data must start with the epoch in which `fit` continues;
@@ -74,6 +76,8 @@ class Resume(keras.callbacks.Callback):
         ValueError: An argument is out of range; the model is not built; there are
             checkpoints, but none fits the model; or the data ends before the batch of
             the checkpoint.
+        FileExistsError: Before the training, a link, a folder or a device has the name
+            of a later checkpoint.
 
     Example:
         Put it last, so that it saves what the callbacks before it did:
@@ -140,6 +144,7 @@ class Resume(keras.callbacks.Callback):
         self._is_due = False
         self._unsaved_batches = 0
         self._restored = self._checkpoints.newest(self._check)
+        self._checkpoints.check_free(self._restored)
         epoch = 0 if self._restored is None else self._restored.epoch
         if self._promised_epoch not in (None, epoch):
             raise ValueError(

@@ -31,6 +31,7 @@ except ImportError:  # Windows: folders that killed processes leave are not remo
 _PREFIX = ".keras_selfdistill_"
 _NAME = re.compile(re.escape(_PREFIX) + r"[a-z0-9_]{8}")  # As `tempfile` makes names.
 _NEW, _OLD = "new", "old"
+_ATTEMPTS = 100  # To create a folder that no other process removes.
 # Errors of systems and file systems that cannot exchange two paths.
 _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EPERM, errno.ENOTSUP)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -116,8 +117,7 @@ def _named(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _workspace(parent: pathlib.Path) -> Iterator[pathlib.Path]:
-    folder = pathlib.Path(tempfile.mkdtemp(dir=parent, prefix=_PREFIX))
-    lock = _locked(folder)
+    folder, lock = _locked_folder(parent)
     try:
         yield folder
     finally:
@@ -126,41 +126,79 @@ def _workspace(parent: pathlib.Path) -> Iterator[pathlib.Path]:
             os.close(lock)
 
 
-def _locked(folder: pathlib.Path) -> int | None:
-    """Lock a folder and return its descriptor; `None` if it cannot be locked.
+def _locked_folder(parent: pathlib.Path) -> tuple[pathlib.Path, int | None]:
+    """Create a temporary folder and lock it, if the file system has locks.
+
+    Between the two, another process may take the folder for a stale one and remove it;
+    then the next one is tried.
+    """
+    for _ in range(_ATTEMPTS):
+        folder = pathlib.Path(tempfile.mkdtemp(dir=parent, prefix=_PREFIX))
+        try:
+            return folder, _lock(folder)
+        except (BlockingIOError, FileNotFoundError):
+            continue
+    raise OSError(
+        errno.EAGAIN, "Other processes removed every temporary folder", str(parent)
+    )
+
+
+def _lock(folder: pathlib.Path) -> int | None:
+    """Lock a folder and return its descriptor; `None` if there are no locks.
 
     The system releases the lock when the process ends, in any way.
+
+    Raises:
+        BlockingIOError: Another process has the lock.
+        FileNotFoundError: The folder was removed.
     """
     if fcntl is None:
         return None
-    try:
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # Another process has it, or the file system has no locks.
+        # It may have been removed after it was opened.
+        if not os.path.samestat(os.fstat(lock), os.lstat(folder)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+    except OSError as error:
         os.close(lock)
+        if isinstance(error, (BlockingIOError, FileNotFoundError)):
+            raise
         return None
     return lock
 
 
 def _remove_stale(parent: pathlib.Path) -> None:
     """Remove what killed processes left in a folder; restore what they moved away."""
-    for entry in list(os.scandir(parent)):
-        if not _NAME.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
-            continue
-        folder = pathlib.Path(entry.path)
-        lock = _locked(folder)
-        if lock is None:
-            continue
+    try:
+        with os.scandir(parent) as entries:
+            stale = [
+                pathlib.Path(entry.path)
+                for entry in entries
+                if _NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+            ]
+    except OSError:  # It cannot be listed; whether it can be written to shows later.
+        return
+    for folder in stale:
         try:
-            ours = os.fstat(lock).st_uid == os.getuid()
-            if ours and set(os.listdir(folder)) <= {_NEW, _OLD}:
-                _put_back(folder / _OLD, parent)
-                _remove(folder)
-        finally:
-            os.close(lock)
+            _remove_stale_folder(folder, parent)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # In use, or removed by another process.
+        except OSError as error:
+            logging.warning("A temporary folder could not be removed: %s", error)
+
+
+def _remove_stale_folder(folder: pathlib.Path, parent: pathlib.Path) -> None:
+    lock = _lock(folder)
+    if lock is None:
+        return
+    try:
+        ours = os.fstat(lock).st_uid == os.getuid()
+        if ours and set(os.listdir(folder)) <= {_NEW, _OLD}:
+            _put_back(folder / _OLD, parent)
+            _remove(folder)
+    finally:
+        os.close(lock)
 
 
 def _put_back(old: pathlib.Path, parent: pathlib.Path) -> None:

@@ -135,6 +135,9 @@ class _Budget:
             self._add("other objects", 1, place)
         if not isinstance(fields, dict):
             return place
+        padded = fields.get("max_tokens") if fields.get("pad_to_max_tokens") else None
+        if isinstance(padded, int):  # Also the length of the weights of "tf_idf".
+            self._add("items of lists", abs(padded), place.inside("max_tokens"))
         for field in _SEARCHED:
             self._add_patterns(fields.get(field), _PLAIN, place.inside(field))
         for field in _MATCHED:

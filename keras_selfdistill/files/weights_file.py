@@ -33,15 +33,16 @@ def stored_bytes(content: bytes, name: str) -> int:
         with h5py.File(io.BytesIO(content), "r") as file:
             for item, key in _arrays(file, name):
                 ranges.append(_range(item, f"{key!r} in {name}"))
-    # It is read from memory, so an OSError is about the content.
-    except OSError as error:
+    # It is read from memory, so an OSError is about the content. h5py raises KeyError
+    # for members that HDF5 cannot open, such as arrays beyond the file's end.
+    except (OSError, KeyError) as error:
         raise ValueError(f"{name} cannot be read: {error}") from error
     end = 0
     for start, size in sorted(each for each in ranges if each[1]):
         if start < end:
             raise ValueError(f"arrays in {name} overlap.")
         end = start + size
-    if end > len(content):
+    if end > len(content):  # Recent HDF5 refuses it first.
         raise ValueError(f"an array in {name} reaches beyond its end.")
     return sum(size for _, size in ranges)
 

@@ -160,6 +160,81 @@ def test_only_what_is_ours_and_stale_is_removed(tmp_path):
     assert content(tmp_path) == before | {"outer.txt": b"outer", "inner.txt": b"inner"}
 
 
+@pytest.mark.parametrize("moment", ["before it is opened", "after it was opened"])
+def test_a_fresh_folder_that_another_process_removes_is_made_again(
+    tmp_path, monkeypatch, moment
+):
+    """Between its creation and its lock it looks like one that a kill left."""
+    removed = []
+
+    def clean(function):
+        def cleaning(*arguments):
+            found = list(tmp_path.glob(".keras_selfdistill_*"))
+            if len(removed) < 3 and found:
+                removed.append(found[0])
+                found[0].rmdir()
+            return function(*arguments)
+
+        return cleaning
+
+    module, name = {
+        "before it is opened": (os, "open"),
+        "after it was opened": (atomic.fcntl, "flock"),
+    }[moment]
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, clean(getattr(module, name)))
+        folder, lock = atomic._locked_folder(tmp_path)
+    assert len(removed) == 3
+    assert list(tmp_path.iterdir()) == [folder]
+    assert os.path.samestat(os.fstat(lock), folder.stat())
+    os.close(lock)
+    replace(tmp_path / "file.txt", lambda new: write(new, "new"))
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_folder_that_another_process_cleans_is_left_to_it(tmp_path, monkeypatch):
+    """It is locked, removed after the list was made, or cannot be read."""
+    fcntl = atomic.fcntl
+    names = [f".keras_selfdistill_0000000{i}" for i in range(3)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    locked = os.open(tmp_path / names[0], os.O_RDONLY)
+    fcntl.flock(locked, fcntl.LOCK_EX)
+    listdir, flock = os.listdir, fcntl.flock
+
+    def fails(path):
+        if pathlib.Path(path).name == names[2]:
+            raise OSError(errno.EIO, "broken")
+        return listdir(path)
+
+    def removed_first(*arguments):
+        if (tmp_path / names[1]).exists():
+            (tmp_path / names[1]).rmdir()
+        return flock(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", fails)
+        patched.setattr(fcntl, "flock", removed_first)
+        replace(tmp_path / "file.txt", lambda new: write(new, "new"))
+    os.close(locked)
+    assert sorted(os.listdir(tmp_path)) == [names[0], names[2], "file.txt"]
+    replace(tmp_path / "file.txt", lambda new: write(new, "newer"))
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_without_locks_files_are_written(tmp_path, monkeypatch):
+    """Some network file systems have none; then nobody removes anything."""
+
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    left = tmp_path / ".keras_selfdistill_00000000"
+    left.mkdir()
+    monkeypatch.setattr(atomic.fcntl, "flock", no_locks)
+    replace(tmp_path / "file.txt", lambda new: write(new, "new"))
+    assert sorted(os.listdir(tmp_path)) == [left.name, "file.txt"]
+
+
 def test_a_file_replaces_a_file_alone(tmp_path):
     victim = tmp_path / "victim.txt"
     victim.write_text("victim")

@@ -56,6 +56,17 @@ TOO_MUCH = {
     "dimensions": symbol(
         "keras.src.layers.convolutional.base_conv", "BaseConv", rank=10**9
     ),
+    **{
+        f"indices of {name}": symbol("keras.layers", name, num_oov_indices=10**7)
+        for name in ("StringLookup", "IntegerLookup")
+    },
+    **{
+        f"padded weights of {name}": symbol(
+            "keras.layers", name, max_tokens=10**7, pad_to_max_tokens=True
+        )
+        for name in ("StringLookup", "IntegerLookup", "TextVectorization")
+    },
+    "n-grams": symbol("keras.layers", "TextVectorization", ngrams=10**7),
     "layers": layers(10_001),
     "objects": [symbol("keras.initializers", "Zeros")] * 100_001,
     "a search": muon("conv", "(a+)+$"),
@@ -91,6 +102,8 @@ HONEST = {
         optimizer_map("encoder/.*", ".*/bias|.*norm.*", "dense"),
         policy_map("decoder/.*"),
     ],
+    "many words": symbol("keras.layers", "TextVectorization", max_tokens=10**6),
+    "buckets": symbol("keras.layers", "StringLookup", num_oov_indices=10**4),
     "words": symbol("keras.layers", "StringLookup", vocabulary=["word"] * 10**5),
 }
 

@@ -1,5 +1,6 @@
 """Nothing but regular files is read or replaced, and none that changes meanwhile."""
 
+import contextlib
 import errno
 import io
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import keras_selfdistill as ksd
+from keras_selfdistill.callbacks import checkpoints
 from keras_selfdistill.callbacks.checkpoints import Checkpoint, Checkpoints, read
 from keras_selfdistill.files import archive as safe_file
 from keras_selfdistill.files import regular_files
@@ -164,6 +166,22 @@ def test_arrays_that_share_their_bytes_are_refused():
             stored_bytes(content.replace(two, target), "weights")
 
 
+def test_arrays_beyond_the_end_are_refused():
+    store = io.BytesIO()
+    with h5py.File(store, "w") as file:
+        file["a"] = np.ones(1000, "f4")
+        place = file["a"].id.get_offset()
+    content = store.getvalue()
+    for start, fits in ((len(content) - 4000, True), (len(content) - 3999, False)):
+        header = (place.to_bytes(8, "little"), start.to_bytes(8, "little"))
+        assert content.count(header[0]) == 1
+        if fits:
+            assert stored_bytes(content.replace(*header), "weights") == 4000
+        else:
+            with pytest.raises(ValueError, match=r"be read|beyond its end"):
+                stored_bytes(content.replace(*header), "weights")
+
+
 def test_arrays_in_pieces_are_refused():
     """Keras writes none, and pieces could share their bytes, too."""
     store = io.BytesIO()
@@ -209,7 +227,9 @@ def test_resume_removes_its_own_checkpoints_alone(tmp_path):
     (tmp_path / NAME(0, "")).mkdir()
     (tmp_path / "victim").write_text("kept")
     (tmp_path / "epoch_000000_batch_00000001.checkpoint").symlink_to("victim")
-    foreign += [NAME(0, ""), "victim", "epoch_000000_batch_00000001.checkpoint"]
+    (tmp_path / "epoch_000000_batch_00000002.checkpoint").write_text("my notes")
+    foreign += [NAME(0, ""), "victim"]
+    foreign += [f"epoch_000000_batch_0000000{i}.checkpoint" for i in (1, 2)]
     for epoch in range(2, 6):
         write(tmp_path, epoch)
     assert {each.name for each in tmp_path.iterdir()} == {
@@ -241,18 +261,67 @@ def test_links_and_pipes_named_like_checkpoints_are_not_read(tmp_path):
             read(run / name)
 
 
-def test_writing_a_checkpoint_follows_no_link(tmp_path):
+def test_writing_a_checkpoint_follows_no_link(tmp_path, monkeypatch):
     victim = tmp_path / "victim.txt"
     victim.write_text("kept")
     run = tmp_path / "run"
-    run.mkdir()
-    for name in (".unfinished.checkpoint", NAME(3, "")):
-        (run / name).symlink_to(victim)
     write(run, 2)
+    (run / NAME(3, "")).symlink_to(victim)
     with pytest.raises(FileExistsError, match="a link"):
         write(run, 3)
+    replacing = checkpoints.replacing
+
+    @contextlib.contextmanager
+    def attacked(path):
+        with replacing(path) as new:
+            new.symlink_to(victim)
+            yield new
+
+    monkeypatch.setattr(checkpoints, "replacing", attacked)
+    with pytest.raises(FileExistsError, match="File exists"):
+        write(run, 4)
     assert victim.read_text() == "kept"
     assert Checkpoints(run, 2).newest(accept).epoch == 2
+    assert sorted(each.name for each in run.iterdir()) == [NAME(2, ""), NAME(3, "")]
+
+
+def test_a_later_one_that_came_meanwhile_does_not_displace_a_new_one(tmp_path):
+    for keep in (1, 2):
+        folder = tmp_path / str(keep)
+        writer = Checkpoints(folder, keep)
+        writer.write(Checkpoint(1, 0, [], {}))
+        Checkpoints(folder, keep).write(Checkpoint(9, 0, [], {}))
+        for epoch in (2, 3):
+            writer.write(Checkpoint(epoch, 0, [], {}))
+        expected = [NAME(epoch, "") for epoch in range(4 - keep, 4)] + [NAME(9, "")]
+        assert sorted(each.name for each in folder.iterdir()) == expected
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
+def test_what_would_end_a_training_is_an_error_before_it(tmp_path, kind):
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse", run_eagerly=True)
+    data = np.ones((4, 2)), np.ones((4, 1))
+    resume = ksd.callbacks.Resume(tmp_path)
+    model.fit(*data, epochs=1, verbose=0, callbacks=[resume])
+    make = {
+        "folder": pathlib.Path.mkdir,
+        "link": lambda path: path.symlink_to(tmp_path / "nowhere"),
+        "pipe": os.mkfifo,
+    }[kind]
+    make(tmp_path / NAME(0, ""))  # No checkpoint will have this name.
+    model.fit(*data, epochs=2, verbose=0, callbacks=[resume])
+    make(tmp_path / NAME(4, ""))
+    before = model.get_weights()
+    with pytest.raises(FileExistsError, match=f"Received: .*{NAME(4, '')}"):
+        model.fit(*data, epochs=4, verbose=0, callbacks=[resume])
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    (tmp_path / NAME(2, "")).unlink()
+    (tmp_path / NAME(1, "")).unlink()
+    with pytest.raises(FileExistsError, match=NAME(0, "")):
+        model.fit(*data, epochs=4, verbose=0, callbacks=[resume])
 
 
 def test_a_checkpoint_under_another_ones_name_is_refused(tmp_path):
