@@ -18,7 +18,7 @@ exits; or takes both from files, of the same `--data`, `--train_examples` and
 * predictions: what each exit gets right that others do not.
 
 `--output_dir` gets `analysis.html`, one file with tables and pictures, and the
-networks.
+networks, `plain.keras` and `distilled.keras`; they replace files of these names.
 
 One training of each kind is an illustration: its differences may be those of two seeds.
 A network trained for a few epochs is not the papers' either.
@@ -175,8 +175,8 @@ def main(argv: Sequence[str]) -> None:
     train_sample, test = samples(images)
     if FLAGS.plain_model is None:
         trained = train(images, train_sample)
-        trained.plain.save(folder / "plain.keras")
-        trained.distilled.save(folder / "distilled.keras")
+        run_folder.save(trained.plain, folder / "plain.keras")
+        run_folder.save(trained.distilled, folder / "distilled.keras")
     else:
         trained = load()
     hidden = ["data_dir", "output_dir"]

@@ -5,7 +5,8 @@
 Trains a small convolutional network plainly, then the same network from the same
 initial weights with exits, and prints what each exit costs and how accurate it is on
 images that training never saw. Saves the wrapper as `selfdistilled.keras` and a
-picture of accuracy against compute as `accuracy_vs_compute.png`.
+picture of accuracy against compute as `accuracy_vs_compute.png` in `--output_dir`,
+where they replace files of these names.
 """
 
 import shared.quiet  # noqa: F401  # isort: skip  (first: it imports Keras)

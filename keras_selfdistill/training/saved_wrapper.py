@@ -45,6 +45,9 @@ class SavedWrapper(keras.Model):
     ) -> None:
         """Save the wrapper to a `.keras` file, as `keras.Model.save` does.
 
+        As there, a file at the path is overwritten by default, whatever it contains,
+        and not atomically: it is lost if the disk is full or the process is killed.
+
         Raises:
             ValueError: The path is that of a legacy `.h5` file, which could not be
                 loaded. An existing file at the path does not change.
