@@ -18,6 +18,27 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def compile_quickly():
+    """Let XLA optimize less: on JAX, compiling is most of what the tests take.
+
+    An XLA that does not know a flag ends the process, hence the versions that do.
+    """
+    import jax
+
+    if not (0, 10) <= jax.__version_info__ < (0, 11) or "XLA_FLAGS" in os.environ:
+        return
+    os.environ["XLA_FLAGS"] = (
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+        "--xla_cpu_use_fusion_emitters=false"
+    )
+    jax.devices()  # Reads the flags. Processes that tests start compile as usual.
+    del os.environ["XLA_FLAGS"]
+
+
+if keras.backend.backend() == "jax":
+    compile_quickly()
+
+
 def miss(reason):
     """Skip a test whose means are missing; fail it where everything is required."""
     if os.environ.get("KSD_REQUIRE_ALL"):

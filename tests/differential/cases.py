@@ -248,11 +248,12 @@ class Case:
     compiled: bool
 
     def __str__(self):
-        values = dataclasses.asdict(self)
         return "-".join(
-            f"{name}={'+'.join(value) if isinstance(value, tuple) else value}"
-            for name, value in values.items()
-            if name != "kind" and value not in ("none", 1, False)
+            name
+            if value is True
+            else f"{name}={'+'.join(value) if isinstance(value, tuple) else value}"
+            for name, value in dataclasses.asdict(self).items()
+            if (name != "kind" and value not in ("none", 1, False)) or value is True
         )
 
 

@@ -3,6 +3,10 @@
 `RULES` and `BACKEND_RULES` are the only exclusions: each says why.
 """
 
+import collections
+import dataclasses
+import functools
+import itertools
 import random
 
 from .cases import (
@@ -94,11 +98,6 @@ BACKEND_RULES = {
         "TensorFlow looks for the top of float32 alone": (
             lambda case: case.precision == "float64" and _has_metric(case, "top_k")
         ),
-        # Of 14 runs of one case by Keras alone, one logged 0.547 where the others, and
-        # the wrapper each time, logged 0.654.
-        "run eagerly, several steps at a time of Keras' own are not always the same": (
-            lambda case: case.steps_per_execution > 1 and not case.compiled
-        ),
     },
     "jax": {
         "JAX has no 64 bits unless the whole process has": (
@@ -159,3 +158,39 @@ def sample(seed, count, backend=BACKEND):
         if not excluded(case, backend):
             found[case] = None
     return list(found)
+
+
+def pairs(case):
+    """Return every two of a case's values, those of different tables together.
+
+    What depends on the kind of labels (forms, losses, metrics) is named with it.
+    """
+    values = []
+    for field in dataclasses.fields(case):
+        value = getattr(case, field.name)
+        if field.name == "metrics":
+            values += [(field.name, case.kind, metric) for metric in value]
+        elif field.name in ("form", "loss"):
+            values.append((field.name, case.kind, value))
+        elif field.name != "kind":
+            values.append((field.name, value))
+    return {*map(frozenset, itertools.combinations(values, 2))}
+
+
+@functools.cache
+def covering(backend=BACKEND, draws=150_000):
+    """Return cases in which every two values meet that ever met in so many draws."""
+    source, met, found = random.Random("covering"), set(), []
+    for case in (draw(source) for _ in range(draws)):
+        if not excluded(case, backend) and not pairs(case) <= met:
+            met |= pairs(case)
+            found.append(case)
+    # Later cases made some of the earlier ones needless.
+    counts = collections.Counter(pair for case in found for pair in pairs(case))
+    needed = []
+    for case in found:
+        if any(counts[pair] == 1 for pair in pairs(case)):
+            needed.append(case)
+        else:
+            counts.subtract(pairs(case))
+    return needed

@@ -698,7 +698,6 @@ def test_errors_say_what_to_do(probable, fast):
         bad.predict(x)
 
 
-@pytest.mark.once
 def test_scores_that_are_no_numbers_are_not_sure(probable):
     x, _ = data(4)
     fast = ksd.EarlyExit(

@@ -297,6 +297,27 @@ def test_logits_of_a_wrapper_that_was_quantised(end, kind):
     np.testing.assert_allclose(to_numpy(ensemble(x)), mean, atol=1e-6)
 
 
+@quantises
+def test_an_ensemble_is_quantised_and_a_quantised_wrapper_reported_on():
+    keras.utils.set_random_seed(4)
+    base = base_of(dense(4))
+    model = ksd.SelfDistiller(base, ["tap"], "deep_supervision", head="linear")
+    x, y = batch_of(base, 8), np.arange(8) % 4
+    ensemble = model.ensemble_model()
+    before = to_numpy(ensemble(x))
+    ensemble.quantize("int8")
+    after = to_numpy(ensemble(x))
+    assert 0 < np.abs(after - before).max() < 0.03
+    # The layers are those of the wrapper, which is quantised with it.
+    assert model.get_layer("end").quantization_mode == "int8"
+    report = ksd.report(model, (x, y), repeats=0, verbose=0)
+    outputs = {name: to_numpy(each) for name, each in model(x).items()}
+    outputs["ensemble"] = after
+    for name, probabilities in outputs.items():
+        loss = -np.log(probabilities[np.arange(8), y]).mean()
+        assert report[name].loss == pytest.approx(loss, rel=1e-4), name
+
+
 def quantised(**options):
     base = base_of(dense(**options))
     base.quantize("int8")

@@ -279,8 +279,10 @@ def test_other_tasks_are_compared(task):
         one, other = (expected[name, exit_name] for name in models)
         line = lines["other", exit_name]
         assert line.against == ("one", exit_name)
-        assert main in line.numbers
-        for key in {main, "loss", "calibration_error"} & line.numbers.keys():
+        known = {key for key in (main, "loss", "calibration_error") if key in other}
+        known = {key for key in known if other[key] is not None}
+        assert {main} <= known <= line.numbers.keys()
+        for key in known:
             summary = line.numbers[key]
             assert summary.mean == pytest.approx(other[key], rel=1e-4)
             difference = other[key] - one[key]
@@ -288,7 +290,6 @@ def test_other_tasks_are_compared(task):
     assert "other" in found.render()
 
 
-@pytest.mark.once
 def test_padding_is_no_part_of_an_answer():
     """A masked text classifier: the report is that of what it predicts."""
     is_word = np.arange(6) < RANDOM.integers(2, 7, (26, 1))
@@ -357,7 +358,6 @@ def test_a_class_that_is_ruled_out_is_no_missing_answer():
     assert found.loss == pytest.approx(-np.log(np.exp(3) / np.exp([1, 2, 3]).sum()))
 
 
-@pytest.mark.once
 def test_a_report_of_a_network_of_nan():
     base = small_base(classes=CLASSES)
     base.get_layer("predictions").bias.assign(np.full(CLASSES, np.nan))
@@ -460,7 +460,6 @@ class Cells(html.parser.HTMLParser):
         self.found.append(data)
 
 
-@pytest.mark.once
 def test_other_forms(found):
     row_of = found["exit_1"]
     assert json.loads(json.dumps(found.to_dict()))["rows"][1]["loss"] == row_of.loss

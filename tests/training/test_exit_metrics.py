@@ -81,7 +81,6 @@ def required(kind):
     ]
 
 
-@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # By Keras, on JAX.
 def test_a_copy_computes_what_the_metric_computes():
     for name, kind in METRICS.items():

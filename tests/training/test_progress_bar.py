@@ -197,6 +197,8 @@ def test_an_output_without_these_characters_gets_others(models, monkeypatch):
     content = io.BytesIO()
     output = io.TextIOWrapper(content, encoding="ascii", write_through=True)
     monkeypatch.setattr(sys, "stdout", output)
+    # Where the line is too long, the bar is left out.
+    monkeypatch.setenv("COLUMNS", "200")
     models[2].fit(X, Y, verbose=1)
     assert content.getvalue().startswith(b"1/1 ?")
 

@@ -276,7 +276,6 @@ def test_the_external_teacher_runs_in_inference_mode_and_is_never_trained(batch)
     assert model.trainable_variables
 
 
-@pytest.mark.once
 def test_external_loss_is_that_of_the_teachers_logits(batch):
     keras.utils.set_random_seed(5)
     teacher = small_base(name="teacher")
@@ -484,7 +483,6 @@ def stop_at_once(epoch, logs):
     raise KeyboardInterrupt
 
 
-@pytest.mark.once
 def test_label_warm_up_equals_training_without_distillation(batch):
     model = compiled(BYOT(alpha=0.4))
     fit(model, batch, epochs=2, callbacks=[ksd.callbacks.LabelWarmUp(2)])
@@ -564,7 +562,6 @@ def test_wrong_distillation_losses_are_refused(base, options, error, message):
         ksd.SelfDistiller(base, ["out_1"], "byot", **options)
 
 
-@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # Keras on JAX.
 def test_mixed_labels(batch):
     """Keras' own layers mix images and labels; label smoothing is the loss' own."""

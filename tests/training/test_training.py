@@ -81,7 +81,6 @@ def test_a_metric_object_is_the_final_exits(base, batch):
     assert float(to_numpy(top.result())) == pytest.approx(logs["top2"])
 
 
-@pytest.mark.once
 def test_class_weight_with_one_hot_labels(base, batch):
     x, y = batch
     by_class = {0: 0.5, 1: 2.0, 2: 0.0, 3: 1.0}
@@ -288,7 +287,6 @@ def test_deep_supervision_equals_a_hand_built_model_step_for_step(batch):
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.once
 def test_class_weight_equals_sample_weight(base, batch):
     x, y = batch
     model = wrap(base)
