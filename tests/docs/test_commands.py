@@ -204,6 +204,9 @@ def test_every_command_is_made_small_or_run_elsewhere():
     programs = {program(command) for command in FOUND}
     assert programs == SMALL.keys() | ELSEWHERE.keys()
     assert len(RUN) >= 20
+    examples = {f"examples/{path.name}" for path in ROOT.glob("examples/*.py")}
+    run_here = {program(command) for command in RUN}
+    assert examples - run_here == {"examples/quickstart.py"}  # In its own test.
     for name, place in ELSEWHERE.items():
         words = re.split(r"[./]", name.removesuffix(".py"))
         assert words[-1] in (ROOT / place).read_text(), name

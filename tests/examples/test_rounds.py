@@ -76,16 +76,16 @@ def test_a_network_without_dense_layers_is_refused():
 
 @pytest.mark.once
 def test_standard_error_is_the_binomials():
-    answers = np.arange(100) < 80
-    expected = np.std(answers) / math.sqrt(100)
+    correct = np.arange(100) < 80
+    expected = np.std(correct) / math.sqrt(100)
     assert rounds.standard_error(0.8, 100) == pytest.approx(expected)
 
 
 @pytest.mark.once
 def test_accuracy_is_the_share_of_right_answers(base, batch):
     images = image_sets.Images("digits", batch, batch)
-    answers = np.argmax(base.predict(batch[0], verbose=0), axis=-1)
-    expected = np.mean(answers == batch[1])
+    predicted = np.argmax(base.predict(batch[0], verbose=0), axis=-1)
+    expected = np.mean(predicted == batch[1])
     assert image_sets.accuracy(base, images) == pytest.approx(expected)
 
 

@@ -98,15 +98,15 @@ def test_a_classifier_is_wrapped_trained_and_cut_off(hub, name, tmp_path):
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     history = model.fit(x, LABELS, epochs=3, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
-    answers = model.predict(x, verbose=0)
+    predictions = model.predict(x, verbose=0)
     for exit_name in model.exit_names:
         alone = model.exit_model(exit_name).predict(x, verbose=0)
-        np.testing.assert_allclose(alone, answers[exit_name], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(alone, predictions[exit_name], rtol=1e-4, atol=1e-6)
     assert model.exit_model("exit_1").count_params() < base.count_params()
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(
-        loaded.predict(x, verbose=0)["exit_1"], answers["exit_1"], rtol=1e-5
+        loaded.predict(x, verbose=0)["exit_1"], predictions["exit_1"], rtol=1e-5
     )
 
 
@@ -128,22 +128,24 @@ def test_a_bare_backbone_gets_classes(hub):
 def test_padded_words_change_no_exit(hub):
     model = ksd.SelfDistiller(bert(hub), MODELS["bert"][1], "byot")
     other = np.where(MASK, TOKENS, (TOKENS + 7) % 50)
-    answers = model.predict(TEXT, verbose=0)
-    for exit_name, answer in model.predict(
+    predictions = model.predict(TEXT, verbose=0)
+    for exit_name, prediction in model.predict(
         {**TEXT, "token_ids": other}, verbose=0
     ).items():
-        np.testing.assert_allclose(answer, answers[exit_name], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            prediction, predictions[exit_name], rtol=1e-4, atol=1e-6
+        )
 
 
 def test_words_exit_early(hub):
     model = ksd.SelfDistiller(bert(hub), MODELS["bert"][1], "byot")
-    answers = model.predict(TEXT, verbose=0)
-    half = float(np.median(answers["exit_1"].max(axis=-1)))
+    predictions = model.predict(TEXT, verbose=0)
+    half = float(np.median(predictions["exit_1"].max(axis=-1)))
     result = ksd.EarlyExit(model, thresholds=half).predict(TEXT)
     assert len(set(result.exits)) > 1
     for row, exit_name in enumerate(result.exits):
         np.testing.assert_allclose(
-            result.predictions[row], answers[exit_name][row], rtol=1e-4, atol=1e-6
+            result.predictions[row], predictions[exit_name][row], rtol=1e-4, atol=1e-6
         )
     calibrated = ksd.EarlyExit(model)
     twice = {name: np.tile(each, (2, 1)) for name, each in TEXT.items()}

@@ -22,7 +22,7 @@ SAMPLES, CLASSES = 6, 3
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A base, what it answers, and how it is wrapped."""
+    """A base, what it predicts, and how it is wrapped."""
 
     image: bool
     blocks: tuple[str, ...]
@@ -181,7 +181,7 @@ def expected_ensemble(case, outputs):
     return np.mean(outputs, axis=0)
 
 
-def answers(model, x):
+def predictions_of(model, x):
     found = model(x, training=False)
     if isinstance(found, dict):
         return {name: to_numpy(each) for name, each in found.items()}
@@ -204,15 +204,15 @@ def folder(tmp_path_factory):
 def test_wrap_step_save_load_and_cut(folder, case):
     keras.utils.set_random_seed(case.seed)
     base, (x, y) = make_base(case), make_data(case)
-    before = answers(base, x)
+    before = predictions_of(base, x)
     taps = case.taps
     if isinstance(taps, tuple):
         taps = [f"end_{i}" for i in taps]
     task = None if case.task != "regression" else "regression"
     model = ksd.SelfDistiller(base, taps, case.recipe, head=case.head, task=task)
     # Wrapping changes nothing.
-    np.testing.assert_allclose(answers(model, x)["final"], before, atol=1e-6)
-    np.testing.assert_allclose(answers(base, x), before, atol=1e-6)
+    np.testing.assert_allclose(predictions_of(model, x)["final"], before, atol=1e-6)
+    np.testing.assert_allclose(predictions_of(base, x), before, atol=1e-6)
 
     # A step is finite and trains.
     loss, metric = make_loss(case)
@@ -230,26 +230,26 @@ def test_wrap_step_save_load_and_cut(folder, case):
     loaded = ksd.load_model(path)
     configs = [json.dumps(each.get_config()) for each in (loaded, model)]
     assert configs[0] == configs[1]  # As text: JSON knows no tuples.
-    outputs = answers(model, x)
-    for name, found in answers(loaded, x).items():
+    outputs = predictions_of(model, x)
+    for name, found in predictions_of(loaded, x).items():
         np.testing.assert_array_equal(found, outputs[name])
     tested = [m.test_on_batch(x, y, return_dict=True) for m in (model, loaded)]
     assert tested[0].keys() == tested[1].keys()
     assert float(tested[0]["loss"]) == pytest.approx(float(tested[1]["loss"]), 1e-5)
 
-    # Models cut off answer as the wrapper does.
+    # Models cut off predict as the wrapper does.
     np.testing.assert_allclose(
-        answers(model.final_model(), x), outputs["final"], atol=1e-6
+        predictions_of(model.final_model(), x), outputs["final"], atol=1e-6
     )
     np.testing.assert_allclose(
-        answers(model.ensemble_model(), x),
+        predictions_of(model.ensemble_model(), x),
         expected_ensemble(case, [outputs[name] for name in model.exit_names]),
         atol=1e-4,
     )
     if not model.has_early_exits:
         return
     for name in model.exit_names:
-        cut = answers(model.exit_model(name), x)
+        cut = predictions_of(model.exit_model(name), x)
         np.testing.assert_allclose(cut, outputs[name], atol=1e-6)
     if case.task == "multiclass":
         fast = ksd.EarlyExit(loaded, thresholds=-np.inf).predict(x)

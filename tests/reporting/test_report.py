@@ -326,12 +326,12 @@ def test_logits_far_from_zero_stay_finite():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("kind", ["multiclass", "binary"])
 def test_what_is_no_number_is_never_right(kind, bad):
-    """Half of the samples are answered; of the others no share may be told."""
+    """Half of the samples have predictions; of the others no accuracy may be given."""
     units = 7 if kind == "multiclass" else 1
     task = Task(kind, units, "softmax" if units > 1 else "sigmoid")
     logits = RANDOM.normal(size=(40, units))
-    answered = logits.argmax(axis=-1) if units > 1 else (logits[:, 0] > 0) * 1
-    labels = np.where(np.arange(40) < 20, answered, 0)  # What argmax makes of NaN.
+    predicted = logits.argmax(axis=-1) if units > 1 else (logits[:, 0] > 0) * 1
+    labels = np.where(np.arange(40) < 20, predicted, 0)  # What argmax makes of NaN.
     logits[20:] = bad
     sums = Sums()
     predictions = BatchPredictions(logits, task)

@@ -1,4 +1,4 @@
-"""What is not one class of several: labels, numbers, and answers at each position."""
+"""Labels, numbers, and predictions at each position: not one class of several."""
 
 import warnings
 
@@ -374,7 +374,7 @@ def test_labels_of_another_shape(batch, activation, shape):
 
 
 def each_step(units, activation, embed=False):
-    """Return a wrapper that answers at each of four steps."""
+    """Return a wrapper that predicts at each of four steps."""
     inputs = keras.Input((4,) if embed else (4, 2))
     x = inputs
     if embed:
