@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.once, pytest.mark.process]
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**/*.md")
 SCRIPTS = ("benchmarks/**/*.py", "docs/*.py", "examples/**/*.py", "tutorials/*.py")
-TESTS = ("tests/**/*.py",)
+MODULES = ("keras_selfdistill/**/*.py", "tests/**/*.py")
 
 # What makes a command small; behind its own flags, the last of a name counts.
 SMALL = {
@@ -63,6 +63,7 @@ ELSEWHERE = {
     "examples/quickstart.py": ".ci/run",
     "pip": ".ci/run",
     "pytest": ".ci/run",
+    "section_runner.py": "tests/early_exit/test_export.py",
     "venv": ".ci/run",
     "tests.floors": ".ci/run",
     "tests.integration.backend_probe": "tests/integration/test_backends.py",
@@ -99,7 +100,7 @@ def lines_of(path):
 def found_commands():
     """Return every command that begins Python, by the place where it is first shown."""
     found = {}
-    for pattern in (*DOCUMENTS, *SCRIPTS, *TESTS):
+    for pattern in (*DOCUMENTS, *SCRIPTS, *MODULES):
         for path in sorted(ROOT.glob(pattern)):
             for text in lines_of(path):
                 for line in re.sub(r"\\\n\s*", " ", text).splitlines():
@@ -210,6 +211,23 @@ def test_every_command_is_made_small_or_run_elsewhere():
     for name, place in ELSEWHERE.items():
         words = re.split(r"[./]", name.removesuffix(".py"))
         assert words[-1] in (ROOT / place).read_text(), name
+
+
+def test_other_programs_are_run_by_ci():
+    content = (ROOT / ".ci/run").read_text()
+    blocks = [
+        block
+        for pattern in DOCUMENTS
+        for path in ROOT.glob(pattern)
+        for block in re.findall(r"^```bash\n(.*?)^```$", path.read_text(), re.M | re.S)
+    ]
+    lines = re.sub(r"\\\n\s*", " ", "\n".join(blocks))
+    parts = {part.strip() for line in lines.splitlines() for part in line.split("&&")}
+    others = {part for part in parts if part and not re.match(PROMPT, part)}
+    served = {". .venv/bin/activate", "mkdocs serve"}  # CI has another, and builds.
+    assert others >= served
+    for command in others - served:
+        assert re.search(rf"^{re.escape(command)}$", content, re.M), command
 
 
 @pytest.mark.parametrize("script", [name for name in SMALL if name.endswith(".py")])
