@@ -14,6 +14,7 @@ from keras_selfdistill.utils.keras_internals import (
     existing_seed_generator,
     global_seed_generator,
 )
+from keras_selfdistill.utils.number_checks import is_finite_number
 
 
 def random_state() -> dict[str, Any]:
@@ -76,16 +77,11 @@ def is_random_state(value: Any) -> bool:
     )
 
 
-def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
-    is_number = isinstance(value, kind) and not isinstance(value, bool)
-    return is_number and abs(value) < 1e308  # Larger ones overflow a float.
-
-
 def _is_list_below(limit: int, value: Any, length: int | None = None) -> bool:
     return (
         isinstance(value, list)
         and length in (None, len(value))
-        and all(_is_number(each, int) and 0 <= each < limit for each in value)
+        and all(type(each) is int and 0 <= each < limit for each in value)
     )
 
 
@@ -98,7 +94,7 @@ def _is_python(value: Any) -> bool:
         version == random.getstate()[0]
         and _is_list_below(2**32, internal, 625)
         and internal[-1] <= 624
-        and (gauss is None or _is_number(gauss))
+        and (gauss is None or is_finite_number(gauss))
     )
 
 
@@ -112,7 +108,7 @@ def _is_numpy(value: Any) -> bool:
         and _is_list_below(2**32, key, 624)
         and _is_list_below(625, [place])
         and _is_list_below(2, [has_gauss])
-        and _is_number(gauss)
+        and is_finite_number(gauss)
     )
 
 

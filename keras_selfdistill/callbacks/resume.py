@@ -23,6 +23,7 @@ from keras_selfdistill.utils.keras_internals import (
     give_back_weights,
     set_initial_epoch,
 )
+from keras_selfdistill.utils.number_checks import is_positive_integer
 from keras_selfdistill.utils.type_aliases import Logs, PathLike
 
 
@@ -101,12 +102,12 @@ class Resume(keras.callbacks.Callback):
         keep: int = 2,
     ):
         super().__init__()
-        if save_freq != "epoch" and not _is_count(save_freq):
+        if save_freq != "epoch" and not is_positive_integer(save_freq):
             raise ValueError(
                 "Resume.save_freq must be 'epoch' or a number of batches of at least "
                 f"1. Received: save_freq={save_freq!r}."
             )
-        if not _is_count(keep):
+        if not is_positive_integer(keep):
             raise ValueError(
                 "Resume.keep must be an integer of at least 1. Received: "
                 f"keep={keep!r}."
@@ -181,8 +182,7 @@ class Resume(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
         """Skip a batch that was trained before, or save the previous epoch."""
         self._interrupts.keep_out_of_next()
-        if self._skipping is not None and self._skipping.is_over(batch):
-            self._skipping = None
+        self._end_skipping_at(batch)
         if self._skipping is not None:
             self._skipping.skip_next()
         elif self._is_due:
@@ -193,14 +193,19 @@ class Resume(keras.callbacks.Callback):
         done, self._last_batch = batch - self._last_batch, batch
         if self._skipping is not None:
             # Before validation, which also draws from the random states.
-            if self._skipping.is_over(batch + 1):
-                self._skipping = None
+            self._end_skipping_at(batch + 1)
             return
         self._unsaved_batches += done
         if self._unsaved_batches >= self._batches_between:
             begin = self._random_at_epoch_begin
             self._save(self._epoch, batch + 1, begin, random_state())
         self._interrupts.let_in()
+
+    def _end_skipping_at(self, batch: int) -> None:
+        """Let training continue if a batch is the first that was not trained before."""
+        if self._skipping is not None and self._skipping.is_over(batch):
+            self._skipping.restore_random_state()
+            self._skipping = None
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Save the last epoch; others are saved when the next has drawn its order."""
@@ -264,7 +269,3 @@ class Resume(keras.callbacks.Callback):
 
     def _check(self, checkpoint: Checkpoint) -> None:
         check_model(checkpoint, self.model)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -43,8 +43,10 @@ class SkippedBatches:
         Args:
             batch: Index of the next batch.
         """
-        if batch < self._checkpoint.batch:
-            return False
+        return batch >= self._checkpoint.batch
+
+    def restore_random_state(self) -> None:
+        """Restore the random state of the checkpoint, behind the skipped batches."""
         # On PyTorch, the skipped steps would have drawn from the global generators, and
         # a new iterator over the data draws again. On TensorFlow, threads read ahead of
         # the steps, so the saved state belongs to no certain batch, but the state after
@@ -52,7 +54,6 @@ class SkippedBatches:
         random_now = self._checkpoint.about["random_now"]
         if random_now is not None and keras.backend.backend() != "tensorflow":
             set_random_state(random_now)
-        return True
 
     def _skip(self, *arguments: Any) -> Any:
         """Draw data without training, and return what a training function returns."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 
@@ -31,11 +31,16 @@ Thresholds: TypeAlias = float | Sequence[float] | Mapping[str, float]
 class Calibration:
     """The part of an `EarlyExit` that stores and chooses the thresholds."""
 
-    _cascade: Cascade
-    _scorer: Scorer
-    _model: SelfDistiller
-
-    def __init__(self, thresholds: Thresholds | None):
+    def __init__(
+        self,
+        model: SelfDistiller,
+        scorer: Scorer,
+        cascade: Cascade,
+        thresholds: Thresholds | None,
+    ):
+        self._model = model
+        self._scorer = scorer
+        self._cascade = cascade
         self._outcomes: Outcomes | None = None
         self._thresholds: tuple[float, ...] | None = None
         self.calibration: Choice | None = None
@@ -173,22 +178,25 @@ class Calibration:
 
     def __repr__(self) -> str:
         """Return the base, the criterion and the threshold of each exit."""
-        criterion, *rest = self._rows()
-        exits = ", ".join(f"{name} {threshold}".rstrip() for name, threshold, _ in rest)
-        return f"<EarlyExit of {self._model.base.name}: {criterion}: {exits}>"
+        rows = self._rows()
+        exits = ", ".join(f"{name} {threshold}".rstrip() for name, threshold, _ in rows)
+        return f"<EarlyExit of {self._described()}: {exits}>"
 
     def _repr_html_(self) -> str:
-        criterion, *rows = self._rows()
-        table = Table(["exit", "threshold", "multiply-adds of the base's"], rows)
-        return table.html(f"EarlyExit of {self._model.base.name}: {criterion}")
+        table = Table(
+            ["exit", "threshold", "multiply-adds of the base's"], self._rows()
+        )
+        return table.html(f"EarlyExit of {self._described()}")
 
-    def _rows(self) -> list[Any]:
-        """Return the criterion, then name, threshold and cost of each exit, as text."""
+    def _described(self) -> str:
+        return f"{self._model.base.name}: {self._scorer.criterion}"
+
+    def _rows(self) -> list[list[str]]:
+        """Return name, threshold and cost of each exit, as text."""
         limits = [_condition(limit) for limit in self._thresholds or ()]
         limits = limits or ["not calibrated"] * (len(self.exit_names) - 1)
         costs = ["?" if math.isnan(c) else f"{c:.1%}" for c in self._cascade.costs]
-        rows = zip(self.exit_names, [*limits, ""], costs, strict=True)
-        return [str(self._scorer.criterion), *map(list, rows)]
+        return list(map(list, zip(self.exit_names, [*limits, ""], costs, strict=True)))
 
     def _limits(self, method: str) -> tuple[float, ...]:
         """Return the thresholds; raise an error for a call of a method without any."""

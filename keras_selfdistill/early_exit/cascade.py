@@ -20,6 +20,7 @@ from keras_selfdistill.evaluation.data_adapter import (
     class_indices,
 )
 from keras_selfdistill.exits.attach import ExitGraph
+from keras_selfdistill.utils.number_checks import is_positive_integer
 from keras_selfdistill.utils.type_aliases import Data, Labels
 
 
@@ -215,8 +216,7 @@ def _in_order(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
 
 
 def _check_batch_size(batch_size: int) -> None:
-    whole = isinstance(batch_size, (int, np.integer)) and batch_size is not True
-    if not whole or batch_size < 1:
+    if not is_positive_integer(batch_size):
         raise ValueError(
             "`batch_size` is out of range. Received: "
             f"batch_size={batch_size!r}. Expected: an integer of at least 1."

@@ -73,18 +73,16 @@ class EarlyExit(Calibration):
         check_wrapper(model)
         graph = model.exit_graph
         end = producer(graph.ensemble).operation.activation
-        self._model = model
-        self._scorer = Scorer(
+        scorer = Scorer(
             criterion=criteria.get(criterion),
             scores_from=scores_from,
             last_resort=last_resort,
             softmax=end is keras.activations.softmax,
             exits=len(graph.exits),
         )
-        self._cascade = Cascade(graph, self._scorer)
+        super().__init__(model, scorer, Cascade(graph, scorer), thresholds)
         if self._cascade.lacks_costs:
             logging.warning("%s", self._missing_costs())
-        super().__init__(thresholds)
 
     @property
     def model(self) -> SelfDistiller:
@@ -95,8 +93,7 @@ class EarlyExit(Calibration):
     def macs_ratios(self) -> dict[str, float]:
         """Multiply-adds of a sample as a fraction of the base's, by its exit.
 
-        NaN if unknown; register the cost of layers with `register_macs`. Also NaN if
-        the base has no multiply-adds.
+        NaN if the base has none, or if unknown; then use `register_macs`.
         """
         costs = map(float, self._cascade.costs)
         return dict(zip(self.exit_names, costs, strict=True))

@@ -27,6 +27,7 @@ from keras_selfdistill.files.atomic import check_replaceable_file, replacing
 from keras_selfdistill.files.config_budget import check_budget
 from keras_selfdistill.files.config_check import check_config
 from keras_selfdistill.files.digest import sha256
+from keras_selfdistill.utils.number_checks import is_finite_number, is_positive_integer
 from keras_selfdistill.utils.type_aliases import PathLike
 
 _FORMAT = "keras_selfdistill.early_exit"
@@ -132,16 +133,11 @@ def _check_digest(path: pathlib.Path) -> None:
         )
 
 
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) < 1e308  # Neither infinite, nor NaN, nor too large for a float.
-
-
 def _are_thresholds(value: Any) -> bool:
     words = ("always", "never")
     return isinstance(value, list) and all(
-        _is_number(each) or (isinstance(each, str) and each in words) for each in value
+        is_finite_number(each) or (isinstance(each, str) and each in words)
+        for each in value
     )
 
 
@@ -168,12 +164,12 @@ def _is_calibration(value: Any) -> bool:
 
 _CALIBRATION: dict[str, Callable[[Any], bool]] = {
     "thresholds": _are_thresholds,
-    "accuracy": _is_number,
-    "base_accuracy": _is_number,
-    "macs_ratio": _or_none(_is_number),
-    "samples": lambda value: _is_number(value) and isinstance(value, int),
-    "guarantee": _or_none(_is_number),
-    "accuracy_drop_bound": _or_none(_is_number),
+    "accuracy": is_finite_number,
+    "base_accuracy": is_finite_number,
+    "macs_ratio": _or_none(is_finite_number),
+    "samples": is_positive_integer,
+    "guarantee": _or_none(is_finite_number),
+    "accuracy_drop_bound": _or_none(is_finite_number),
 }
 _SCHEMA: dict[str, Callable[[Any], bool]] = {
     "format": lambda value: value == _FORMAT,

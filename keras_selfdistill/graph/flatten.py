@@ -9,18 +9,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
-from keras import layers
 
 from keras_selfdistill.graph.nodes import (
     GRAPH_LOCK,
     input_structure,
     model_nodes,
-    producer,
 )
-from keras_selfdistill.graph.shells import Renamed, WithMask
+from keras_selfdistill.graph.shells import Renamed, as_inner_input, regularized
 from keras_selfdistill.graph.trace_layer import LayerGraph, holds_layers, trace_layer
 from keras_selfdistill.utils.config import is_of_keras
-from keras_selfdistill.utils.keras_internals import mask_of
 from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor
 
 
@@ -163,7 +160,7 @@ class _Flattener:
         masks = keras.tree.flatten(kwargs.get("mask")) if "mask" in kwargs else []
         masks += [None] * (len(given) - len(masks))
         inside = {
-            id(tensor): _as_inner_input(value, mask, tensor.dtype, f"{path}_{i}")
+            id(tensor): as_inner_input(value, mask, tensor.dtype, f"{path}_{i}")
             for i, (tensor, value, mask) in enumerate(
                 zip(inner.inputs, given, masks, strict=True)
             )
@@ -171,7 +168,7 @@ class _Flattener:
         training = kwargs.get("training", training)
         self.run(inner, inside, f"{path}/", training)
         outputs = [inside[id(tensor)] for tensor in inner.outputs]
-        return _regularized(node.operation, outputs, f"{path}_activity")
+        return regularized(node.operation, outputs, f"{path}_activity")
 
     def _run_operation(
         self, node: Node, values: dict[int, SymbolicTensor], training: bool | None
@@ -272,38 +269,3 @@ def _given(
     if isinstance(inputs, dict) and not isinstance(input_structure(inner), dict):
         return [inputs[tensor.name] for tensor in inner.inputs]  # Keras goes by name.
     return keras.tree.flatten(inputs)
-
-
-def _as_inner_input(
-    tensor: SymbolicTensor, mask: SymbolicTensor | None, dtype: str, name: str
-) -> SymbolicTensor:
-    """Return an input of a nested model as Keras passes it on: cast, with its mask."""
-    mask = mask_of(tensor) if mask is None else mask
-    if mask is not None:
-        # Also for equal dtypes: a loaded wrapper needs its layers in the same order.
-        return WithMask(dtype, name=_layer_name(name) + "_mask")(tensor, mask=mask)
-    if tensor.dtype == dtype:
-        return tensor
-    cast = keras.ops.cast(tensor, dtype)
-    producer(cast).operation.name = _layer_name(name) + "_cast"
-    return cast
-
-
-def _regularized(
-    operation: keras.Operation, outputs: list[SymbolicTensor], name: str
-) -> list[SymbolicTensor]:
-    """Return the outputs of a flattened layer, with its own activity loss."""
-    regularizer = getattr(operation, "activity_regularizer", None)
-    if regularizer is None:
-        return outputs
-    identity = layers.Identity(
-        activity_regularizer=regularizer,
-        autocast=False,
-        dtype=operation.dtype_policy,
-        name=_layer_name(name),
-    )
-    return [identity(tensor) for tensor in outputs]
-
-
-def _layer_name(path: str) -> str:
-    return path.replace("/", "_")

@@ -152,3 +152,57 @@ def masked_as(
     tensor = keras.ops.multiply(tensor, 1.0)
     producer(tensor).operation.name = name
     return tensor
+
+
+def as_inner_input(
+    tensor: SymbolicTensor, mask: SymbolicTensor | None, dtype: str, name: str
+) -> SymbolicTensor:
+    """Return an input of a nested model as Keras passes it on: cast, with its mask.
+
+    Args:
+        tensor: Symbolic tensor of the outer model.
+        mask: Mask that the call names; by default that of the tensor.
+        dtype: Dtype of the nested model's input.
+        name: Path of the input.
+
+    Example:
+        >>> as_inner_input(keras.Input((2,)), None, "float16", "nested_0").dtype
+        'float16'
+    """
+    name = name.replace("/", "_")
+    mask = mask_of(tensor) if mask is None else mask
+    if mask is not None:
+        # Also for equal dtypes: a loaded wrapper needs its layers in the same order.
+        return WithMask(dtype, name=f"{name}_mask")(tensor, mask=mask)
+    if tensor.dtype == dtype:
+        return tensor
+    cast = keras.ops.cast(tensor, dtype)
+    producer(cast).operation.name = f"{name}_cast"
+    return cast
+
+
+def regularized(
+    operation: keras.Operation, outputs: list[SymbolicTensor], name: str
+) -> list[SymbolicTensor]:
+    """Return the outputs of a flattened layer, with its own activity loss.
+
+    Args:
+        operation: Layer that was flattened.
+        outputs: Its symbolic outputs.
+        name: Path of the layer that adds the loss.
+
+    Example:
+        >>> outputs = [keras.Input((2,))]
+        >>> regularized(keras.layers.Dense(2), outputs, "dense_activity") is outputs
+        True
+    """
+    regularizer = getattr(operation, "activity_regularizer", None)
+    if regularizer is None:
+        return outputs
+    identity = keras.layers.Identity(
+        activity_regularizer=regularizer,
+        autocast=False,
+        dtype=operation.dtype_policy,
+        name=name.replace("/", "_"),
+    )
+    return [identity(tensor) for tensor in outputs]

@@ -63,7 +63,7 @@ def trace_layer(layer: keras.Layer, node: Node, path: str) -> LayerGraph:
         >>> [call.operation.name for call in trace_layer(stack, node, "stack").nodes]
         ['first', 'second']
     """
-    _check_masks(layer, node, path)
+    _check_masks(node, path)
     if getattr(layer, "quantization_mode", None) is not None:
         raise _not_traceable(path, "it is quantized")
     inference = _trace(layer, node, path, training=False)
@@ -159,7 +159,7 @@ def _other_value(variable: keras.Variable) -> tuple[keras.Variable, Tensor]:
     return variable, keras.ops.cast(1 - keras.ops.cast(value, "int32"), variable.dtype)
 
 
-def _check_masks(layer: keras.Layer, node: Node, path: str) -> None:
+def _check_masks(node: Node, path: str) -> None:
     if any(mask_of(tensor) is not None for tensor in node.arguments.keras_tensors):
         raise _not_traceable(path, "it reads a mask")
     if any(mask_of(tensor) is not None for tensor in node.outputs):

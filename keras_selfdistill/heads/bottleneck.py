@@ -14,6 +14,7 @@ from keras_selfdistill.heads.pieces import (
     strides_to,
 )
 from keras_selfdistill.utils.config import PACKAGE
+from keras_selfdistill.utils.number_checks import is_positive_integer
 from keras_selfdistill.utils.type_aliases import DType, SymbolicTensor
 
 # The largest `Bottleneck.reduction` of `narrower`: 512 channels become 8.
@@ -62,12 +63,12 @@ class Bottleneck(Head):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        whole = isinstance(self.reduction, int) and not isinstance(self.reduction, bool)
-        if not whole or self.reduction < 1:
+        if not is_positive_integer(self.reduction):
             raise ValueError(
                 "Bottleneck.reduction is out of range. Received: "
                 f"reduction={self.reduction!r}. Expected: an integer of at least 1."
             )
+        object.__setattr__(self, "reduction", int(self.reduction))  # Not NumPy's.
 
     def __call__(
         self, tap: SymbolicTensor, target: Target, *, name: str, dtype: DType = None

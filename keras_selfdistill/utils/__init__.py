@@ -1,3 +1,10 @@
-"""Frozen configs, schedules, text tables, type aliases. Internal."""
+"""Frozen configs, schedules, checks of numbers, text tables, type aliases. Internal."""
 
-__all__ = ["config", "keras_internals", "schedules", "table", "type_aliases"]
+__all__ = [
+    "config",
+    "keras_internals",
+    "number_checks",
+    "schedules",
+    "table",
+    "type_aliases",
+]

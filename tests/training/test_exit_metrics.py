@@ -253,3 +253,10 @@ def test_names_mean_what_keras_chooses_by_shape(name, units, positions, shape):
     assert found["label_loss"] == pytest.approx(found["ce"] + found["exit_1_ce"])
     assert found["ce"] == pytest.approx(expected["loss"], rel=1e-5)
     assert found[name] == pytest.approx(expected[name], abs=1e-6)
+
+
+def test_a_wrapper_that_was_not_compiled_has_no_metrics(base):
+    model = ksd.SelfDistiller(base, ["out_1"], "byot")
+    assert model.exit_metric_names == []
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    assert model.exit_metric_names == ["accuracy"]

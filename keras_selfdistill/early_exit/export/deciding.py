@@ -11,14 +11,12 @@ from keras_selfdistill.utils.type_aliases import SymbolicTensor
 
 def batched_function(
     sections: Sequence[ScoredSection],
-    inputs: Sequence[SymbolicTensor],
     limits: Sequence[float],
 ) -> Any:
     """Return a function of any number of samples, which exit individually.
 
     Args:
         sections: Sections of the network, shallow to deep.
-        inputs: Symbolic inputs of the first section, in its order.
         limits: Thresholds of all exits but the last.
 
     Returns:
@@ -57,21 +55,19 @@ def batched_function(
 
     return tf.function(
         lambda *tensors: run(0, list(tensors)),
-        input_signature=_signature(inputs),
+        input_signature=_signature(sections[0].section.inputs),
         autograph=False,
     )
 
 
 def single_function(
     sections: Sequence[ScoredSection],
-    inputs: Sequence[SymbolicTensor],
     limits: Sequence[float],
 ) -> Any:
     """Return a function of one sample, which refuses larger batches at run time.
 
     Args:
         sections: Sections of the network, shallow to deep.
-        inputs: Symbolic inputs of the first section, in its order.
         limits: Thresholds of all exits but the last.
 
     Returns:
@@ -97,7 +93,7 @@ def single_function(
 
     return tf.function(
         lambda *tensors: run(0, list(map(one, tensors))),
-        input_signature=_signature(inputs),
+        input_signature=_signature(sections[0].section.inputs),
         autograph=False,
     )
 

@@ -10,7 +10,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 import keras
 import numpy as np
@@ -95,7 +95,15 @@ def export_sections(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_folders_of(pathlib.Path(path)))
         new = stack.enter_context(replacing(path, check_earlier_export(format)))
-        _WRITERS[format](new, sections, inputs, list(exits), limits)
+        _WRITERS[format](new, _Artifact(sections, list(exits), limits))
+
+
+class _Artifact(NamedTuple):
+    """What every writer writes: sections, names of exits, thresholds but the last."""
+
+    sections: Sequence[ScoredSection]
+    exits: list[str]
+    limits: list[float]
 
 
 def format_of(path: PathLike, format: str | None = None) -> str:
@@ -143,53 +151,38 @@ def _folders_of(path: pathlib.Path) -> Iterator[None]:
         raise
 
 
-def _write_saved_model(
-    path: pathlib.Path,
-    sections: Sequence[ScoredSection],
-    inputs: Sequence[Any],
-    exits: list[str],
-    limits: list[float],
-) -> None:
+_Writer: TypeAlias = Callable[[pathlib.Path, _Artifact], None]
+
+
+def _write_saved_model(path: pathlib.Path, artifact: _Artifact) -> None:
     import tensorflow as tf
 
     module = tf.Module()
-    module.serve = batched_function(sections, inputs, limits)
+    module.serve = batched_function(artifact.sections, artifact.limits)
     module.exit_names = tf.function(
-        lambda: {"exit_names": tf.constant(exits)}, input_signature=[]
+        lambda: {"exit_names": tf.constant(artifact.exits)}, input_signature=[]
     )
     signatures = {"serving_default": module.serve, "exit_names": module.exit_names}
     tf.saved_model.save(module, str(path), signatures=signatures)
     write_list(path, "tf_saved_model")
 
 
-def _write_litert(
-    path: pathlib.Path,
-    sections: Sequence[ScoredSection],
-    inputs: Sequence[Any],
-    exits: list[str],
-    limits: list[float],
-) -> None:
+def _write_litert(path: pathlib.Path, artifact: _Artifact) -> None:
     import tensorflow as tf
 
     module = tf.Module()  # With it the converter keeps names of inputs and outputs.
-    module.serve = single_function(sections, inputs, limits)
+    module.serve = single_function(artifact.sections, artifact.limits)
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [module.serve.get_concrete_function()], module
     )
     attach_list(converter.convert(), path)
 
 
-def _folder_writer(runtime: str, suffix: str) -> Callable[..., None]:
-    def write(
-        path: pathlib.Path,
-        sections: Sequence[ScoredSection],
-        inputs: Sequence[Any],
-        exits: list[str],
-        limits: list[float],
-    ) -> None:
+def _folder_writer(runtime: str, suffix: str) -> _Writer:
+    def write(path: pathlib.Path, artifact: _Artifact) -> None:
         path.mkdir()
         parts = []
-        for i, section in enumerate(sections, start=1):
+        for i, section in enumerate(artifact.sections, start=1):
             before = set(path.iterdir())
             model = path / f"section_{i}{suffix}"
             section.export(
@@ -205,8 +198,8 @@ def _folder_writer(runtime: str, suffix: str) -> Callable[..., None]:
             "format": section_runner.FORMAT,
             "version": section_runner.VERSION,
             "runtime": runtime,
-            "exits": exits,
-            "thresholds": limits,
+            "exits": artifact.exits,
+            "thresholds": artifact.limits,
             "sections": parts,
         }
         text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
@@ -221,7 +214,7 @@ def _folder_writer(runtime: str, suffix: str) -> Callable[..., None]:
     return write
 
 
-_WRITERS: dict[str, Callable[..., None]] = {
+_WRITERS: dict[str, _Writer] = {
     "tf_saved_model": _write_saved_model,
     "litert": _write_litert,
     "onnx": _folder_writer("onnx", ".onnx"),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 from absl import logging
@@ -26,6 +25,7 @@ from keras_selfdistill.early_exit.thresholds.search import (
     per_exit_points,
     shared_path,
 )
+from keras_selfdistill.utils.number_checks import is_number
 
 _GOALS = ("max_accuracy_drop", "target_accuracy", "macs_budget")
 
@@ -64,7 +64,7 @@ class ThresholdGoal:
             )
         ((name, value),) = given.items()
         if (
-            not _is_number(value)
+            not is_number(value)
             or not value >= 0
             or (name == "target_accuracy" and value > 1)
             or (name == "max_accuracy_drop" and value >= 1)  # Any threshold would do.
@@ -76,7 +76,7 @@ class ThresholdGoal:
             )
         if self.guarantee is None:
             return
-        if not _is_number(self.guarantee) or not 0 < self.guarantee < 1:
+        if not is_number(self.guarantee) or not 0 < self.guarantee < 1:
             raise ValueError(
                 f"`guarantee` is out of range. Received: guarantee={self.guarantee!r}. "
                 "Expected: a confidence between 0 and 1, such as 0.95."
@@ -273,7 +273,3 @@ def _choice(
         guarantee=guarantee,
         accuracy_drop_bound=bound,
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)

@@ -30,7 +30,9 @@ class LoggedModel(keras.Model):
 
     @property
     def exit_metric_names(self) -> list[str]:
-        """Names of the metrics of every exit, as they were compiled."""
+        """Names of the metrics of every exit, as they were compiled; none before."""
+        if not self.compiled:
+            return []
         metrics = self._logs.metrics["final"] + self._logs.weighted_metrics["final"]
         return [metric.name for metric in metrics]
 
