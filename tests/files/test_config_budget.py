@@ -1,10 +1,15 @@
 """A small config that asks for much is refused before anything is made from it."""
 
+import inspect
+
 import keras
 import pytest
 
 import keras_selfdistill as ksd
+from keras_selfdistill.files import config_budget
 from keras_selfdistill.files.config_budget import check_budget
+from keras_selfdistill.files.config_check import REFUSED
+from tests.files.test_keras_classes import serialisable
 from tests.fuzz.mutations import symbol
 
 pytestmark = pytest.mark.once
@@ -85,6 +90,47 @@ TOO_MUCH = {
 def test_what_asks_for_too_much_is_refused(what):
     with pytest.raises(ValueError, match=r"Received: .*Expected: "):
         check_budget({"config": [TOO_MUCH[what]]})
+
+
+# Integers of Keras' classes that make no list and no loop when a file is loaded.
+HARMLESS = {
+    "a size of weights or outputs, which are symbolic": """
+        block_size crossing_dim cropping depth_multiplier dilation_rate fill_value
+        fft_length frame_length group_size groups hashing_dim kernel_size max_number n
+        noise_shape num_bins num_discretization_bins num_heads num_key_value_heads
+        num_mel_bins num_query_heads num_tokens padding pool_size sequence_stride size
+        strides tile_grid_size amax_history_length
+    """,
+    "a number to compute with": """
+        adam_lr_ratio axis dynamic_growth_steps max_freq max_value name oov_token
+        sampling_rate value_range warmup_steps weight_bits
+    """,
+    "of quantisation with data, which no file asks for": """
+        num_grid_points num_samples sequence_length
+    """,
+    "counted where it is padded": "max_tokens",
+}
+
+
+def is_whole(parameter):
+    """Return whether a parameter may be an integer, by its default or its name."""
+    default = parameter.default
+    first = default[0] if isinstance(default, tuple) and default else default
+    without = default in (None, parameter.empty)
+    counts = parameter.name.startswith(("n", "max_", "min_"))
+    return type(first) is int or (without and counts)
+
+
+def test_every_integer_of_a_class_of_keras_is_counted_or_harmless():
+    """A new Keras shows its new ones here: those of metrics are counted in any case."""
+    found = set()
+    for name, each in serialisable().items():
+        if name not in REFUSED and not issubclass(each, keras.metrics.Metric):
+            parameters = inspect.signature(each.__init__).parameters.values()
+            found |= {one.name for one in parameters if is_whole(one)}
+    harmless = set(" ".join(HARMLESS.values()).split())
+    assert "num_oov_indices" in found
+    assert found - config_budget._REPEATED == harmless
 
 
 HONEST = {
