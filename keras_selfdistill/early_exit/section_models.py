@@ -12,7 +12,7 @@ from keras import layers
 
 from keras_selfdistill.costs.counting import Count, Shapes, macs_by_node
 from keras_selfdistill.exits.attach import ExitGraph
-from keras_selfdistill.exits.sections import exit_sections
+from keras_selfdistill.exits.sections import exit_ends, first_needing
 from keras_selfdistill.graph.nodes import ancestors, graph_nodes, producer
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.training.distiller import SelfDistiller
@@ -154,17 +154,11 @@ def section_costs(
 
 
 def _pieces(graph: ExitGraph, outputs: Sequence[str]) -> _Pieces:
-    ends = [
-        [getattr(each, output) for output in outputs] for each in graph.exits.values()
-    ]
+    ends = exit_ends(graph, outputs)
     nodes = graph_nodes(graph.base.inputs, ends)
-    section = exit_sections(graph, nodes, outputs)
+    section = first_needing(nodes, ends)
     section |= {node: -1 for node in nodes if not node.input_tensors}
     return _Pieces(nodes, section, ends)
-
-
-def _all_ancestors(tensors: Sequence[SymbolicTensor]) -> set[int]:
-    return set().union(*(ancestors(tensor) for tensor in tensors))
 
 
 def _alive(pieces: _Pieces, section: int) -> list[SymbolicTensor]:
@@ -241,7 +235,7 @@ def _check_exits(graph: ExitGraph) -> None:
     *shallow, _ = graph.exits
     for name, tap in zip(shallow, graph.taps, strict=True):
         exit_ = graph.exits[name]
-        reads = _all_ancestors([exit_.output, exit_.logits]) & made.keys()
+        reads = ancestors(exit_.output, exit_.logits) & made.keys()
         beyond = reads - ancestors(graph.flat.calls[tap])
         if beyond:
             layer = made[min(beyond, key=list(made).index)].operation.name

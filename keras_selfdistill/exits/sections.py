@@ -34,12 +34,25 @@ def needed_by(
         >>> {node.operation.name: found for node, found in numbers.items()}
         {'table': [0, 1], 'tap': [0, 1], 'end': [1]}
     """
-    needed = [set().union(*map(ancestors, end)) for end in ends]
+    needed = [ancestors(*end) for end in ends]
     found = {}
     for node in nodes:
         made = {id(tensor) for tensor in node.outputs}
         found[node] = [i for i, tensors in enumerate(needed) if made & tensors]
     return found
+
+
+def first_needing(
+    nodes: Iterable[Node], ends: Sequence[Sequence[SymbolicTensor]]
+) -> dict[Node, int]:
+    """Return the number of the first end that needs each call, of those needed.
+
+    Args:
+        nodes: Calls of one graph.
+        ends: Groups of symbolic tensors where it ends, numbered from 0.
+    """
+    found = needed_by(nodes, ends)
+    return {node: numbers[0] for node, numbers in found.items() if numbers}
 
 
 def base_sections(graph: ExitGraph, nodes: Iterable[Node]) -> dict[Node, int]:
@@ -54,9 +67,7 @@ def base_sections(graph: ExitGraph, nodes: Iterable[Node]) -> dict[Node, int]:
     ends = [[graph.flat.calls[tap]] for tap in graph.taps]
     # The final exit's output may come from another call than the base's own.
     ends.append([*graph.flat.model.outputs, graph.exits["final"].output])
-    return {
-        node: numbers[0] for node, numbers in needed_by(nodes, ends).items() if numbers
-    }
+    return first_needing(nodes, ends)
 
 
 def exit_sections(
@@ -69,7 +80,14 @@ def exit_sections(
         nodes: Calls of its graph; those that no exit needs are left out.
         outputs: Outputs needed of an exit: `"output"`, `"logits"` or both.
     """
-    ends = [[getattr(each, name) for name in outputs] for each in graph.exits.values()]
-    return {
-        node: numbers[0] for node, numbers in needed_by(nodes, ends).items() if numbers
-    }
+    return first_needing(nodes, exit_ends(graph, outputs))
+
+
+def exit_ends(graph: ExitGraph, outputs: Sequence[str]) -> list[list[SymbolicTensor]]:
+    """Return the requested outputs of every exit, shallow to deep.
+
+    Args:
+        graph: A base with exits.
+        outputs: Outputs of an exit: `"output"`, `"logits"` or both.
+    """
+    return [[getattr(each, name) for name in outputs] for each in graph.exits.values()]

@@ -200,8 +200,8 @@ def nodes_behind(
     return found
 
 
-def ancestors(tensor: SymbolicTensor) -> set[int]:
-    """Return the ids of a symbolic tensor and of all tensors it depends on.
+def ancestors(*tensors: SymbolicTensor) -> set[int]:
+    """Return the ids of symbolic tensors and of all tensors they depend on.
 
     Example:
         >>> inputs = keras.Input((4,))
@@ -209,7 +209,7 @@ def ancestors(tensor: SymbolicTensor) -> set[int]:
         >>> id(inputs) in ancestors(keras.layers.Dense(2)(hidden))
         True
     """
-    found, pending = set(), [tensor]
+    found, pending = set(), list(tensors)
     while pending:
         tensor = pending.pop()
         if id(tensor) not in found:
