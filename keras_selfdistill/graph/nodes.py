@@ -74,9 +74,17 @@ def model_nodes(model: keras.Model) -> list[Node]:
         >>> [node.operation.name for node in model_nodes(model)]
         ['table', 'logits']
     """
-    if isinstance(model, keras.Sequential):
-        return graph_nodes(model.inputs, model.outputs)
-    return nodes_of_function(model)
+    sequential = isinstance(model, keras.Sequential)
+    return nodes_of_function(function_inside(model) if sequential else model)
+
+
+def function_inside(model: keras.Sequential) -> keras.Function:
+    """Return the function that a built Sequential model runs.
+
+    Returns `Sequential._functional` (models/sequential.py). Public are its inputs and
+    outputs, of which a function would be made at every look.
+    """
+    return model._functional
 
 
 def nodes_of_function(function: keras.Function) -> list[Node]:

@@ -52,6 +52,15 @@ def test_a_model_lists_the_calls_of_its_own_graph(kind):
     assert call.outputs[0] is model.outputs[0]
 
 
+@pins(nodes.function_inside, of="Sequential._functional (models/sequential.py)")
+def test_a_sequential_model_runs_a_function_of_its_own_graph():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="dense")])
+    found = nodes.function_inside(model)
+    assert found.outputs[0] is model.outputs[0]
+    model.add(layers.ReLU(name="relu"))
+    assert nodes.model_nodes(model)[-1].operation.name == "relu"
+
+
 @pins(nodes.calls_of, of="Operation._inbound_nodes (ops/operation.py)")
 def test_an_operation_lists_its_calls(parts):
     found = [call.outputs[0] for call in nodes.calls_of(parts["dense"])]
