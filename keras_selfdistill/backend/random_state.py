@@ -63,7 +63,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
 
 
-def is_random_state(value: Any) -> bool:
+def is_random_state(value: object) -> bool:
     """Return whether a value, such as one from a file, is a valid random state.
 
     Example:
@@ -77,7 +77,7 @@ def is_random_state(value: Any) -> bool:
     )
 
 
-def _is_list_below(limit: int, value: Any, length: int | None = None) -> bool:
+def _is_list_below(limit: int, value: object, length: int | None = None) -> bool:
     return (
         isinstance(value, list)
         and length in (None, len(value))
@@ -85,7 +85,7 @@ def _is_list_below(limit: int, value: Any, length: int | None = None) -> bool:
     )
 
 
-def _is_python(value: Any) -> bool:
+def _is_python(value: object) -> bool:
     """Return whether a value is a Mersenne Twister state: its words, then an index."""
     if not isinstance(value, list) or len(value) != 3:
         return False
@@ -98,7 +98,7 @@ def _is_python(value: Any) -> bool:
     )
 
 
-def _is_numpy(value: Any) -> bool:
+def _is_numpy(value: object) -> bool:
     """Return whether a value is NumPy's state of the same generator."""
     if not isinstance(value, list) or len(value) != 5:
         return False
@@ -112,7 +112,7 @@ def _is_numpy(value: Any) -> bool:
     )
 
 
-def _is_torch(value: Any, device: str = "cpu") -> bool:
+def _is_torch(value: object, device: str = "cpu") -> bool:
     """Return whether PyTorch accepts a state; any bytes if it is not loaded."""
     if not _is_list_below(256, value):
         return False
@@ -126,7 +126,7 @@ def _is_torch(value: Any, device: str = "cpu") -> bool:
     return True
 
 
-def _is_devices(value: Any) -> bool:
+def _is_devices(value: object) -> bool:
     """Return whether a value holds the states of at most as many GPUs as there are."""
     if not isinstance(value, list):
         return False

@@ -23,7 +23,7 @@ from keras_selfdistill.files.archive import check_fields, check_members
 from keras_selfdistill.files.atomic import replacing
 from keras_selfdistill.files.digest import sha256
 from keras_selfdistill.files.regular_files import open_regular
-from keras_selfdistill.utils.type_aliases import PathLike
+from keras_selfdistill.utils.type_aliases import Check, PathLike
 
 _FORMAT = b"keras_selfdistill checkpoint 1 SHA-256 "
 _DIGEST_LENGTH = 64  # SHA-256 in hexadecimal digits.
@@ -247,7 +247,7 @@ def is_count(value: object) -> bool:
     return type(value) is int and 0 <= value <= _LARGEST
 
 
-_SCHEMA: dict[str, Callable[[Any], bool]] = {
+_SCHEMA: dict[str, Check] = {
     "epoch": is_count,
     "batch": is_count,
     "arrays": lambda value: (

@@ -1,6 +1,6 @@
 """The state of a training in a checkpoint, and checks that it fits a model."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -8,6 +8,7 @@ import keras
 from keras_selfdistill.backend.random_state import is_random_state
 from keras_selfdistill.callbacks.checkpoints import Checkpoint
 from keras_selfdistill.files.archive import check_fields
+from keras_selfdistill.utils.type_aliases import Check, Tensor
 
 
 def state_variables(model: keras.Model) -> list[keras.Variable]:
@@ -20,7 +21,7 @@ def state_variables(model: keras.Model) -> list[keras.Variable]:
     return [*model.variables, *model.optimizer.variables]
 
 
-def assign(variables: Iterable[keras.Variable], arrays: Iterable[Any]) -> None:
+def assign(variables: Iterable[keras.Variable], arrays: Iterable[Tensor]) -> None:
     """Assign arrays to variables.
 
     Args:
@@ -66,7 +67,7 @@ def check_content(checkpoint: Checkpoint) -> None:
         raise ValueError(f"it is not a checkpoint of Resume: {error}") from error
 
 
-_SCHEMA: dict[str, Callable[[Any], bool]] = {
+_SCHEMA: dict[str, Check] = {
     "backend": lambda value: isinstance(value, str),
     "variables": lambda value: isinstance(value, list),
     "optimizer": lambda value: isinstance(value, list),

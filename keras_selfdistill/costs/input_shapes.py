@@ -8,14 +8,19 @@ import keras
 
 from keras_selfdistill.costs.counting import Shapes, model_macs
 from keras_selfdistill.graph.nodes import input_structure
-from keras_selfdistill.utils.type_aliases import SymbolicTensor, Tensor, TensorStructure
+from keras_selfdistill.utils.type_aliases import (
+    InputShape,
+    SymbolicTensor,
+    Tensor,
+    TensorStructure,
+)
 
 # Values for unknown sizes if only shares of the total matter, in the order of trial:
 # some models have a maximum length, others a minimum.
 _NOMINAL = (256, 64, 16, 4, 4096, 65536)
 
 
-def given_shapes(model: keras.Model, input_shape: Any) -> Shapes:
+def given_shapes(model: keras.Model, input_shape: InputShape) -> Shapes:
     """Return the input shapes for which to count a model, as given by the user.
 
     Args:
@@ -46,7 +51,7 @@ def given_shapes(model: keras.Model, input_shape: Any) -> Shapes:
         return {}
     shapes: dict[int, tuple[int, ...]] = {}
 
-    def take(tensor: SymbolicTensor, shape: Any) -> None:
+    def take(tensor: SymbolicTensor, shape: InputShape) -> None:
         if not _fits(tensor, shape):
             raise ValueError
         shapes[id(tensor)] = tuple(map(int, shape))
@@ -114,7 +119,7 @@ def _filled(tensors: TensorStructure, size: int = _NOMINAL[0]) -> Any:
     )
 
 
-def _fits(tensor: SymbolicTensor, shape: Any) -> bool:
+def _fits(tensor: SymbolicTensor, shape: InputShape) -> bool:
     expected = tensor.shape[1:]
     return len(shape) == len(expected) and all(
         isinstance(given, numbers.Integral)

@@ -4,13 +4,16 @@ import inspect
 import math
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 
 from keras_selfdistill.costs.free_operations import FREE_OPERATIONS
 from keras_selfdistill.utils.config import is_of_keras
 from keras_selfdistill.utils.type_aliases import SymbolicTensor
+
+# Arguments of an operation's call by name.
+Arguments: TypeAlias = Mapping[str, Any]
 
 
 def is_primitive(operation: keras.Operation) -> bool:
@@ -77,13 +80,13 @@ def size(tensor: Any, name: str) -> int:
 
 
 def _matmul(
-    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+    operation: keras.Operation, given: Arguments, output: SymbolicTensor
 ) -> int:
     return size(output, operation.name) * _shape(given["x1"])[-1]
 
 
 def _contraction(
-    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+    operation: keras.Operation, given: Arguments, output: SymbolicTensor
 ) -> int:
     """Every axis belongs to one factor and the output, or to both and is summed."""
     factors = list(given.values())[:2]
@@ -94,7 +97,7 @@ def _contraction(
 
 
 def _einsum(
-    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+    operation: keras.Operation, given: Arguments, output: SymbolicTensor
 ) -> int | None:
     factors = given["operands"]
     if len(factors) < 2:
@@ -129,20 +132,18 @@ def einsum_macs(subscripts: str, *shapes: tuple[int, ...]) -> int:
     return math.prod(sizes.values()) if summed else 0
 
 
-def _conv(
-    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
-) -> int:
+def _conv(operation: keras.Operation, given: Arguments, output: SymbolicTensor) -> int:
     return size(output, operation.name) * math.prod(_shape(given["kernel"])[:-1])
 
 
 def _depthwise_conv(
-    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+    operation: keras.Operation, given: Arguments, output: SymbolicTensor
 ) -> int:
     return size(output, operation.name) * math.prod(_shape(given["kernel"])[:-2])
 
 
 def _separable_conv(
-    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+    operation: keras.Operation, given: Arguments, output: SymbolicTensor
 ) -> int:
     depthwise, pointwise = map(
         _shape, (given["depthwise_kernel"], given["pointwise_kernel"])
@@ -152,14 +153,14 @@ def _separable_conv(
 
 
 def _conv_transpose(
-    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+    operation: keras.Operation, given: Arguments, output: SymbolicTensor
 ) -> int:
     kernel = _shape(given["kernel"])
     return size(given["inputs"], operation.name) * math.prod(kernel[:-1])
 
 
 def _attention(
-    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+    operation: keras.Operation, given: Arguments, output: SymbolicTensor
 ) -> int:
     batch, length, heads, width = given["query"].shape
     *_, of_value = given["value"].shape
@@ -168,20 +169,18 @@ def _attention(
 
 
 def _average(
-    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+    operation: keras.Operation, given: Arguments, output: SymbolicTensor
 ) -> int:
     weighted = given.get("weights") is not None
     return size(given["x"], operation.name) if weighted else 0
 
 
-def _cross(
-    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
-) -> int:
+def _cross(operation: keras.Operation, given: Arguments, output: SymbolicTensor) -> int:
     return 2 * size(output, operation.name)
 
 
 def _grayscale(
-    operation: keras.Operation, given: Mapping[str, Any], output: SymbolicTensor
+    operation: keras.Operation, given: Arguments, output: SymbolicTensor
 ) -> int:
     before, after = (size(x, operation.name) for x in (given["images"], output))
     return before if before > after else 0

@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -28,7 +28,7 @@ from keras_selfdistill.files.config_budget import check_budget
 from keras_selfdistill.files.config_check import check_config
 from keras_selfdistill.files.digest import sha256
 from keras_selfdistill.utils.number_checks import is_finite_number, is_positive_integer
-from keras_selfdistill.utils.type_aliases import PathLike
+from keras_selfdistill.utils.type_aliases import Check, ConfigDict, PathLike
 
 _FORMAT = "keras_selfdistill.early_exit"
 _VERSION = 1
@@ -113,7 +113,7 @@ def _check_earlier_file(path: pathlib.Path) -> None:
         )
 
 
-def _rename_ratio(document: Any) -> None:
+def _rename_ratio(document: object) -> None:
     """Rename `flops_ratio`, as files of earlier versions call `macs_ratio`."""
     found = document.get("calibration") if isinstance(document, dict) else None
     if isinstance(found, dict) and "flops_ratio" in found:
@@ -133,7 +133,7 @@ def _check_digest(path: pathlib.Path) -> None:
         )
 
 
-def _are_thresholds(value: Any) -> bool:
+def _are_thresholds(value: object) -> bool:
     words = ("always", "never")
     return isinstance(value, list) and all(
         is_finite_number(each) or (isinstance(each, str) and each in words)
@@ -141,7 +141,7 @@ def _are_thresholds(value: Any) -> bool:
     )
 
 
-def _is_criterion(value: Any) -> bool:
+def _is_criterion(value: object) -> bool:
     return (
         isinstance(value, dict)
         and value.keys() == {"registered_name", "config"}
@@ -150,11 +150,11 @@ def _is_criterion(value: Any) -> bool:
     )
 
 
-def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def _or_none(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
-def _is_calibration(value: Any) -> bool:
+def _is_calibration(value: object) -> bool:
     return (
         isinstance(value, dict)
         and value.keys() == _CALIBRATION.keys()
@@ -162,7 +162,7 @@ def _is_calibration(value: Any) -> bool:
     )
 
 
-_CALIBRATION: dict[str, Callable[[Any], bool]] = {
+_CALIBRATION: dict[str, Check] = {
     "thresholds": _are_thresholds,
     "accuracy": is_finite_number,
     "base_accuracy": is_finite_number,
@@ -171,7 +171,7 @@ _CALIBRATION: dict[str, Callable[[Any], bool]] = {
     "guarantee": _or_none(is_finite_number),
     "accuracy_drop_bound": _or_none(is_finite_number),
 }
-_SCHEMA: dict[str, Callable[[Any], bool]] = {
+_SCHEMA: dict[str, Check] = {
     "format": lambda value: value == _FORMAT,
     "version": lambda value: value == _VERSION,
     "criterion": _is_criterion,
@@ -182,7 +182,7 @@ _SCHEMA: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _check(document: Any, path: pathlib.Path) -> None:
+def _check(document: ConfigDict, path: pathlib.Path) -> None:
     try:
         check_fields(document, _SCHEMA)
     except ValueError as error:

@@ -7,7 +7,6 @@ is needed; at the end the rest runs in smaller batches.
 import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -144,7 +143,7 @@ class _Queue:
 
 
 def run_sections(
-    sections: Sequence[Callable[[list[Tensor]], dict[str, Any]]],
+    sections: Sequence[Callable[[list[Tensor]], dict[str, Tensor]]],
     chunks: Iterable[Chunk],
     decide: Callable[[int, np.ndarray, dict[str, np.ndarray]], np.ndarray],
     *,

@@ -5,7 +5,7 @@ all sections together run each layer of the network once.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 from keras import layers
@@ -17,7 +17,7 @@ from keras_selfdistill.graph.nodes import ancestors, graph_nodes, producer
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.utils.keras_internals import mask_of, run_in_inference_mode
-from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor
+from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor, Tensor
 
 OUTPUTS = ("output", "logits")
 
@@ -65,7 +65,7 @@ class Section(keras.Model):
 
     def call(
         self, alive: list[SymbolicTensor], training: bool = False
-    ) -> dict[str, Any]:
+    ) -> dict[str, Tensor]:
         """Compute the exit and the inputs of the next section; see the class."""
         del training  # Sections are not trained.
         return run_in_inference_mode(self._function, alive)

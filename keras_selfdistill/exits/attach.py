@@ -3,7 +3,6 @@
 import dataclasses
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import keras
 from absl import logging
@@ -28,7 +27,12 @@ from keras_selfdistill.heads.base import Head, Target
 from keras_selfdistill.heads.pieces import resize_positions
 from keras_selfdistill.heads.registry import head_for_taps
 from keras_selfdistill.recipes.base import Recipe
-from keras_selfdistill.utils.type_aliases import SymbolicTensor, Tensor, TensorStructure
+from keras_selfdistill.utils.type_aliases import (
+    SymbolicTensor,
+    TapsLike,
+    Tensor,
+    TensorStructure,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,18 +143,17 @@ def attach_exits(
     else:
         flat = flatten(base, _tap_names(taps))
     with unrecorded(flat.model):
-        return _attach(base, flat, taps, head, recipe, task)
+        return _attach(base, flat, find_base_end(flat.model, task), taps, head, recipe)
 
 
 def _attach(
     base: keras.Model,
     flat: FlatModel,
-    taps: Any,
+    end: BaseEnd,
+    taps: TapsLike,
     head: Head | None,
     recipe: Recipe,
-    task: str | None,
 ) -> ExitGraph:
-    end = find_base_end(flat.model, task)
     chosen = _choose_taps(flat, end, taps)
     names = exit_names(len(chosen))
     _check_names(flat.model, names)
@@ -191,12 +194,14 @@ def exit_names(taps: int) -> list[str]:
     return [f"exit_{i:0{digits}d}" for i in range(1, taps + 1)] + ["final"]
 
 
-def _are_placed(taps: Any) -> bool:
+def _are_placed(taps: TapsLike) -> bool:
     number = isinstance(taps, numbers.Integral) and not isinstance(taps, bool)
     return number or (isinstance(taps, str) and taps == "auto")
 
 
-def _choose_taps(flat: FlatModel, end: BaseEnd, taps: Any) -> dict[str, SymbolicTensor]:
+def _choose_taps(
+    flat: FlatModel, end: BaseEnd, taps: TapsLike
+) -> dict[str, SymbolicTensor]:
     if _are_placed(taps):
         placed = placed_taps(flat, end, taps)
         logging.info("Exits of %s: %s", flat.model.name, [each.name for each in placed])
@@ -216,7 +221,7 @@ def _choose_taps(flat: FlatModel, end: BaseEnd, taps: Any) -> dict[str, Symbolic
     return named_taps(flat, end.feature, _tap_names(taps))
 
 
-def _tap_names(taps: Any) -> list[str]:
+def _tap_names(taps: TapsLike) -> list[str]:
     """Return the names of the taps; `_choose_taps` checks their types."""
     given = taps if isinstance(taps, (list, tuple)) else ()
     return [tap.name if isinstance(tap, Tap) else tap for tap in given]

@@ -118,7 +118,7 @@ class _Trial(NamedTuple):
 
     head: Head
     features: dict[str, SymbolicTensor]
-    variables: list[Any]
+    variables: list[keras.Variable]
     macs_ratio: float  # Of all exits, logits included; NaN if unknown.
     seeds: Any  # State of Python's random numbers behind it.
 

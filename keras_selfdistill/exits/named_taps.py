@@ -3,7 +3,6 @@
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import keras
 
@@ -51,7 +50,7 @@ def named_taps(
     return taps
 
 
-def _check_name(flat: FlatModel, name: Any) -> None:
+def _check_name(flat: FlatModel, name: object) -> None:
     if not isinstance(name, str):
         raise TypeError(
             f"`taps` must be layer names or a number. Received: {name!r} of type "

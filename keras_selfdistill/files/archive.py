@@ -15,7 +15,7 @@ import reprlib
 import stat
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import keras
@@ -26,7 +26,7 @@ from keras_selfdistill.files.config_check import check_config
 from keras_selfdistill.files.regular_files import copy_regular
 from keras_selfdistill.files.weights_file import stored_bytes
 from keras_selfdistill.utils.keras_internals import deferred_values
-from keras_selfdistill.utils.type_aliases import ConfigDict, PathLike
+from keras_selfdistill.utils.type_aliases import Check, ConfigDict, PathLike
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _ASSETS = "assets"
@@ -180,7 +180,7 @@ def read_json(archive: zipfile.ZipFile, name: str) -> Any:
         raise ValueError(f"{name} is nested too deeply.") from error
 
 
-def check_fields(document: Any, schema: Mapping[str, Callable[[Any], bool]]) -> None:
+def check_fields(document: object, schema: Mapping[str, Check]) -> None:
     """Refuse a document that is not a mapping of exactly the fields of a schema.
 
     Args:
@@ -226,7 +226,7 @@ def _check_file(file: BinaryIO) -> None:
         )
 
 
-def _quantises(value: Any) -> bool:
+def _quantises(value: object) -> bool:
     """Return whether a config quantises exits, which are built in float first."""
     if isinstance(value, list):
         return any(map(_quantises, value))

@@ -51,7 +51,7 @@ _LONGEST_WEIGHT_NAME = 100  # Letters that layers add to names, as in "/query/ke
 _MOST_STEPS = 10**9  # Steps of all searches in all names together: seconds.
 
 
-def check_budget(config: Any) -> None:
+def check_budget(config: object) -> None:
     """Refuse a config that requests more than any model needs.
 
     Args:
@@ -94,7 +94,7 @@ class _Budget:
         self._longest_name = 0
         self._wildcards: list[int] = []  # Their number in each pattern.
 
-    def spend(self, value: Any, place: _Place) -> None:
+    def spend(self, value: object, place: _Place) -> None:
         if isinstance(value, dict):
             if "class_name" in value:
                 place = self._spend_object(value, place)
@@ -148,7 +148,7 @@ class _Budget:
         return place._replace(name_length=length)
 
     def _add_patterns(
-        self, patterns: Any, allowed: re.Pattern[str], place: _Place
+        self, patterns: object, allowed: re.Pattern[str], place: _Place
     ) -> None:
         for pattern in _texts(patterns):
             parts = pattern.split("|") if allowed is _WILDCARDS else [pattern]
@@ -185,7 +185,7 @@ class _Budget:
             )
 
 
-def _texts(patterns: Any) -> list[str]:
+def _texts(patterns: object) -> list[str]:
     """Return the strings of a list of patterns, or of a mapping by pattern."""
     if isinstance(patterns, str):
         return [patterns]
@@ -194,5 +194,5 @@ def _texts(patterns: Any) -> list[str]:
     return [each for each in patterns if isinstance(each, str)]
 
 
-def _is_a(kind: Any, classes: type | tuple[type, ...]) -> bool:
+def _is_a(kind: object, classes: type | tuple[type, ...]) -> bool:
     return isinstance(kind, type) and issubclass(kind, classes)

@@ -55,7 +55,7 @@ _LARGEST = 2**31 - 1  # Limit on integers; no size is larger.
 _IDENTITIES = ("seed", "shared_object_id")  # Integers that are not sizes.
 
 
-def check_config(config: Any, *, code: bool = False) -> None:
+def check_config(config: object, *, code: bool = False) -> None:
     """Refuse a config that names anything but components of models.
 
     Allowed are layers, operations, losses and other classes of Keras that are already
@@ -108,7 +108,7 @@ def resolve(config: ConfigDict) -> Any:
     return found if (callable(found) if is_function else _is_block(found)) else None
 
 
-def _check(value: Any, path: ConfigPath, code: bool) -> None:
+def _check(value: object, path: ConfigPath, code: bool) -> None:
     if len(path) > _DEEPEST:
         raise ValueError(
             f"The config is nested too deeply. Received: more than {_DEEPEST} levels, "
@@ -131,12 +131,12 @@ def _check(value: Any, path: ConfigPath, code: bool) -> None:
         )
 
 
-def _is_name(value: Any, path: ConfigPath) -> bool:
+def _is_name(value: int, path: ConfigPath) -> bool:
     is_identity = bool(path) and path[-1] in _IDENTITIES
     return is_identity and value.bit_length() <= 64
 
 
-def _check_nodes(nodes: Any, path: ConfigPath) -> None:
+def _check_nodes(nodes: object, path: ConfigPath) -> None:
     """Refuse calls of layers on values, which Keras would compute, in any size."""
     if not isinstance(nodes, (list, tuple)) or not all(
         isinstance(node, dict) and _holds_tensor(node) for node in nodes
@@ -147,7 +147,7 @@ def _check_nodes(nodes: Any, path: ConfigPath) -> None:
         )
 
 
-def _holds_tensor(value: Any) -> bool:
+def _holds_tensor(value: object) -> bool:
     if isinstance(value, dict):
         is_tensor = value.get("class_name") == "__keras_tensor__"
         return is_tensor or any(map(_holds_tensor, value.values()))
@@ -181,7 +181,7 @@ def _check_object(config: ConfigDict, path: ConfigPath, code: bool) -> None:
         )
 
 
-def _keras_symbol(module: Any, name: Any, is_function: bool) -> Any:
+def _keras_symbol(module: object, name: object, is_function: bool) -> Any:
     """Return the object that Keras finds under a name, `None` if it would import it."""
     if not (isinstance(module, str) and isinstance(name, str)):
         return None
@@ -210,7 +210,7 @@ def _let_keras_load_optimizers() -> None:
         keras.optimizers.SGD()
 
 
-def _is_block(thing: Any) -> bool:
+def _is_block(thing: object) -> bool:
     return isinstance(thing, type) and issubclass(thing, _KINDS)
 
 

@@ -9,7 +9,6 @@ these, each by one function. Of a `Node` (ops/node.py in Keras), this package us
 import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import keras
 
@@ -19,7 +18,7 @@ from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor, TensorStr
 GRAPH_LOCK = threading.RLock()
 
 
-def check_functional(base: Any) -> None:
+def check_functional(base: object) -> None:
     """Check that a base is a functional or built Sequential model.
 
     Raises:

@@ -5,7 +5,6 @@ import math
 import numbers
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import keras
 from keras.distillation import (
@@ -121,5 +120,5 @@ def _pair_loss(loss: DistillationLoss, weight: Scalar) -> PairLoss:
     return PairLoss(loss, float(weight) if number else weight)
 
 
-def _is_kl_function(loss: Any) -> bool:
+def _is_kl_function(loss: object) -> bool:
     return loss is keras.losses.kl_divergence

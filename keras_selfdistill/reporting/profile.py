@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import keras
 
@@ -26,10 +25,10 @@ from keras_selfdistill.graph.nodes import (
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.reporting.profile_result import Cost, LayerCost, Profile
 from keras_selfdistill.training.distiller import SelfDistiller
-from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor
+from keras_selfdistill.utils.type_aliases import InputShape, Node, SymbolicTensor
 
 
-def profile(model: keras.Model, input_shape: Any = None) -> Profile:
+def profile(model: keras.Model, input_shape: InputShape = None) -> Profile:
     """Return multiply-adds and parameters by exit, section and layer.
 
     The cost of an exit is that of its `exit_model` or `ensemble_model`, so `final` is

@@ -9,6 +9,8 @@ from typing import Any
 
 import keras
 
+from keras_selfdistill.utils.type_aliases import Data, Tensor, TensorStructure
+
 try:
     from keras.src.backend import get_keras_mask, set_keras_mask
     from keras.src.backend.common import global_state
@@ -32,7 +34,7 @@ def writes_legacy_format() -> bool:
 
 
 @contextlib.contextmanager
-def deferred_values() -> Iterator[list[Any]]:
+def deferred_values() -> Iterator[list[keras.Variable]]:
     """Build layers in the scope without values; return their variables at its end.
 
     Creating values takes most of the time of building. Keras lists such variables in a
@@ -40,7 +42,7 @@ def deferred_values() -> Iterator[list[Any]]:
     public API lists them. `give_values` initializes them.
     """
     before = list(global_state.get_global_attribute(_DEFERRED, []))
-    variables: list[Any] = []
+    variables: list[keras.Variable] = []
     try:
         with keras.StatelessScope(initialize_variables=False):
             yield variables
@@ -49,7 +51,7 @@ def deferred_values() -> Iterator[list[Any]]:
         global_state.set_global_attribute(_DEFERRED, before)
 
 
-def give_values(variables: list[Any]) -> None:
+def give_values(variables: list[keras.Variable]) -> None:
     """Give variables from `deferred_values` the values of their initializers.
 
     Sets the global attribute of `deferred_values`, for the same reason.
@@ -74,7 +76,7 @@ def global_seed_generator() -> keras.random.SeedGenerator:
     return seed_generator.global_seed_generator()
 
 
-def value_without_autocast(variable: Any) -> Any:
+def value_without_autocast(variable: keras.Variable) -> Tensor:
     """Return a variable's value in its own dtype, even inside a layer's call.
 
     Reads `Variable._value` (backend/common/variables.py). In a call, `variable.value`
@@ -83,7 +85,9 @@ def value_without_autocast(variable: Any) -> Any:
     return variable._value
 
 
-def run_in_inference_mode(function: keras.Function, inputs: Any) -> Any:
+def run_in_inference_mode(
+    function: keras.Function, inputs: TensorStructure
+) -> TensorStructure:
     """Return a graph's outputs where every layer is called with `training=False`.
 
     Calls `Function._run_through_graph` (ops/function.py), as `Functional.call` does.
@@ -123,7 +127,7 @@ def refuses_clones(model_class: Any) -> Any:
     return model_class
 
 
-def object_name(thing: Any) -> str:
+def object_name(thing: object) -> str:
     """Return the name under which Keras logs a metric, function or callable object.
 
     Calls `get_object_name` (utils/naming.py). Only `compile` applies it in public.
@@ -173,7 +177,7 @@ def with_loss_function(
     return copied
 
 
-def variables_inside(metric: keras.Metric) -> list[Any]:
+def variables_inside(metric: keras.Metric) -> list[keras.Variable]:
     """Return the list of a metric's own variables.
 
     Returns `Metric._variables` (metrics/metric.py). `variables` also has those of the
@@ -191,7 +195,9 @@ def metrics_inside(metric: keras.Metric) -> list[keras.Metric]:
 
 
 def set_tracked(
-    metric: keras.Metric, variables: Sequence[Any], metrics: Sequence[keras.Metric]
+    metric: keras.Metric,
+    variables: Sequence[keras.Variable],
+    metrics: Sequence[keras.Metric],
 ) -> None:
     """Replace the variables and metrics that a metric tracks.
 
@@ -205,7 +211,7 @@ def set_tracked(
     stored["metrics"] = {id(each) for each in metrics}
 
 
-def parameters(model: keras.Model) -> list[Any]:
+def parameters(model: keras.Model) -> list[keras.Variable]:
     """Return the weights that would be trained if no layer were frozen.
 
     Reads `Layer._trainable_variables` (layers/layer.py). `trainable_variables` excludes
@@ -219,7 +225,7 @@ def parameters(model: keras.Model) -> list[Any]:
     return [variable for variable in model.weights if id(variable) in trained]
 
 
-def flatten_layers(layer: Any) -> list[Any]:
+def flatten_layers(layer: keras.Layer) -> list[keras.Variable]:
     """Return a layer and all its sublayers, at any depth, the layer itself first.
 
     Calls `Layer._flatten_layers` (layers/layer.py). Only models have `layers`, which
@@ -228,7 +234,7 @@ def flatten_layers(layer: Any) -> list[Any]:
     return list(layer._flatten_layers())
 
 
-def mask_of(tensor: Any) -> Any:
+def mask_of(tensor: Tensor) -> Tensor:
     """Return the mask attached to a tensor, symbolic or not, or `None`.
 
     Calls `get_keras_mask` (backend/common/masking.py). Only `compute_mask`, what a
@@ -237,7 +243,7 @@ def mask_of(tensor: Any) -> Any:
     return get_keras_mask(tensor)
 
 
-def set_mask(tensor: Any, mask: Any) -> None:
+def set_mask(tensor: Tensor, mask: Tensor) -> None:
     """Attach a mask to a tensor, as Keras' own models do with their inputs.
 
     Calls `set_keras_mask` (backend/common/masking.py), for the same reason.
@@ -246,7 +252,7 @@ def set_mask(tensor: Any, mask: Any) -> None:
 
 
 @contextlib.contextmanager
-def call_context(layer: Any, training: bool | None) -> Iterator[None]:
+def call_context(layer: keras.Layer, training: bool | None) -> Iterator[None]:
     """Call layers in the scope as if inside another layer's call.
 
     They inherit its `training`, unless given. Sets the global attribute of a
@@ -263,7 +269,7 @@ def call_context(layer: Any, training: bool | None) -> Iterator[None]:
         global_state.set_global_attribute(_CALL_CONTEXT, before)
 
 
-def aggregate_additional_loss(model: keras.Model, loss: Any) -> Any:
+def aggregate_additional_loss(model: keras.Model, loss: Tensor) -> Tensor:
     """Return a further loss, such as a regularizer's, as a term of the total loss.
 
     Calls `Trainer._aggregate_additional_loss` (trainers/trainer.py), which divides by
@@ -281,7 +287,7 @@ def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
     model._initial_epoch = epoch
 
 
-def build_metrics(model: keras.Model, batch: Any) -> None:
+def build_metrics(model: keras.Model, batch: Data) -> None:
     """Create the variables of the compiled metrics, without a step.
 
     Calls `Trainer._symbolic_build` (trainers/trainer.py), as `fit` does. The public

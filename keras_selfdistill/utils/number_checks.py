@@ -1,11 +1,11 @@
 """What counts as a number: booleans do not."""
 
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Return whether a value is an integer or a float, of Python or NumPy.
 
     Example:
@@ -16,7 +16,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
-def is_finite_number(value: Any) -> bool:
+def is_finite_number(value: object) -> bool:
     """Return whether a value is a number within the range of floats.
 
     Example:
@@ -28,12 +28,13 @@ def is_finite_number(value: Any) -> bool:
     return is_number(value) and bool(abs(value) < 1e308)
 
 
-def is_positive_integer(value: Any) -> bool:
+def is_positive_integer(value: object) -> bool:
     """Return whether a value is an integer of at least 1, of Python or NumPy.
 
     Example:
         >>> [is_positive_integer(each) for each in (1, np.int64(2), 0, 1.0, True)]
         [True, True, False, False, False]
     """
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return whole and bool(value >= 1)
+    return (
+        is_number(value) and isinstance(value, (int, np.integer)) and bool(value >= 1)
+    )

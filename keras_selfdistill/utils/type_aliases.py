@@ -5,7 +5,7 @@ of tensors are `Any`. To the reader they say what a function takes and returns.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import keras
@@ -37,6 +37,12 @@ Evaluation: TypeAlias = Any
 """What `evaluate` returns: a value, a list of values or, with `return_dict`, logs."""
 PathLike: TypeAlias = str | os.PathLike[str]
 """Path of a file or folder."""
+Check: TypeAlias = Callable[[Any], bool]
+"""Whether a value of a JSON document is what a schema asks for."""
+TapsLike: TypeAlias = Any
+"""What `SelfDistiller` takes as `taps`: names, a number, `"auto"` or suggested taps."""
+InputShape: TypeAlias = Any
+"""Shape of an input, or a list or dict of shapes; `None` for the model's own."""
 
 # What Keras looks up: an object, its name, its config or a function.
 LossLike: TypeAlias = Any

@@ -641,7 +641,8 @@ def test_data_in_a_file_is_checked(saved, tmp_path, monkeypatch, key, value, mes
 def test_a_failed_save_leaves_the_old_file(saved, tmp_path, monkeypatch):
     fast, _ = saved
     path = tmp_path / "file"
-    path.write_text("old")
+    fast.save(path)
+    old = path.read_bytes()
 
     def fail(*args, **kwargs):
         raise OSError("no space left")
@@ -649,7 +650,7 @@ def test_a_failed_save_leaves_the_old_file(saved, tmp_path, monkeypatch):
     monkeypatch.setattr(fast.model, "save", fail)
     with pytest.raises(OSError, match="no space left"):
         fast.save(path)
-    assert path.read_text() == "old"
+    assert path.read_bytes() == old
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_selfdistill.early_exit.export.scored_section import ScoredSection
-from keras_selfdistill.utils.type_aliases import SymbolicTensor
+from keras_selfdistill.utils.type_aliases import SymbolicTensor, Tensor
 
 
 def batched_function(
@@ -27,7 +27,7 @@ def batched_function(
 
     parts = _as_functions(sections)
 
-    def run(i: int, tensors: list[Any]) -> dict[str, Any]:
+    def run(i: int, tensors: list[Tensor]) -> dict[str, Tensor]:
         prediction, score, *alive = parts[i](tensors)
         here = {
             "prediction": prediction,
@@ -39,7 +39,7 @@ def batched_function(
         # Not `score < limits[i]`, so that samples with a score of NaN go on.
         rows = tf.where(tf.logical_not(score >= limits[i]))
 
-        def go_on() -> dict[str, Any]:
+        def go_on() -> dict[str, Tensor]:
             # Gathering all rows would cost a batch of one sample more than it saves.
             all_ = tf.size(rows) == tf.size(score)
             rest = tf.cond(
@@ -77,14 +77,14 @@ def single_function(
 
     parts = _as_functions(sections)
 
-    def run(i: int, tensors: list[Any]) -> dict[str, Any]:
+    def run(i: int, tensors: list[Tensor]) -> dict[str, Tensor]:
         prediction, score, *alive = parts[i](tensors)
         here = {"prediction": prediction, "exit": tf.constant([i]), "score": score}
         if i == len(limits):
             return here
         return tf.cond(score[0] >= limits[i], lambda: here, lambda: run(i + 1, alive))
 
-    def one(tensor: Any) -> Any:
+    def one(tensor: Tensor) -> Tensor:
         # LiteRT lets callers resize an input of one sample. Reshaping an input of any
         # batch size then fails, whereas a static size of 1 would not be checked.
         known = None not in tensor.shape[1:]
@@ -98,7 +98,7 @@ def single_function(
     )
 
 
-def _signature(inputs: Sequence[SymbolicTensor]) -> list[Any]:
+def _signature(inputs: Sequence[SymbolicTensor]) -> list[Tensor]:
     import tensorflow as tf
 
     names = ["input"] if len(inputs) == 1 else [tensor.name for tensor in inputs]
@@ -121,7 +121,7 @@ def _as_functions(sections: Sequence[ScoredSection]) -> list[Callable]:
             (each, keras.ops.convert_to_numpy(each)) for each in section.variables
         ]
 
-        def run(tensors: list[Any]) -> list[Any]:
+        def run(tensors: list[Tensor]) -> list[Tensor]:
             constants = [(variable, tf.constant(value)) for variable, value in values]
             with keras.StatelessScope(state_mapping=constants):
                 return section(tensors)

@@ -6,9 +6,9 @@ multiply-adds as a fraction of the base's.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 _MOST_STEPS = 200  # Limit of one coordinate ascent; few steps are needed.
 _TOLERANCE = 1e-9  # Values that are equal up to rounding count as equal.
@@ -95,7 +95,7 @@ class Goal:
         return int(found[0]) if len(found) else None
 
 
-def exit_indices(scores: np.ndarray, thresholds: Any) -> np.ndarray:
+def exit_indices(scores: np.ndarray, thresholds: ArrayLike) -> np.ndarray:
     """Return the index of each sample's exit, shape `(samples,)`.
 
     Args:
@@ -110,7 +110,7 @@ def exit_indices(scores: np.ndarray, thresholds: Any) -> np.ndarray:
     return np.where(passed.any(axis=1), passed.argmax(axis=1), scores.shape[1])
 
 
-def evaluate(outcomes: Outcomes, thresholds: Any) -> tuple[float, float]:
+def evaluate(outcomes: Outcomes, thresholds: ArrayLike) -> tuple[float, float]:
     """Return the accuracy and the mean cost of some thresholds.
 
     Example:
