@@ -21,7 +21,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def compile_quickly():
     """Let XLA optimize less: on JAX, compiling is most of what the tests take.
 
-    An XLA that does not know a flag ends the process, hence the versions that do.
+    The comparison of backends, and all that runs in processes of its own, compile as
+    usual. An XLA that does not know a flag ends the process, hence the versions.
     """
     import jax
 
@@ -31,7 +32,7 @@ def compile_quickly():
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
         "--xla_cpu_use_fusion_emitters=false"
     )
-    jax.devices()  # Reads the flags. Processes that tests start compile as usual.
+    jax.devices()  # Reads the flags.
     del os.environ["XLA_FLAGS"]
 
 

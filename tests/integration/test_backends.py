@@ -100,9 +100,6 @@ def test_the_suite_passes_on(backend, length):
         "-n",
         "0",
         backend=backend,
-        # A third less time: XLA compiles hundreds of tiny networks. The comparison
-        # above, and the benchmarks, run with its optimisations on.
-        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
         # A fifth of the time on PyTorch, whose threads wait for each other over tensors
         # of a few numbers.
         OMP_NUM_THREADS="1",
