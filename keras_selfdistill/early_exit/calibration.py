@@ -99,6 +99,7 @@ class Calibration:
                 call are used again.
             y: Class indices of shape `(samples,)`, or one-hot labels of shape
                 `(samples, classes)`. Omit them for a dataset of (inputs, labels).
+                Sample weights are ignored.
             max_accuracy_drop: Goal: the least cost with an accuracy at most this much
                 below the final exit's, 0.01 for one percentage point.
             target_accuracy: Goal: the least cost with at least this accuracy.

@@ -1,6 +1,6 @@
 """The sections of a wrapper, run in order on the samples that have not exited."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -16,12 +16,13 @@ from keras_selfdistill.early_exit.section_models import cut_sections, section_co
 from keras_selfdistill.early_exit.thresholds.search import Outcomes
 from keras_selfdistill.evaluation.data_adapter import (
     DataAdapter,
+    Targets,
     best_classes,
     class_indices,
 )
 from keras_selfdistill.exits.attach import ExitGraph
 from keras_selfdistill.utils.number_checks import is_positive_integer
-from keras_selfdistill.utils.type_aliases import Data, Labels
+from keras_selfdistill.utils.type_aliases import Data, Labels, Tensor
 
 
 class Exited(NamedTuple):
@@ -95,18 +96,25 @@ class Cascade:
                 tensors = section(tensors)["alive"]
 
     def predict(
-        self, x: Data, y: Labels, thresholds: Sequence[float], batch_size: int
-    ) -> tuple[Exited, list[np.ndarray | None]]:
+        self,
+        x: Data,
+        y: Labels,
+        sample_weight: Tensor | None,
+        *,
+        thresholds: Sequence[float],
+        batch_size: int,
+    ) -> tuple[Exited, list[Targets]]:
         """Predict each sample at the first exit whose score reaches its threshold.
 
         Args:
             x: Samples, as `DataAdapter.batches` takes them.
             y: Labels; `None` if there are none, or if `x` gives (inputs, labels).
+            sample_weight: Sample weights; `None` as for `y`.
             thresholds: Thresholds of all exits but the last.
             batch_size: Number of samples a section processes at once.
 
         Returns:
-            Predictions of all samples, in the order of the input, and the labels of
+            Predictions of all samples, in the order of the input, and the targets of
             the data, batch by batch.
         """
         limits = [*thresholds, -np.inf]  # All remaining samples exit at the last exit.
@@ -121,8 +129,9 @@ class Cascade:
             exited.append(Exited(ids, indices, predictions[exits], scores[exits]))
             return ~exits
 
-        labels = self._run(x, y, decide, batch_size)
-        return Exited(*_in_order(exited)), labels
+        batches = self._adapter.batches(x, y, sample_weight)
+        targets = self._run(batches, decide, batch_size)
+        return Exited(*_in_order(exited)), targets
 
     def observe(self, x: Data, y: Labels, batch_size: int) -> Outcomes:
         """Run all samples through all sections and return the outcome at every exit.
@@ -145,7 +154,8 @@ class Cascade:
             seen[index].append((memory["id"], scores, *classes))
             return np.full(len(scores), index < exits - 1)
 
-        labels = class_indices(self._run(x, y, decide, batch_size), self._classes)
+        batches = self._run(self._adapter.batches(x, y), decide, batch_size)
+        labels = class_indices([each.labels for each in batches], self._classes)
         columns = [_in_order(rows) for rows in seen]
         correct = np.stack([column[2] == labels for column in columns], axis=1)
         return Outcomes(
@@ -157,20 +167,19 @@ class Cascade:
 
     def _run(
         self,
-        x: Data,
-        y: Labels,
+        batches: Iterable[tuple[list[np.ndarray], Targets]],
         decide: Callable[[int, np.ndarray, Memory], np.ndarray],
         batch_size: int,
-    ) -> list[np.ndarray | None]:
-        """Run samples through the sections and return a list of their labels."""
+    ) -> list[Targets]:
+        """Run samples through the sections and return a list of their targets."""
         batch_size, fixed = self._batch_size(batch_size)
-        labels = []
+        seen = []
 
         def chunks() -> Iterator[Chunk]:
             start = 0
-            for arrays, batch_labels in self._adapter.batches(x, y):
-                rows = np.arange(len(arrays[0]))
-                labels.append(batch_labels)
+            for arrays, targets in batches:
+                rows = np.arange(targets.samples)
+                seen.append(targets)
                 tensors = [arrays[i] for i in self._inputs]
                 yield Chunk(tensors, rows, {"id": rows + start})
                 start += len(rows)
@@ -183,7 +192,7 @@ class Cascade:
             batch_size=batch_size,
             fixed=fixed,
         )
-        return labels
+        return seen
 
     def _batch_size(self, batch_size: int) -> tuple[int, bool]:
         """Return the batch size of sections, and whether the base fixes it."""

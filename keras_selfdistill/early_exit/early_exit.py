@@ -13,15 +13,15 @@ from keras_selfdistill.early_exit.cascade import Cascade
 from keras_selfdistill.early_exit.export.scored_section import scored_sections
 from keras_selfdistill.early_exit.export.writers import export_sections
 from keras_selfdistill.early_exit.file import read_early_exit, write_early_exit
-from keras_selfdistill.early_exit.result import EarlyExitResult, result_logs
+from keras_selfdistill.early_exit.result import EarlyExitResult, print_logs, result_logs
 from keras_selfdistill.early_exit.scoring import Scorer
 from keras_selfdistill.early_exit.section_models import check_wrapper
 from keras_selfdistill.early_exit.thresholds.choice import Choice
-from keras_selfdistill.evaluation.data_adapter import class_indices
+from keras_selfdistill.evaluation.data_adapter import Targets
 from keras_selfdistill.files.archive import RefusedFileError
 from keras_selfdistill.graph.nodes import producer
 from keras_selfdistill.training.distiller import SelfDistiller
-from keras_selfdistill.utils.type_aliases import Data, Labels, PathLike
+from keras_selfdistill.utils.type_aliases import Data, Labels, PathLike, Tensor
 
 
 class EarlyExit(Calibration):
@@ -121,7 +121,7 @@ class EarlyExit(Calibration):
             ValueError: There are no thresholds yet, or the data does not fit the base.
             TypeError: `x` is of an unknown type.
         """
-        result, _ = self._predict(x, None, batch_size)
+        result, _ = self._predict(x, None, None, batch_size)
         return result
 
     def evaluate(
@@ -130,17 +130,25 @@ class EarlyExit(Calibration):
         y: Labels = None,
         batch_size: int | None = None,
         verbose: str | int = "auto",
+        sample_weight: Tensor | None = None,
         *,
         return_dict: bool = False,
     ) -> list[float] | dict[str, float]:
         """Return the accuracy and the cost of `predict`, and the samples per exit.
 
+        The arguments are those of `keras.Model.evaluate`, without `steps` and
+        `callbacks`.
+
         Args:
-            x: Samples, as `predict` takes them; datasets give (inputs, labels).
+            x: Samples, as `predict` takes them; datasets give (inputs, labels) or
+                (inputs, labels, sample weights).
             y: Class indices of shape `(samples,)`, or one-hot labels of shape
                 `(samples, classes)`. Omit them for a dataset of (inputs, labels).
             batch_size: Number of samples a section processes at once, by default 32.
-            verbose: 0 for no output.
+            verbose: 0 for no output; else one line, which is logged after
+                `keras.utils.disable_interactive_logging()`.
+            sample_weight: Weights of the samples in the accuracy, shape `(samples,)`,
+                with arrays only. Costs and numbers of samples are not weighted.
             return_dict: Whether to return a dict instead of a list.
 
         Returns:
@@ -149,30 +157,25 @@ class EarlyExit(Calibration):
             that exit there, such as `exit_1_samples`, in this order.
 
         Raises:
-            ValueError: There are no thresholds, samples or labels, or the data does
-                not fit the base.
+            ValueError: There are no thresholds, samples or labels, weights do not
+                match, or the data does not fit the base.
             TypeError: `x` is of an unknown type.
         """
-        result, batches = self._predict(x, y, 32 if batch_size is None else batch_size)
-        if not len(result.exits):
-            raise ValueError(
-                "Evaluation needs samples. Received: data without samples. Expected: "
-                "at least one sample; a generator can be read only once."
-            )
-        labels = class_indices(batches, result.predictions.shape[-1])
-        logs = result_logs(result, labels, self.exit_names)
+        batch_size = 32 if batch_size is None else batch_size
+        result, batches = self._predict(x, y, sample_weight, batch_size)
+        logs = result_logs(result, batches, self.exit_names)
         if verbose:
-            quality = [f"{name}: {logs[name]:.4f}" for name in list(logs)[:2]]
-            counts = [f"{name}: {logs[name]:.0f}" for name in list(logs)[2:]]
-            print(" - ".join([*quality, *counts]))
+            print_logs(logs)
         return logs if return_dict else list(logs.values())
 
     def _predict(
-        self, x: Data, y: Labels, batch_size: int
-    ) -> tuple[EarlyExitResult, list[np.ndarray | None]]:
-        """Return the result, and the labels of the data, batch by batch."""
+        self, x: Data, y: Labels, sample_weight: Tensor | None, batch_size: int
+    ) -> tuple[EarlyExitResult, list[Targets]]:
+        """Return the result, and the targets of the data, batch by batch."""
         limits = self._limits("predict or evaluate")
-        exited, labels = self._cascade.predict(x, y, limits, batch_size)
+        exited, targets = self._cascade.predict(
+            x, y, sample_weight, thresholds=limits, batch_size=batch_size
+        )
         result = EarlyExitResult(
             predictions=exited.predictions,
             exits=np.array(self.exit_names)[exited.exits],
@@ -180,7 +183,7 @@ class EarlyExit(Calibration):
             macs_ratio=float(self._cascade.costs[exited.exits].sum())
             / max(1, len(exited.exits)),
         )
-        return result, labels
+        return result, targets
 
     def warm_up(self, batch_size: int = 32) -> "EarlyExit":
         """Compile the sections for all batch sizes that `predict` may use.

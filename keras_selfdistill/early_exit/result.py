@@ -2,11 +2,17 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from keras_selfdistill.evaluation.data_adapter import best_classes
+from keras_selfdistill.evaluation.data_adapter import (
+    Targets,
+    best_classes,
+    class_indices,
+    sample_weights,
+)
+from keras_selfdistill.training.progress_bar import print_line
 from keras_selfdistill.utils.table import Table
 
 
@@ -50,22 +56,44 @@ class EarlyExitResult:
 
 
 def result_logs(
-    result: EarlyExitResult, labels: np.ndarray, exit_names: Sequence[str]
+    result: EarlyExitResult, batches: Sequence[Targets], exit_names: Sequence[str]
 ) -> dict[str, float]:
     """Return the accuracy, the cost, and the number of samples of each exit.
 
     Args:
         result: Result of `EarlyExit.predict`.
-        labels: Class indices of shape `(samples,)`.
+        batches: Labels and sample weights of the batches.
         exit_names: Names of the exits.
+
+    Raises:
+        ValueError: There are no samples, labels are missing or no classes, or weights
+            do not match.
     """
+    if not len(result.exits):
+        raise ValueError(
+            "Evaluation needs samples. Received: data without samples. Expected: at "
+            "least one sample; a generator can be read only once."
+        )
+    classes = result.predictions.shape[-1]
+    labels = class_indices([targets.labels for targets in batches], classes)
+    weights = sample_weights(batches)
+    correct = best_classes(result.predictions) == labels
+    # As a weighted mean of Keras, which is 0 where all weights are.
+    accuracy = (correct * weights).sum() / (weights.sum() or 1.0)
     logs = {
-        "accuracy": float(np.mean(best_classes(result.predictions) == labels)),
+        "accuracy": float(accuracy),
         "macs_ratio": result.macs_ratio,
     }
     for name in exit_names:
         logs[f"{name}_samples"] = float(np.sum(result.exits == name))
     return logs
+
+
+def print_logs(logs: Mapping[str, float]) -> None:
+    """Print the logs in a line, or log it where Keras logs its progress bar."""
+    quality = [f"{name}: {logs[name]:.4f}" for name in list(logs)[:2]]
+    counts = [f"{name}: {logs[name]:.0f}" for name in list(logs)[2:]]
+    print_line(" - ".join([*quality, *counts]))
 
 
 def _depth(row: tuple[str, int]) -> tuple[bool, str]:

@@ -1,7 +1,7 @@
 """Read samples from arrays, datasets, loaders and generators, as NumPy arrays."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -9,6 +9,20 @@ import numpy as np
 from keras_selfdistill.backend.tensors import to_numpy
 from keras_selfdistill.utils.config import did_you_mean
 from keras_selfdistill.utils.type_aliases import Data, Labels, SymbolicTensor, Tensor
+
+
+class Targets(NamedTuple):
+    """What a batch has beside its inputs.
+
+    Args:
+        samples: Number of samples.
+        labels: Labels, if there are any.
+        sample_weight: Sample weights as they were given, if there are any.
+    """
+
+    samples: int
+    labels: np.ndarray | None = None
+    sample_weight: Tensor | None = None
 
 
 class DataAdapter:
@@ -27,33 +41,36 @@ class DataAdapter:
             self._keys = [names[id(tensor)] for tensor in self._inputs]
 
     def batches(
-        self, x: Data, y: Labels | None = None
-    ) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
-        """Yield batches: arrays, one for each input of the base, and labels or `None`.
+        self, x: Data, y: Labels | None = None, sample_weight: Tensor | None = None
+    ) -> Iterator[tuple[list[np.ndarray], Targets]]:
+        """Yield batches: arrays, one for each input of the base, and their targets.
 
         Args:
             x: Array; tuple, list or dict of arrays if the base has several inputs; or
                 a `tf.data.Dataset`, a PyTorch `DataLoader`, a `keras.utils.PyDataset`
                 or a generator of batches `x`, `(x, y)` or `(x, y, sample_weight)`.
             y: Labels, only if `x` holds arrays.
+            sample_weight: Sample weights, only if `x` holds arrays.
 
         Raises:
             ValueError: Shapes, numbers of samples or keys do not match.
             TypeError: `x` is of an unknown type.
         """
         if self._is_arrays(x):
-            yield self._checked(x, y)
+            yield self._checked(x, y, sample_weight)
             return
-        if y is not None:
-            raise ValueError(
-                f"`y` is only allowed with arrays. Received: x={type(x).__name__} and "
-                f"y={type(y).__name__}. Expected: an x that yields (inputs, labels), "
-                "and no y."
-            )
+        for name, value in (("y", y), ("sample_weight", sample_weight)):
+            if value is not None:
+                raise ValueError(
+                    f"`{name}` is only allowed with arrays. Received: x="
+                    f"{type(x).__name__} and {name}={type(value).__name__}. Expected: "
+                    "an x that yields (inputs, labels) or (inputs, labels, sample "
+                    f"weights), and no {name}."
+                )
         for batch in _iterate(x):
             # As in Keras: a tuple is (x, y, sample_weight); loaders also yield lists.
             if isinstance(batch, (tuple, list)):
-                yield self._checked(*batch[:2])
+                yield self._checked(*batch[:3])
             else:
                 yield self._checked(batch)
 
@@ -64,8 +81,8 @@ class DataAdapter:
         return isinstance(x, (tuple, list)) and all(map(_is_array, x)) and bool(x)
 
     def _checked(
-        self, x: Data, y: Labels | None = None
-    ) -> tuple[list[np.ndarray], np.ndarray | None]:
+        self, x: Data, y: Labels | None = None, sample_weight: Tensor | None = None
+    ) -> tuple[list[np.ndarray], Targets]:
         arrays = [
             _as_input(value, tensor, key)
             for value, tensor, key in zip(
@@ -81,7 +98,7 @@ class DataAdapter:
                 "All inputs and labels must have the same number of samples. Received: "
                 f"{', '.join(f'{count} of {key!r}' for key, count in rows.items())}."
             )
-        return arrays, y
+        return arrays, Targets(rows[self._keys[0]], y, sample_weight)
 
     def _in_order(self, x: Data) -> list[Any]:
         if isinstance(x, Mapping):
@@ -181,6 +198,45 @@ def class_indices(batches: Sequence[np.ndarray | None], classes: int) -> np.ndar
             f"{labels.max()}. Expected: integers from 0 to {classes - 1}."
         )
     return labels
+
+
+def sample_weights(batches: Sequence[Targets]) -> np.ndarray:
+    """Return the sample weights of all batches, shape `(samples,)`.
+
+    As in Keras, samples without a weight have weight 1.
+
+    Args:
+        batches: Targets with weights of shape `(samples,)` or `(samples, 1)`, or with
+            none.
+
+    Raises:
+        ValueError: The weights are not one number of at least 0 for each sample.
+
+    Example:
+        >>> weighted = Targets(2, sample_weight=np.array([0.5, 2.0]))
+        >>> sample_weights([weighted, Targets(2)]).tolist()
+        [0.5, 2.0, 1.0, 1.0]
+    """
+    return np.concatenate([_weights_of(*targets) for targets in batches])
+
+
+def _weights_of(samples: int, _: Labels, weights: Tensor | None) -> np.ndarray:
+    if weights is None:
+        return np.ones(samples)
+    weights = to_numpy(weights)
+    numbers = weights.dtype.kind in "biuf"
+    if not numbers or weights.shape not in ((samples,), (samples, 1)):
+        raise ValueError(
+            "Sample weights do not match the samples. Received: shape "
+            f"{weights.shape} and dtype {weights.dtype}. Expected: one number for each "
+            f"sample, shape ({samples},)."
+        )
+    if not (weights >= 0).all():
+        raise ValueError(
+            "Sample weights are out of range. Received: values from "
+            f"{weights.min()} to {weights.max()}. Expected: numbers of at least 0."
+        )
+    return weights.reshape(samples).astype("float64")
 
 
 def correct_predictions(outputs: Tensor, labels: Labels) -> np.ndarray:

@@ -184,7 +184,8 @@ def _batches(
 ) -> tuple[Iterator[Any], int | None]:
     """Return batches of (arrays, labels), and their number; `None` if unknown."""
     if isinstance(data, tuple) and len(data) in (2, 3):
-        ((arrays, labels),) = adapter.batches(*data[:2])
+        ((arrays, targets),) = adapter.batches(*data[:2])
+        labels = targets.labels
         starts = range(0, len(arrays[0]), batch_size)
         parts = (slice(start, start + batch_size) for start in starts)
         batches = (
@@ -200,13 +201,14 @@ def _batches(
             f"Cannot read samples with labels. Received: data={data!r:.80} of type "
             f"{type(data).__name__}. Expected: a tuple (x, y) of arrays, or batches."
         )
+    batches = ((arrays, targets.labels) for arrays, targets in adapter.batches(data))
     if isinstance(data, keras.utils.PyDataset):
-        return adapter.batches(data), data.num_batches
+        return batches, data.num_batches
     try:
         count = len(data)
     except TypeError:  # A generator, or a dataset of unknown length.
         count = None
-    return adapter.batches(data), count
+    return batches, count
 
 
 def _times(

@@ -55,7 +55,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         """Name the epoch."""
         if self.verbose and self.epochs > 1:
-            _print(f"Epoch {epoch + 1}/{self.epochs}")
+            print_line(f"Epoch {epoch + 1}/{self.epochs}")
         self._begin()
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
@@ -120,7 +120,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
         if self._shown:
             lines[0] = "\r" + lines[0].ljust(columns - 1)
         for line in lines:
-            _print(line)
+            print_line(line)
 
     def _progress(self) -> tuple[str, str, str]:
         """Return count, bar and time as separate texts."""
@@ -246,7 +246,8 @@ def _rewrites_lines() -> bool:
     return is_terminal() or type(sys.stdout).__module__.startswith("ipykernel")
 
 
-def _print(line: str) -> None:
+def print_line(line: str) -> None:
+    """Write a line to the output, or to the log without Keras' interactive logging."""
     if keras.config.is_interactive_logging_enabled():
         _write(line + "\n")
     else:

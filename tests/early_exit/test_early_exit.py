@@ -848,6 +848,65 @@ def test_evaluate_is_predict_counted(probable, fast, one_hot):
     assert found == pytest.approx(list(expected.values()))
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+def test_evaluate_weighs_samples_as_keras(probable, fast, weighted):
+    random = np.random.default_rng(6)
+    x = random.normal(size=(12, 8, 8, 3)).astype("float32")
+    y = np.arange(12) % 4
+    weights = random.integers(0, 5, 12) * weighted
+    plain = probable.exit_model(1)
+    plain.compile(
+        loss="sparse_categorical_crossentropy",
+        weighted_metrics=["sparse_categorical_accuracy"],
+    )
+    _, expected = plain.evaluate(x, y, 5, 0, weights)
+    fast.thresholds = 0.0
+    found = fast.evaluate(x, y, 5, 0, weights)
+    assert found[0] == pytest.approx(expected)
+    assert found[2:] == [12, 0, 0]
+    by_name = fast.evaluate(x, y, sample_weight=weights[:, None], verbose=0)
+    assert by_name == pytest.approx(found)
+    batches = [(x[:8], y[:8], weights[:8]), (x[8:], y[8:], weights[8:])]
+    assert fast.evaluate(iter(batches), verbose=0) == pytest.approx(found)
+    if weighted:
+        assert found[0] != pytest.approx(fast.evaluate(x, y, verbose=0)[0])
+        batches[1] = batches[1][:2]  # Without weights: as if they were 1.
+        weights[8:] = 1
+        found = fast.evaluate(iter(batches), verbose=0)
+        assert found == pytest.approx(fast.evaluate(x, y, 32, 0, weights))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.ones(3), "do not match.*(3,).*shape \\(4,\\)"),
+        (np.ones((4, 4)), "do not match"),
+        ({0: 1.0}, "do not match"),
+        ([1.0, -1.0, 1.0, 1.0], "from -1.0 to 1.0"),
+        ([1.0, np.nan, 1.0, 1.0], "out of range"),
+    ],
+)
+def test_wrong_sample_weights_are_refused(fast, weights, message):
+    fast.thresholds = 0.5
+    x, y = np.ones((4, 8, 8, 3)), np.zeros(4)
+    with pytest.raises(ValueError, match=message):
+        fast.evaluate(x, y, sample_weight=weights, verbose=0)
+    with pytest.raises(ValueError, match=r"only allowed with arrays.*no sample_weight"):
+        fast.evaluate(iter([(x, y)]), sample_weight=np.ones(4), verbose=0)
+
+
+def test_evaluate_logs_where_keras_logs(fast, capsys, caplog):
+    fast.thresholds = 0.0
+    keras.utils.disable_interactive_logging()
+    try:
+        with caplog.at_level("INFO", logger="absl"):
+            fast.evaluate(np.ones((2, 8, 8, 3)), [0, 1])
+    finally:
+        keras.utils.enable_interactive_logging()
+    assert capsys.readouterr().out == ""
+    assert "exit_1_samples: 2" in caplog.text
+
+
 def test_evaluate_prints_one_line(fast, capsys):
     fast.thresholds = 0.0
     fast.evaluate(np.ones((4, 8, 8, 3)), [0, 1, 2, 0], verbose=0)
