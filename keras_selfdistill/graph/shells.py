@@ -93,10 +93,13 @@ class WithMask(keras.Layer):
         self.built = True
 
     def call(self, inputs: Tensor, mask: Tensor | None = None) -> TensorStructure:
-        """Cast, and attach the mask: a cast to the same dtype changes nothing."""
+        """Cast, and attach the mask, to a tensor that nothing else reads."""
         outputs = keras.ops.cast(inputs, self.to)
-        if mask is not None:
-            set_mask(outputs, mask)
+        if mask is None:
+            return outputs
+        if outputs is inputs:  # As of the same dtype; others may read it otherwise.
+            outputs = keras.ops.copy(inputs)
+        set_mask(outputs, mask)
         return outputs
 
     def compute_output_spec(
@@ -169,7 +172,7 @@ def as_inner_input(
         >>> as_inner_input(keras.Input((2,)), None, "float16", "nested_0").dtype
         'float16'
     """
-    name = name.replace("/", "_")
+    name = _layer_name(name)
     mask = mask_of(tensor) if mask is None else mask
     if mask is not None:
         # Also for equal dtypes: a loaded wrapper needs its layers in the same order.
@@ -203,6 +206,11 @@ def regularized(
         activity_regularizer=regularizer,
         autocast=False,
         dtype=operation.dtype_policy,
-        name=name.replace("/", "_"),
+        name=_layer_name(name),
     )
     return [identity(tensor) for tensor in outputs]
+
+
+def _layer_name(path: str) -> str:
+    """Return a name that TensorFlow takes for a scope."""
+    return path.replace("/", "_").replace("@", "_call_")

@@ -160,6 +160,69 @@ def test_only_what_is_ours_and_stale_is_removed(tmp_path):
     assert content(tmp_path) == before | {"outer.txt": b"outer", "inner.txt": b"inner"}
 
 
+def link_to(victim):
+    """Return a function that makes a link to a folder of the user's."""
+    return lambda path: path.symlink_to(victim)
+
+
+def folder_of(*names, make=pathlib.Path.mkdir):
+    """Return a function that makes a folder and, with another function, its parts."""
+
+    def fill(path):
+        path.mkdir()
+        for name in names:
+            make(path / name)
+
+    return fill
+
+
+PLANTED = {  # By name in a folder that looks as if a killed write had left it.
+    "old is a link": lambda victim: {"old": link_to(victim)},
+    "new is a link": lambda victim: {"new": link_to(victim), "old": pathlib.Path.mkdir},
+    "both are links": lambda victim: {"new": link_to(victim), "old": link_to(victim)},
+    "old is a file": lambda victim: {"old": pathlib.Path.touch},
+    "old is a pipe": lambda victim: {"old": os.mkfifo},
+    "a link in old": lambda victim: {"old": folder_of("made", make=link_to(victim))},
+    "a file in old": lambda victim: {"old": folder_of("made", make=pathlib.Path.touch)},
+    "several in old": lambda victim: {"old": folder_of("made", "others")},
+}
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_a_planted_folder_reaches_nothing_outside(tmp_path, what):
+    """Archives keep links; once unpacked, they belong to the user."""
+    victim, run = tmp_path / "documents", tmp_path / "run"
+    victim.mkdir()
+    (victim / "thesis.txt").write_text("thesis")
+    (victim / "folder").mkdir()
+    stale = run / ".keras_selfdistill_aaaaaaaa"
+    stale.mkdir(parents=True)
+    parts = PLANTED[what](victim)
+    for name, make in parts.items():
+        make(stale / name)
+    replace(run / "file.txt", lambda new: write(new, "new"))
+    assert content(victim) == {"thesis.txt": b"thesis", "folder": {}}
+    assert sorted(os.listdir(run)) == [stale.name, "file.txt"]
+    assert sorted(os.listdir(stale)) == sorted(parts)  # Not one that we left.
+
+
+@pytest.mark.parametrize("there", ["a file", "a link", "a folder"])
+def test_what_is_put_back_replaces_nothing(tmp_path, there):
+    path = tmp_path / "moved"
+    old = tmp_path / ".keras_selfdistill_aaaaaaaa" / "old"
+    write(folder := tmp_path / "folder", "kept")
+    (old / path.name).mkdir(parents=True)
+    {
+        "a file": lambda: path.write_text("mine"),
+        "a link": lambda: path.symlink_to(folder),
+        "a folder": lambda: write(path, "mine"),
+    }[there]()
+    before = path.lstat(), content(path)
+    replace(tmp_path / "file.txt", lambda new: write(new, "new"))
+    assert (path.lstat(), content(path)) == before
+    assert sorted(os.listdir(tmp_path)) == ["file.txt", "folder", "moved"]
+
+
 @pytest.mark.parametrize("moment", ["before it is opened", "after it was opened"])
 def test_a_fresh_folder_that_another_process_removes_is_made_again(
     tmp_path, monkeypatch, moment
@@ -203,7 +266,7 @@ def test_a_folder_that_another_process_cleans_is_left_to_it(tmp_path, monkeypatc
     listdir, flock = os.listdir, fcntl.flock
 
     def fails(path):
-        if pathlib.Path(path).name == names[2]:
+        if os.path.samestat(os.stat(path), os.stat(tmp_path / names[2])):
             raise OSError(errno.EIO, "broken")
         return listdir(path)
 

@@ -76,7 +76,7 @@ def content_of(path):
 def put(path, content):
     """Write what `content_of` returned.
 
-    In a folder, a string is a link's target, `None` a pipe, and `{}` a folder.
+    In a folder, a string is a link's target, `None` a pipe, and a mapping a folder.
     """
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -87,10 +87,8 @@ def put(path, content):
             (path / name).symlink_to(each)
         elif each is None:
             os.mkfifo(path / name)
-        elif isinstance(each, dict):
-            (path / name).mkdir()
         else:
-            (path / name).write_bytes(each)
+            put(path / name, each)
 
 
 def try_one(number, seed, corpus, folder, watch):

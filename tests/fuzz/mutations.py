@@ -405,6 +405,17 @@ def mutate_run(files, random, outside):
                 ".keras_selfdistill_abcdefgh",
             ]
         )
-        kinds = [f"{outside}/secret.txt", str(outside), f"{outside}/made", None, {}]
-        files.setdefault(other, random.choice([*kinds, content, b""]))
+        links = [f"{outside}/secret.txt", str(outside), f"{outside}/made"]
+        left = _left_by_a_kill(random, [*links, "..", content, {}, {"kept": {}}])
+        files.setdefault(other, random.choice([*links, None, left, content, b""]))
     return files
+
+
+def _left_by_a_kill(random, kinds):
+    """Return a folder like one that a killed write leaves, or one made to look so."""
+    left = {each: random.choice(kinds) for each in ("new", "old")}
+    if random.random() < 0.3:
+        left["old"] = {"moved": random.choice(kinds)}
+    if random.random() < 0.3:
+        del left[random.choice(["new", "old"])]
+    return left

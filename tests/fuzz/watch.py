@@ -80,10 +80,9 @@ class Watch:
             return self._problem_of_path(path, writes or "w" in (mode or ""))
         if event.startswith(_KINDS):
             reads = event in ("os.listdir", "os.scandir", "os.walk", "os.fwalk")
-            paths = [each for each in arguments if isinstance(each, (str, bytes))]
             found = [
-                self._problem_of_path(_absolute(each, arguments[-1]), not reads)
-                for each in paths
+                self._problem_of_path(_absolute(each, folder), not reads)
+                for each, folder in _paths(event, arguments)
             ]
             return next(filter(None, found), None)
         return None
@@ -95,6 +94,14 @@ class Watch:
         places = self._inside if writes else (*self._inside, *self._readable, "/proc")
         inside = any(real == each or real.startswith(each + "/") for each in places)
         return None if inside else real
+
+
+def _paths(event, arguments):
+    """Return the paths of an event, each with the folder that it may be relative to."""
+    if event in ("os.rename", "os.link"):  # From, to, and the folders of both.
+        return zip(arguments[:2], arguments[2:], strict=True)
+    paths = [each for each in arguments if isinstance(each, (str, bytes))]
+    return [(each, arguments[-1]) for each in paths]
 
 
 def _absolute(path, opened_folder):
