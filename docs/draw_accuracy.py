@@ -6,11 +6,13 @@ python docs/draw_accuracy.py
 """
 
 import collections
+import io
 import json
 import pathlib
 import statistics
 
 import matplotlib
+from dark_mode import with_dark_mode
 from matplotlib.figure import Figure
 
 import keras_selfdistill as ksd
@@ -52,8 +54,13 @@ if __name__ == "__main__":
         axes = Figure(figsize=(8, 3.8), layout="constrained").add_subplot()
         figure = ksd.visualization.plot_accuracy_vs_compute(shown, ax=axes)
         axes.set_ylabel("accuracy on test images")
+        drawn = io.StringIO()
         figure.savefig(
-            FOLDER / "accuracy.svg",
+            drawn,
+            format="svg",
+            transparent=True,
             metadata={"Date": None, "Description": described(shown)},
         )
+    picture = with_dark_mode(drawn.getvalue())
+    (FOLDER / "accuracy.svg").write_text(picture, encoding="utf-8")
     print(described(shown))

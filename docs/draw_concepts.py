@@ -5,6 +5,8 @@ python docs/draw_concepts.py
 
 import pathlib
 
+from dark_mode import with_dark_mode
+
 BASE, HEAD, TEACH, INK = "#0072B2", "#009E73", "#D55E00", "#333333"
 EXITS = ["exit_1", "exit_2", "exit_3", "final"]
 # Who learns from whom, by the position of the exit; "all" is their mean.
@@ -48,10 +50,9 @@ def picture(width, height, parts):
         f' orient="auto"><path d="M0 0L10 5L0 10z" fill="{color}"/></marker>'
         for color in (HEAD, TEACH, INK)
     )
-    return (
+    return with_dark_mode(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
         ' font-family="Helvetica, Arial, sans-serif" font-size="15">\n'
-        f'<rect width="{width}" height="{height}" fill="white"/>\n'
         f"<defs>{markers}</defs>\n" + "\n".join(parts) + "\n</svg>\n"
     )
 
@@ -81,7 +82,7 @@ def teachers():
         if name == "ensemble":
             parts.append(
                 f'<rect x="{x - 37}" y="{y + 70}" width="359" height="30" rx="6"'
-                f' fill="white" stroke="{TEACH}" stroke-width="2"/>'
+                f' fill="none" stroke="{TEACH}" stroke-width="2"/>'
             )
             parts.append(text(x + 142, y + 90, "mean of all logits", TEACH))
         parts += [

@@ -3,9 +3,11 @@
 python docs/draw_exits.py
 """
 
+import io
 import pathlib
 
 import matplotlib
+from dark_mode import with_dark_mode
 
 import keras_selfdistill as ksd
 
@@ -15,5 +17,8 @@ if __name__ == "__main__":
     # Text as text, and the same file each time.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "exits"}):
         figure = ksd.visualization.plot_model(model)
-        path = pathlib.Path(__file__).with_name("exits.svg")
-        figure.savefig(path, metadata={"Date": None})
+        drawn = io.StringIO()
+        options = {"format": "svg", "transparent": True, "metadata": {"Date": None}}
+        figure.savefig(drawn, **options)
+    path = pathlib.Path(__file__).with_name("exits.svg")
+    path.write_text(with_dark_mode(drawn.getvalue()), encoding="utf-8")

@@ -98,6 +98,22 @@ def test_the_badges_are_those_of_setup(monkeypatch):
         assert f"](docs/{name})" in (ROOT / "README.md").read_text()
 
 
+def test_pictures_have_no_background_and_turn_on_dark_pages(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import draw_concepts
+    from dark_mode import STYLE, with_dark_mode
+
+    pictures = [
+        path for path in ROOT.glob("docs/*.svg") if not path.stem.startswith("badge_")
+    ]
+    assert len(pictures) == 4
+    for path in pictures:
+        picture = path.read_text(encoding="utf-8")
+        assert with_dark_mode(picture.replace(STYLE, "")) == picture
+    for name in ("teachers", "early_exit"):
+        assert (ROOT / f"docs/{name}.svg").read_text() == getattr(draw_concepts, name)()
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) < 1000  # As `wc -w` counts.
 

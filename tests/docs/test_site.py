@@ -1,7 +1,9 @@
 """The built site is whole, and a browser shows all of every page, also on a phone."""
 
+import base64
 import importlib.util
 import inspect
+import io
 import json
 import pathlib
 import re
@@ -10,6 +12,8 @@ import urllib.parse
 import zlib
 
 import keras
+import matplotlib.image
+import numpy as np
 import pytest
 
 import keras_selfdistill as ksd
@@ -188,6 +192,52 @@ def public_things():
             for key in getattr(thing, "__all__", own):
                 found[f"{full}.{key}"] = getattr(thing, key)
     return found
+
+
+ILLUSTRATED = ("index", "concepts", "benchmarks", "how_to/pictures")
+# How the page comes to be dark: the system's setting, or the switch at its top.
+MODES = {"light": ("light", ""), "dark": ("dark", ""), "switch": ("light", "slate")}
+
+
+def corners_and_contrast(tab, image):
+    """Return a picture's corners as the screen shows them, and its largest contrast."""
+    box = tab.ask(f"""(image => {{
+        const box = image.getBoundingClientRect();
+        return {{x: box.x + scrollX, y: box.y + scrollY,
+                 width: box.width, height: box.height, scale: 1}};
+    }})({image})""")
+    shot = tab.send("Page.captureScreenshot", captureBeyondViewport=True, clip=box)
+    pixels = matplotlib.image.imread(io.BytesIO(base64.b64decode(shot["data"])))
+    pixels = np.round(255 * pixels[..., :3]).astype(int)
+    corners = pixels[2 :: pixels.shape[0] - 5, 2 :: pixels.shape[1] - 5].reshape(-1, 3)
+    return corners, abs(pixels - corners[0]).max()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pictures_have_the_background_of_the_page(site, tab, mode):
+    system, switched = MODES[mode]
+    features = [{"name": "prefers-color-scheme", "value": system}]
+    tab.send("Emulation.setEmulatedMedia", features=features)
+    tab.resize(DESKTOP)
+    tab.open((site / "index.html").as_uri())
+    tab.ask("localStorage.clear()")  # Where the site keeps the last scheme.
+    seen = 0
+    for page in ILLUSTRATED:
+        tab.open((site / f"{page}.html").as_uri())
+        if switched:
+            tab.ask(f"document.body.dataset.mdColorScheme = {switched!r}")
+        color = tab.ask("getComputedStyle(document.body).backgroundColor")
+        background = np.array(re.findall(r"\d+", color)[:3], int)
+        assert (background > 200).all() == (mode == "light")
+        for number in range(tab.ask("document.images.length")):
+            image = f"document.images[{number}]"
+            corners, contrast = corners_and_contrast(tab, image)
+            assert len(corners) == 4
+            source = tab.ask(f"{image}.src")
+            assert abs(corners - background).max() <= 4, (source, corners, background)
+            assert contrast > 120, source
+            seen += 1
+    assert seen > 12
 
 
 def test_every_public_name_is_described(documented):
