@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import h5py
+import numpy as np
 
 
 def stored_bytes(content: bytes, name: str) -> int:
@@ -71,13 +72,30 @@ def _range(item: Any, where: str) -> tuple[int, int]:
     if (
         not isinstance(item, h5py.Dataset)
         or item.shape is None
-        or item.dtype.kind not in "biufcV"
+        or not _is_plain(item.dtype)
         or item.external
         or item.is_virtual
         or item.nbytes > item.id.get_storage_size()
     ):
         raise ValueError(f"{where} is not an array that the file stores completely.")
+    if "dtype" in item.attrs and not _is_one_string(item.attrs.get_id("dtype")):
+        raise ValueError(f"the dtype of {where} is not a string.")
     start = item.id.get_offset()
     if start is None and item.nbytes:  # Keras writes them in one piece.
         raise ValueError(f"{where} is not an array stored in one piece.")
     return start or 0, item.nbytes
+
+
+def _is_plain(dtype: np.dtype) -> bool:
+    """Return whether values of a dtype are numbers, or bytes such as bfloat16.
+
+    References take more memory than the file's bytes: many may lead to one long list.
+    """
+    is_bytes = dtype.kind == "V" and dtype.names is None and dtype.subdtype is None
+    return not dtype.hasobject and (is_bytes or dtype.kind in "biufc")
+
+
+def _is_one_string(attribute: Any) -> bool:
+    """Return whether an attribute, which Keras reads, is a string, not an array."""
+    is_string = h5py.check_string_dtype(attribute.dtype) is not None
+    return is_string and attribute.shape == ()

@@ -191,6 +191,68 @@ def test_arrays_in_pieces_are_refused():
         stored_bytes(store.getvalue(), "weights")
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        h5py.vlen_dtype("u1"),
+        h5py.ref_dtype,
+        h5py.string_dtype(),
+        [("a", h5py.vlen_dtype("u1"))],
+        [("a", "f4"), ("b", [("c", h5py.string_dtype())])],
+        [("a", "f4"), ("b", "f4")],
+        ("f4", (3,)),
+    ],
+    ids=str,
+)
+def test_arrays_of_anything_but_numbers_are_refused(dtype):
+    """What an array refers to may be larger than its own bytes, as often as it does."""
+    store = io.BytesIO()
+    with h5py.File(store, "w") as file:
+        file["a"] = np.ones(4, "f4")
+        # HDF5's type as such; h5py would add the dimensions of the last to the array's.
+        kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+        space = h5py.h5s.create_simple((4,))
+        stored = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        stored.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # As if it was written.
+        h5py.h5d.create(file.id, b"b", kind, space, stored)
+        file["c"] = np.ones(4, "f4")
+    with pytest.raises(ValueError, match="'b' in weights is not an array"):
+        stored_bytes(store.getvalue(), "weights")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "int8", "bool", "c8"])
+def test_arrays_of_numbers_are_not_refused(dtype):
+    store = io.BytesIO()
+    with h5py.File(store, "w") as file:
+        file["a"] = np.zeros(4, np.dtype(dtype))
+        file["a"].attrs["dtype"] = dtype  # As Keras names bfloat16.
+    size = 4 * np.dtype(dtype).itemsize
+    assert stored_bytes(store.getvalue(), "weights") == size
+
+
+@pytest.mark.parametrize("attribute", [False, True])
+def test_a_file_of_references_to_one_list_is_refused(saved, tmp_path, attribute):
+    """They would take as many megabytes as there are: a file of two took gigabytes."""
+    (path,) = (each for each in saved if each.suffix == ".keras")
+    parts = dict(mutations.parts_of(path.read_bytes()))
+    forged = mutations.references(parts[mutations.WEIGHTS], attribute=attribute)
+    with h5py.File(io.BytesIO(forged), "r") as file:
+        found = []
+        file.visititems(lambda name, each: found.append(each))
+        found = [each for each in found if hasattr(each, "shape")]
+        if attribute:
+            (values,) = (each.attrs["dtype"][:2] for each in found if each.attrs)
+        else:
+            (values,) = (
+                each[...].reshape(-1)[:2]["a"] for each in found if each.dtype.hasobject
+            )
+        assert [len(each) for each in values] == [10**6 + 3] * 2
+    parts[mutations.WEIGHTS] = forged
+    (tmp_path / "a.keras").write_bytes(mutations.archive_of(parts.items()))
+    with pytest.raises(ksd.RefusedFileError, match=r"not a string|not an array"):
+        ksd.load_model(tmp_path / "a.keras")
+
+
 def test_a_file_of_overlapping_arrays_is_refused(saved, tmp_path):
     (path,) = (each for each in saved if each.suffix == ".keras")
     parts = dict(mutations.parts_of(path.read_bytes()))

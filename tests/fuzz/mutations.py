@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import zipfile
 
 import h5py
@@ -15,6 +16,8 @@ MODEL, SETTINGS, ABOUT = "model.keras", "early_exit.json", "about.npy"
 DIGITS = (
     64  # Of the digest at the end of an early-exit file, or on top of a checkpoint.
 )
+
+_LISTS = np.dtype([("a", h5py.vlen_dtype(np.dtype("u1")))])
 
 
 def symbol(module, name, /, **fields):
@@ -170,6 +173,8 @@ def mutate_weights(content, random, outside):
         return mutate_bytes(content, random)
     if random.random() < 0.15:
         return overlap(content, random.choice([0, 0, 1, 4, 2**40]))
+    if random.random() < 0.1:
+        return references(content, attribute=random.random() < 0.5)
     store = io.BytesIO(content)
     with h5py.File(store, "a") as file:
         names = []
@@ -202,8 +207,40 @@ def overlap(content, by=0):
     return content.replace(two.to_bytes(8, "little"), (one + by).to_bytes(8, "little"))
 
 
+def references(content, *, attribute=False):
+    """Return an HDF5 file with thousands of references to one list of a megabyte.
+
+    Args:
+        content: Bytes of the file.
+        attribute: Whether they are an attribute of the largest array, not its content.
+    """
+    store, length = io.BytesIO(content), 10**6 + 3
+    with h5py.File(store, "a") as file:
+        arrays = []
+        file.visititems(
+            lambda name, each: arrays.append(each) if hasattr(each, "shape") else None
+        )
+        largest = max(arrays, key=lambda each: each.size)
+        name, shape = largest.name, (2000,) if attribute else largest.shape
+        dtype = h5py.string_dtype() if attribute else _LISTS
+        values = np.empty(shape, dtype)
+        values.reshape(-1)[:] = "x" if attribute else (np.zeros(1, "u1"),)
+        values.reshape(-1)[0] = "x" * length if attribute else (np.zeros(length, "u1"),)
+        if attribute:
+            largest.attrs.create("dtype", values, dtype=dtype)
+        else:
+            del file[name]
+            file[name] = values
+    # Each has 16 bytes: the length, and a place, which no list begins with.
+    found = bytearray(store.getvalue())
+    start = re.search(re.escape(length.to_bytes(4, "little")) + rb"(?!\0{4})", found)
+    first, size = start.start(), 16 * values.size
+    found[first : first + size] = found[first : first + 16] * values.size
+    return bytes(found)
+
+
 def _put(file, name, array, random, outside):
-    kind = random.randrange(11)
+    kind = random.randrange(12)
     if kind == 0:
         shape = random.choice([(10**12,), (2**31, 4), (10**6, 10**5)])
         file.create_dataset(name, shape, chunks=True, compression="gzip", dtype="f4")
@@ -230,6 +267,9 @@ def _put(file, name, array, random, outside):
         file[name].attrs["dtype"] = random.choice(["bfloat16", "object", 7])
     elif kind == 9:
         file[name] = np.full_like(array, random.choice([np.nan, np.inf, 1e30]))
+    elif kind == 10:
+        dtypes = [_LISTS, "f4,f4", h5py.vlen_dtype("f4"), h5py.ref_dtype]
+        file.create_dataset(name, array.shape, random.choice(dtypes))
     else:
         file.create_group(name)
 
