@@ -16,11 +16,19 @@ from keras_selfdistill.utils.type_aliases import ConfigDict
 
 _MOST = {
     "layers and operations": 10_000,  # NASNetLarge has 1,041.
-    "losses and metrics": 500,
+    "losses and metrics": 1000,  # Those of each exit count, as every exit has its own.
     "other objects": 100_000,
     # Thresholds, classes, parts of a split, iterations: lengths of lists and loops.
     "items of lists": 2**17,
 }
+_OF_AN_EXIT = 20  # Layers and operations of the largest head.
+# Fields whose values become losses or metrics, names and functions, too.
+_LOSSES = frozenset(("loss", "losses", "metrics", "weighted_metrics"))
+_LOSS_CLASSES = (
+    keras.distillation.DistillationLoss,
+    keras.losses.Loss,
+    keras.metrics.Metric,
+)
 _LONGEST_TEXT = 10_000  # Letters of a layer's field, such as an equation.
 # Fields of layers, operations and optimizers that are lengths of lists or loops.
 _REPEATED = frozenset(
@@ -81,9 +89,17 @@ class _Place(NamedTuple):
     path: tuple[str | int, ...]
     kind: Any  # Class of the object around it.
     name_length: int  # Letters of the names of all objects around it, together.
+    copies: int = 1  # How often everything here is created.
+    exits: int = 1  # Outputs of the model around it; each has copies of its metrics.
+    is_loss: bool = False  # Whether whatever stands here becomes a loss or a metric.
 
     def inside(self, key: str | int) -> "_Place":
-        return self._replace(path=(*self.path, key))
+        """Return the place of a value in the one here."""
+        return self._replace(
+            path=(*self.path, key),
+            copies=self.copies * (self.exits if key == "compile_config" else 1),
+            is_loss=self.is_loss or key in _LOSSES,
+        )
 
 
 class _Budget:
@@ -103,6 +119,8 @@ class _Budget:
         elif isinstance(value, (list, tuple)):
             for i, each in enumerate(value):
                 self.spend(each, place.inside(i))
+        elif place.is_loss:
+            self._add("losses and metrics", 1, place)
         elif isinstance(value, str):
             self._check_text(value, place)
         elif isinstance(value, int) and not isinstance(value, bool):
@@ -126,15 +144,19 @@ class _Budget:
     def _spend_object(self, config: ConfigDict, place: _Place) -> _Place:
         kind = resolve(config)
         fields = config.get("config")
-        place = place._replace(kind=kind)
-        if _is_a(kind, keras.Operation):
-            self._add("layers and operations", 1, place)
-        elif _is_a(kind, (keras.metrics.Metric, keras.losses.Loss)):
+        is_loss, place = place.is_loss, place._replace(kind=kind, is_loss=False)
+        if is_loss or _is_a(kind, _LOSS_CLASSES):
             self._add("losses and metrics", 1, place)
+        elif _is_a(kind, keras.Operation):
+            self._add("layers and operations", 1, place)
         else:
             self._add("other objects", 1, place)
         if not isinstance(fields, dict):
             return place
+        taps = fields.get("taps") if _is_a(kind, keras.Model) else None
+        if isinstance(taps, (list, tuple, dict)):
+            self._add("layers and operations", _OF_AN_EXIT * len(taps), place)
+            place = place._replace(exits=len(taps) + 2)  # Also final and the ensemble.
         padded = fields.get("max_tokens") if fields.get("pad_to_max_tokens") else None
         if isinstance(padded, int):  # Also the length of the weights of "tf_idf".
             self._add("items of lists", abs(padded), place.inside("max_tokens"))
@@ -175,7 +197,7 @@ class _Budget:
             )
 
     def _add(self, what: str, number: int, place: _Place) -> None:
-        self._spent[what] += number
+        self._spent[what] += number * place.copies
         if self._spent[what] > _MOST[what]:
             raise ValueError(
                 f"The config requests too many {what}. Received: more than "

@@ -10,13 +10,19 @@ from keras_selfdistill.files import config_budget
 from keras_selfdistill.files.config_budget import check_budget
 from keras_selfdistill.files.config_check import REFUSED
 from tests.files.test_keras_classes import serialisable
-from tests.fuzz.mutations import symbol
+from tests.fuzz.mutations import function, symbol
 
 pytestmark = pytest.mark.once
 
 
 def metrics(number, name, **fields):
     return {"metrics": [symbol("keras.metrics", name, **fields)] * number}
+
+
+def wrapper(exits, **compiled):
+    """Return the config of a wrapper; each exit has metrics of its own."""
+    config = symbol("keras", "Model", taps=[f"tap_{i}" for i in range(exits)])
+    return {**config, "compile_config": compiled}
 
 
 def operation(name, **fields):
@@ -51,6 +57,22 @@ TOO_MUCH = {
     "thresholds": metrics(1500, "AUC", num_thresholds=2**20),
     "thresholds of several": metrics(2, "AUC", num_thresholds=2**17 - 1),
     "many metrics": metrics(20_000, "F1Score", threshold=0.5),
+    "names of metrics": {"weighted_metrics": ["AUC"] * 1001},
+    "names by output": {"metrics": {"a": [["AUC"] * 500], "b": ["mse"] * 501}},
+    "names of losses": {"loss": {"a": ["mse"] * 1001}},
+    "functions": {"metrics": [function("keras.metrics", "mean_squared_error")] * 1001},
+    "losses of a loss": symbol(
+        "keras.distillation", "FeatureDistillation", loss=["mse"] * 1001
+    ),
+    "many distillation losses": {
+        "distillation_losses": [
+            symbol("keras.distillation", "FeatureDistillation", loss="mse")
+        ]
+        * 501
+    },
+    "metrics of every exit": wrapper(40, metrics=["AUC"] * 24),
+    "thresholds of every exit": wrapper(40, **metrics(5, "AUC", num_thresholds=1000)),
+    "exits": wrapper(501),
     "classes": metrics(3, "MeanIoU", num_classes=50_000),
     "parts of a split": operation("Split", indices_or_sections=3_000_000),
     "parts of another split": operation("ArraySplit", indices_or_sections=3_000_000),
@@ -138,6 +160,12 @@ HONEST = {
         metrics(100, "AUC", num_thresholds=1000),
         metrics(1, "IoU", num_classes=1000, target_class_ids=list(range(1000))),
     ],
+    "metrics of many exits": wrapper(
+        50,
+        loss="mse",
+        metrics=["accuracy", *metrics(2, "AUC")["metrics"]],
+        weighted_metrics=["mse"] * 5,
+    ),
     "a split": operation("Split", indices_or_sections=100),
     "wide layers": symbol("keras.layers", "Dense", units=10**6),
     "layers": layers(5000, "conv5_block32_concat"),

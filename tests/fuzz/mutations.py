@@ -52,6 +52,8 @@ def hostile(outside):
         symbol("keras.metrics", "AUC", num_thresholds=10**8),
         [symbol("keras.metrics", "AUC", num_thresholds=10**5)] * 500,
         [symbol("keras.metrics", "F1Score")] * 5000,
+        ["AUC"] * 5000,
+        [function("keras.metrics", "mean_squared_error")] * 5000,
         symbol("keras.src.ops.numpy", "Split", indices_or_sections=3 * 10**6),
         symbol("keras.layers", "SpectralNormalization", power_iterations=10**9),
         symbol("keras.optimizers", "Muon", exclude_layers=["(a+)+$"]),
