@@ -193,18 +193,48 @@ def _remove_stale_folder(folder: pathlib.Path, parent: pathlib.Path) -> None:
     if lock is None:
         return
     try:
-        ours = os.fstat(lock).st_uid == os.getuid()
-        if ours and set(os.listdir(folder)) <= {_NEW, _OLD}:
-            _put_back(folder / _OLD, parent)
+        if os.fstat(lock).st_uid == os.getuid() and _put_back(lock, parent):
             _remove(folder)
     finally:
         os.close(lock)
 
 
-def _put_back(old: pathlib.Path, parent: pathlib.Path) -> None:
-    for moved in old.iterdir() if old.is_dir() else ():
-        if not os.path.lexists(parent / moved.name):
-            os.rename(moved, parent / moved.name)
+def _put_back(stale: int, parent: pathlib.Path) -> bool:
+    """Restore a folder that was moved away, if nothing has its name by now.
+
+    Others may have made the temporary folder, as everything beside it: no link is
+    followed. A renamed folder replaces an empty folder at most, no file and no link.
+
+    Args:
+        stale: Descriptor of the temporary folder.
+        parent: Path of the folder around it.
+
+    Returns:
+        Whether the temporary folder contains what this module leaves, nothing else.
+    """
+    names = _folders_in(stale)
+    if names is None or not {*names} <= {_NEW, _OLD}:
+        return False
+    if _OLD not in names:
+        return True
+    old = os.open(_OLD, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=stale)
+    try:
+        moved = _folders_in(old)
+        if moved is None or len(moved) > 1:
+            return False
+        for name in moved:
+            if not os.path.lexists(parent / name):
+                os.rename(name, parent / name, src_dir_fd=old)
+        return True
+    finally:
+        os.close(old)
+
+
+def _folders_in(folder: int) -> list[str] | None:
+    """Return the names of a folder's folders; `None` if it contains anything else."""
+    names = os.listdir(folder)
+    modes = (os.stat(each, dir_fd=folder, follow_symlinks=False) for each in names)
+    return names if all(stat.S_ISDIR(each.st_mode) for each in modes) else None
 
 
 def _remove(folder: pathlib.Path) -> None:
