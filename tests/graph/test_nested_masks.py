@@ -97,6 +97,28 @@ def whole_numbers():
     return classifier(ids, inner(x)), "encoder/steps"
 
 
+def other_masks():
+    """Two nested models read one tensor, each with a mask of its own."""
+    ids, x = embedded()
+    one, two = (
+        encoder(lstm(name="steps"), layers.GRU(5), name=name)
+        for name in ("encoder", "other")
+    )
+    both = [one(x, mask=keras.ops.less(ids, 4)), two(x)]
+    return classifier(ids, layers.Concatenate()(both)), "encoder/steps"
+
+
+def siamese():
+    """One nested model reads two texts."""
+    (words, x), (tags, y) = embedded(), embedded("tags")
+    inputs = keras.Input((5, 4))
+    outputs = layers.GRU(5, name="read")(lstm(name="steps")(inputs))
+    inner = keras.Model(inputs, outputs, name="encoder")
+    return classifier([words, tags], layers.Subtract()([inner(x), inner(y)])), (
+        "encoder@1/steps"
+    )
+
+
 BASES = {
     make.__name__: make
     for make in (
@@ -108,6 +130,8 @@ BASES = {
         two_inputs,
         given_by_hand,
         whole_numbers,
+        other_masks,
+        siamese,
     )
 }
 
@@ -145,6 +169,18 @@ def test_the_end_is_the_bases_own(case, policy, mixed_precision):
         found = keras.ops.cast(each(x)["final"], "float32")
         np.testing.assert_array_equal(to_numpy(found), expected)
     assert np.abs(expected[0] - expected[1]).max() > 0.01 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("case", ["other_masks", "siamese"])
+def test_it_runs_compiled(case):
+    base, tap = made(case)
+    x, y = data(base), np.array([0, 1, 2])
+    model = ksd.SelfDistiller(base, [tap], "deep_supervision", head="linear")
+    found = model.predict(x, verbose=0)["final"]
+    np.testing.assert_allclose(found, base.predict(x, verbose=0), atol=1e-5)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    model.fit(x, y, verbose=0)
 
 
 @pytest.mark.parametrize("case", ["read_inside", "two_inputs"])
