@@ -12,11 +12,12 @@ import keras
 import numpy as np
 
 from keras_selfdistill.training.distiller import SelfDistiller
+from keras_selfdistill.utils.table import elided
 from keras_selfdistill.utils.type_aliases import Axes, Data, Figure, Labels, Tensor
 from keras_selfdistill.visualization import style
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Features:
     """Scatter of the features of each exit, and the accuracy of a linear probe.
 
@@ -35,6 +36,10 @@ class Features:
     between: np.ndarray
     probe_accuracy: np.ndarray
 
+    def __repr__(self) -> str:
+        """Return the names of the exits."""
+        return f"<Features of {elided(self.names)}>"
+
     @property
     def ratio(self) -> np.ndarray:
         """Ratio `between / within`, which does not depend on the scale of features."""
@@ -51,6 +56,7 @@ class Features:
         """
         if ax is None:
             ax = style.new_figure((style.WIDTH, 4.0)).subplots(1, 2)
+        ax = style.several_axes(ax, 2)
         styles = style.exit_styles(self.names)
         colors = [styles[name].color for name in self.names]
         panels = (

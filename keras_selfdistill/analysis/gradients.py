@@ -17,6 +17,7 @@ from keras_selfdistill.graph.shells import original
 from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.training.logs.log_names import parse_log_names
 from keras_selfdistill.training.nonfinite import DeferredUpdates
+from keras_selfdistill.utils.table import elided
 from keras_selfdistill.utils.type_aliases import (
     Axes,
     Data,
@@ -29,7 +30,7 @@ from keras_selfdistill.visualization import style
 from keras_selfdistill.visualization.history import History, logs_of
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Gradients:
     """Mean magnitude of the gradient, by depth.
 
@@ -40,6 +41,10 @@ class Gradients:
 
     places: tuple[str, ...]
     magnitude: dict[str, np.ndarray]
+
+    def __repr__(self) -> str:
+        """Return the names of the models and the number of layers or sections."""
+        return f"<Gradients of {elided(self.magnitude)} at {len(self.places)} places>"
 
     def plot(self, *, ax: Axes = None) -> Figure:
         """Draw the magnitudes by depth, on a logarithmic scale.

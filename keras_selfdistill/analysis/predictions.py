@@ -6,11 +6,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from keras_selfdistill.evaluation.data_adapter import correct_predictions
+from keras_selfdistill.utils.table import elided
 from keras_selfdistill.utils.type_aliases import Axes, Figure, Labels, Tensor
 from keras_selfdistill.visualization import style
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class PredictionComparison:
     """How the correct predictions of several exits overlap.
 
@@ -33,6 +34,10 @@ class PredictionComparison:
     ahead: np.ndarray
     any_right: float
     all_right: float
+
+    def __repr__(self) -> str:
+        """Return the names of the exits."""
+        return f"<PredictionComparison of {elided(self.names)}>"
 
     def plot(self, *, ax: Axes = None) -> Figure:
         """Draw `ahead` as a heat map.

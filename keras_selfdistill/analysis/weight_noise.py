@@ -14,11 +14,12 @@ import numpy as np
 
 from keras_selfdistill.evaluation.data_adapter import correct_predictions
 from keras_selfdistill.utils.keras_internals import flatten_layers, parameters
+from keras_selfdistill.utils.table import elided
 from keras_selfdistill.utils.type_aliases import Axes, Data, Figure, Labels
 from keras_selfdistill.visualization import style
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FlatMinima:
     """Accuracy under weight noise.
 
@@ -32,6 +33,10 @@ class FlatMinima:
     scales: np.ndarray
     accuracy: dict[str, np.ndarray]
     relative: bool
+
+    def __repr__(self) -> str:
+        """Return the names of the models and the number of scales."""
+        return f"<FlatMinima of {elided(self.accuracy)} at {len(self.scales)} scales>"
 
     def plot(self, *, ax: Axes = None) -> Figure:
         """Draw the mean accuracy and the range of the repeats, by scale of the noise.

@@ -21,7 +21,7 @@ from keras_selfdistill.early_exit.thresholds.frontier import (
 )
 from keras_selfdistill.early_exit.thresholds.search import Outcomes, evaluate
 from keras_selfdistill.training.distiller import SelfDistiller
-from keras_selfdistill.utils.table import Table
+from keras_selfdistill.utils.table import Table, elided
 from keras_selfdistill.utils.type_aliases import Data, Labels
 
 Thresholds: TypeAlias = float | Sequence[float] | Mapping[str, float]
@@ -180,7 +180,7 @@ class Calibration:
     def __repr__(self) -> str:
         """Return the base, the criterion and the threshold of each exit."""
         rows = self._rows()
-        exits = ", ".join(f"{name} {threshold}".rstrip() for name, threshold, _ in rows)
+        exits = elided(f"{name} {limit}".rstrip() for name, limit, _ in rows)
         return f"<EarlyExit of {self._described()}: {exits}>"
 
     def _repr_html_(self) -> str:

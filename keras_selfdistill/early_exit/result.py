@@ -13,7 +13,7 @@ from keras_selfdistill.evaluation.data_adapter import (
     sample_weights,
 )
 from keras_selfdistill.training.progress_bar import print_line
-from keras_selfdistill.utils.table import Table
+from keras_selfdistill.utils.table import Table, elided
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -37,8 +37,9 @@ class EarlyExitResult:
 
     def __repr__(self) -> str:
         """Return how many samples exited where, and what that cost."""
-        exits = "".join(f", {name} {share}" for name, share in self._rows())
-        return f"<EarlyExitResult of {len(self.exits)} samples{exits}; {self._cost()}>"
+        exits = elided(f"{name} {share}" for name, share in self._rows())
+        samples = f"{len(self.exits)} samples" + (f", {exits}" if exits else "")
+        return f"<EarlyExitResult of {samples}; {self._cost()}>"
 
     def _repr_html_(self) -> str:
         table = Table(["exit", "share of the samples"], self._rows(), [self._cost()])

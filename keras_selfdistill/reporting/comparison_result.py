@@ -7,7 +7,7 @@ from typing import Any
 from keras_selfdistill.evaluation.significance import least_p
 from keras_selfdistill.reporting.report_result import Report
 from keras_selfdistill.reporting.report_view import WIDTH, csv_of
-from keras_selfdistill.utils.table import Table
+from keras_selfdistill.utils.table import Table, elided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Comparison:
 
     def __repr__(self) -> str:
         """Return the names of the runs and their numbers of seeds."""
-        seeds = {name: len(each) for name, each in self.reports.items()}
-        return f"Comparison(seeds of each run: {seeds})"
+        seeds = elided(f"{name!r}: {len(each)}" for name, each in self.reports.items())
+        return f"Comparison(seeds of each run: {{{seeds}}})"
 
     def __str__(self) -> str:
         """Return what `render` does."""

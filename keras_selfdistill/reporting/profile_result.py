@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from keras_selfdistill.utils.table import Table, compact
+from keras_selfdistill.utils.table import Table, compact, elided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Profile(Mapping[str, Cost]):
 
     def __repr__(self) -> str:
         """Return the names of the exits and the number of layers."""
-        return f"Profile({list(self)}, {len(self.layers)} layers)"
+        return f"Profile([{elided(map(repr, self))}], {len(self.layers)} layers)"
 
 
 def _costs_table(costs: Mapping[str, Cost], heading: str) -> Table:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from keras_selfdistill.reporting.report_view import csv_of, table_of
+from keras_selfdistill.utils.table import elided
 from keras_selfdistill.utils.type_aliases import Axes, Figure
 from keras_selfdistill.visualization import plot_accuracy_vs_compute
 
@@ -88,8 +89,8 @@ class Report:
 
     def __repr__(self) -> str:
         """Return the model, the number of samples and the names of the rows."""
-        names = [row.name for row in self.rows]
-        return f"Report({self.model!r}, {self.samples:,} samples, rows: {names})"
+        names = elided(repr(row.name) for row in self.rows)
+        return f"Report({self.model!r}, {self.samples:,} samples, rows: [{names}])"
 
     def __str__(self) -> str:
         """Return `render()`."""

@@ -16,8 +16,9 @@ from keras_selfdistill.training.external_teacher import teacher_network
 from keras_selfdistill.training.saved_wrapper import SavedWrapper
 from keras_selfdistill.training.trainer import Trainer
 from keras_selfdistill.utils.config import PACKAGE, did_you_mean
+from keras_selfdistill.utils.number_checks import is_positive_integer
 from keras_selfdistill.utils.schedules import Scalar
-from keras_selfdistill.utils.table import Table
+from keras_selfdistill.utils.table import Table, elided
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -214,11 +215,9 @@ class SelfDistiller(SavedWrapper, Trainer):
         if graph is None:  # Of a wrapper that could not be made.
             return super().__repr__()
         pairs = zip(graph.exits, graph.taps, strict=False)
-        exits = [f"{name} at {tap}" for name, tap in pairs]
-        return (
-            f"<SelfDistiller of {graph.base.name}: {', '.join(exits)}, final; "
-            f"{type(self._recipe).__name__}>"
-        )
+        exits = elided([*(f"{name} at {tap}" for name, tap in pairs), "final"])
+        recipe = type(self._recipe).__name__
+        return f"<SelfDistiller of {graph.base.name}: {exits}; {recipe}>"
 
     def _repr_html_(self) -> str:
         graph = self.exit_graph
@@ -236,8 +235,8 @@ class SelfDistiller(SavedWrapper, Trainer):
         Raises:
             ValueError: No exit has this name or number, or the exits cannot be cut off.
         """
-        if type(name) is int and 0 < name <= len(self.exit_names):
-            name = self.exit_names[name - 1]
+        if is_positive_integer(name) and int(name) <= len(self.exit_names):
+            name = self.exit_names[int(name) - 1]
         if name == "final":
             return self.final_model()
         if name not in self.exit_graph.exits:

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,3 +137,22 @@ def compact(number: float, unit: str = "") -> str:
         return f"{number:.0f} {unit}".rstrip()
     digits = 2 if number < 9.995 else 1 if number < 99.95 else 0
     return f"{number:.{digits}f} {prefix}{unit}"
+
+
+def elided(items: Iterable[str], most: int = 6) -> str:
+    """Return items in one line, for a representation: of many only the first and last.
+
+    Args:
+        items: Names, or what is said of them.
+        most: Largest number of items that are all shown.
+
+    Example:
+        >>> elided(["exit_1", "exit_2", "final"])
+        'exit_1, exit_2, final'
+        >>> elided([*"abcdefg"])
+        'a, b, … (3 more), f, g'
+    """
+    shown = list(items)
+    if len(shown) > most:
+        shown = [*shown[:2], f"… ({len(shown) - 4} more)", *shown[-2:]]
+    return ", ".join(shown)

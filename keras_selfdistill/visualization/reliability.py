@@ -44,7 +44,8 @@ def plot_reliability(
         >>> plot_reliability(outputs, [0, 1]).axes[0].get_title()
         'final\nECE 15.0 %'
     """
-    panels = _panels(len(outputs)) if ax is None else list(ax)
+    count = len(outputs)
+    panels = _panels(count) if ax is None else style.several_axes(ax, count)
     for panel, (name, probabilities) in zip(panels, outputs.items(), strict=True):
         _draw(panel, name, _reliability(probabilities, labels, bins))
     return panels[0].figure

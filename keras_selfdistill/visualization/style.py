@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from keras_selfdistill.utils.type_aliases import Axes, Figure
 
 # The palette of Okabe and Ito, which colour-blind readers can tell apart, too.
 BLUE, GREEN, ORANGE, SKY, INK = "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#222222"
-ROSE = "#CC79A7"
+ROSE, AMBER = "#CC79A7", "#E69F00"
 GRAY = "#777777"
 WIDTH, HEIGHT = 8.0, 4.8  # Inches; 800 pixels wide at 100 dots per inch.
 
@@ -44,7 +46,7 @@ def exit_styles(names: Iterable[str]) -> dict[str, Style]:
         >>> exit_styles(["exit_1", "final", "ensemble"])["final"]
         Style(color='#222222', marker='o', line='-')
     """
-    others = zip(itertools.cycle(("#E69F00", SKY)), itertools.cycle(_OTHER_MARKERS))
+    others = zip(itertools.cycle((AMBER, SKY)), itertools.cycle(_OTHER_MARKERS))
     return {name: _style_by_name(name) or Style(*next(others), "--") for name in names}
 
 
@@ -57,8 +59,8 @@ def series_styles(names: Iterable[str]) -> dict[str, Style]:
     """
     names = list(names)
     looks = zip(
-        itertools.cycle((BLUE, GREEN, ORANGE, SKY)),
-        itertools.cycle("oD^vP"),
+        itertools.cycle((BLUE, GREEN, AMBER, SKY)),
+        itertools.cycle("oX^vP"),
         strict=False,
     )
     styles = {}
@@ -97,6 +99,25 @@ def axes_of(ax: Axes = None, *, size: tuple[float, float] = (WIDTH, HEIGHT)) -> 
         ImportError: Matplotlib is not installed.
     """
     return new_figure(size).add_subplot() if ax is None else ax
+
+
+def several_axes(ax: Axes, count: int) -> list[Axes]:
+    """Return the given axes as a list.
+
+    Args:
+        ax: One axes, or a list or array of them, as `Figure.subplots` returns them.
+        count: Number of axes that the plot needs.
+
+    Raises:
+        ValueError: The number of axes is another one.
+    """
+    given = [*np.ravel(ax)]
+    if len(given) != count:
+        raise ValueError(
+            f"The plot needs another number of axes. Received: {len(given)}. Expected: "
+            f"{count}, as from plt.subplots(1, {count})[1]."
+        )
+    return given
 
 
 def new_figure(size: tuple[float, float], *, layout: str = "constrained") -> Figure:

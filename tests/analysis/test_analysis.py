@@ -318,3 +318,21 @@ def test_labels_are_numbers_or_rows_of_two_classes_or_more():
     model = keras.Sequential([keras.Input((2,)), layers.Dense(1, "sigmoid")])
     with pytest.raises(ValueError, match="two classes or more"):
         analysis.flat_minima({"plain": model}, np.ones((4, 2)), labels, scales=[0.0])
+
+
+def test_results_are_printed_without_their_arrays():
+    names = tuple(f"exit_{number:02}" for number in range(1, 13))
+    places = tuple(f"layer_{number}" for number in range(200))
+    rows = np.ones((12, 200))
+    found = (
+        analysis.Features(names, *np.ones((3, 12))),
+        analysis.Gradients(places, dict(zip(names, rows, strict=True))),
+        analysis.FlatMinima(np.ones(200), {"plain": rows.T}, relative=True),
+        analysis.PredictionComparison(names, rows[:, 0], rows[:, 0], rows, 1.0, 0.5),
+    )
+    assert [repr(each) for each in found] == [
+        "<Features of exit_01, exit_02, … (8 more), exit_11, exit_12>",
+        "<Gradients of exit_01, exit_02, … (8 more), exit_11, exit_12 at 200 places>",
+        "<FlatMinima of plain at 200 scales>",
+        "<PredictionComparison of exit_01, exit_02, … (8 more), exit_11, exit_12>",
+    ]

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import importlib.util
+import re
 import resource
 
 import keras
@@ -10,12 +11,14 @@ import pytest
 from keras import layers
 
 import keras_selfdistill as ksd
+from keras_selfdistill.early_exit.result import EarlyExitResult
 from keras_selfdistill.early_exit.scheduler import (
     Chunk,
     bucket_sizes,
     next_bucket,
     run_sections,
 )
+from keras_selfdistill.early_exit.thresholds.frontier import ExitShares
 from keras_selfdistill.reporting import latency
 from tests.conftest import miss, require_backend, small_base, to_numpy
 
@@ -952,14 +955,50 @@ def test_what_is_printed_is_short(probable):
     assert repr(result).startswith("<EarlyExitResult of 5 samples, exit_1 ")
     assert "multiply-adds" in result._repr_html_()
     assert max(len(repr(each)) for each in (probable, fast, result)) < 120
+    fast.calibrate(*labelled(probable, 20), target_accuracy=0.0)
+    assert re.fullmatch(
+        r"<ExitShares of exit_1, exit_2, final at 9 thresholds from 0\.\d+ to [01]\S*>",
+        repr(fast.exit_shares(points=9)),
+    )
     costs = ksd.profile(probable)
     assert costs._repr_html_().count("<table>") == 2
     assert ">100.0%<" in costs._repr_html_()
 
 
+def test_twelve_exits_are_printed_in_short():
+    base = keras.Sequential([keras.Input((4,))])
+    for number in range(13):
+        base.add(layers.Dense(4, name=f"tap_{number}"))
+    base.add(layers.Dense(3, "softmax", name="probabilities"))
+    taps = [f"tap_{number}" for number in range(12)]
+    model = ksd.SelfDistiller(base, taps, "byot", head="linear")
+    fast = ksd.EarlyExit(model)
+    assert repr(model).endswith(
+        ": exit_01 at tap_0, exit_02 at tap_1, … (9 more), exit_12 at tap_11, "
+        "final; BYOT>"
+    )
+    assert "(9 more), exit_12 not calibrated, final>" in repr(fast)
+    fast.thresholds = 0.5
+    assert "exit_01 ≥ 0.5, exit_02 ≥ 0.5, … (9 more)" in repr(fast)
+    names = [f"exit_{number:02}" for number in range(1, 13)]
+    result = EarlyExitResult(np.eye(12), np.array(names), np.ones(12), 0.5)
+    assert repr(result).startswith(
+        "<EarlyExitResult of 12 samples, exit_01 8.3%, exit_02 8.3%, … (8 more), "
+    )
+    shares = ExitShares((*names, "final"), np.arange(200.0), np.ones((200, 13)))
+    x, y = np.ones((4, 4)), np.zeros(4)
+    report = ksd.report(model, (x, y), repeats=0, verbose=0)
+    everything = (model, fast, result, shares, report, ksd.profile(model))
+    assert max(len(repr(each)) for each in everything) < 140
+    with pytest.raises(ValueError, match=r"'exit_1'.*Did you mean .*'exit_01'"):
+        model.exit_model("exit_1")
+
+
 def test_an_exit_is_found_by_its_number(probable):
     for number, name in enumerate(NAMES, start=1):
-        assert probable.exit_model(number).name == probable.exit_model(name).name
-    for wrong in (0, 4, -1, True, 1.0):
+        expected = probable.exit_model(name).name
+        for kind in (int, np.int64, np.uint8):
+            assert probable.exit_model(kind(number)).name == expected
+    for wrong in (0, 4, -1, True, np.True_, 1.0, np.float32(1), np.int64(4)):
         with pytest.raises(ValueError, match="No exit has this name"):
             probable.exit_model(wrong)

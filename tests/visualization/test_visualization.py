@@ -282,19 +282,77 @@ def test_nothing_is_left_to_pyplot():
     assert figure._repr_png_()[:4] == b"\x89PNG"  # What notebooks show.
 
 
-@pytest.mark.parametrize("name", ["history", "model", "exit_shares"])
-def test_pictures_on_given_axes(name):
-    ax = matplotlib.figure.Figure().add_subplot()
-    draw = {
-        "history": lambda: visualization.plot_history({"accuracy": [0.1, 0.2]}, ax=ax),
-        "model": lambda: visualization.plot_model(wrapper(), ax=ax),
-        "exit_shares": lambda: visualization.plot_exit_shares(
-            [0, 1], [[1, 0], [0, 1]], ["exit_1", "ensemble"], ax=ax
-        ),
+def test_every_plot_takes_axes_and_no_path():
+    functions = plot_functions()
+    assert len(functions) >= 12
+    for code in functions:
+        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        assert arguments[-1] == "ax", code  # By name alone.
+        assert code.co_kwonlyargcount, code
+        assert not {"path", "file", "filename", "figure"} & {*arguments}, code
+
+
+# One axes or several, and what draws on them.
+GIVEN = {
+    "history": (1, visualization.plot_history, {"accuracy": [0.1, 0.2]}),
+    "model": (1, lambda ax: visualization.plot_model(wrapper(), ax=ax)),
+    "exit_shares": (
+        1,
+        visualization.plot_exit_shares,
+        [0, 1],
+        [[1, 0], [0, 1]],
+        ["exit_1", "ensemble"],
+    ),
+    "compute": (1, visualization.plot_accuracy_vs_compute, {"final": (1.0, 0.5)}),
+    "reliability": (5, visualization.plot_reliability, *outputs()),
+    "front": (
+        1,
+        Frontier(("exit_1",), np.eye(2)[:1], np.ones(1), np.ones(1), 0.7).plot,
+    ),
+    "shares": (1, ExitShares(("a", "b"), np.array([0, 1]), np.eye(2)).plot),
+    "minima": (
+        1,
+        analysis.FlatMinima(np.ones(2), {"a": np.eye(2)}, relative=False).plot,
+    ),
+    "gradients": (1, analysis.Gradients(("a", "b"), {"plain": np.ones(2)}).plot),
+    "features": (2, analysis.Features(("final",), *np.ones((3, 1))).plot),
+    "predictions": (1, analysis.compare_predictions(*outputs(2)).plot),
+    "report": (1, lambda ax: small_report().plot(ax=ax)),
+}
+
+
+def small_report():
+    return ksd.report(wrapper(), make_batch(), repeats=0, verbose=0)
+
+
+def test_pictures_on_given_axes():
+    called = set()
+    for name, (count, draw, *arguments) in GIVEN.items():
+        figure = matplotlib.figure.Figure()
+        axes = figure.subplots(1, count)
+        sys.setprofile(lambda frame, event, _: called.add(frame.f_code))
+        try:
+            assert draw(*arguments, ax=axes) is figure, name
+        finally:
+            sys.setprofile(None)
+        assert figure.axes == [*np.ravel(axes)], name
+        assert all(ax.has_data() for ax in figure.axes), name
+        if count > 1:
+            with pytest.raises(ValueError, match=rf"axes.*Received: 1.*{count}"):
+                draw(*arguments, ax=figure.axes[0])
+    assert plot_functions() <= called
+
+
+def test_runs_that_users_name_look_like_no_exit():
+    names = [f"run {number}" for number in range(8)]
+    looks = style.series_styles(names)
+    assert len({(look.color, look.marker) for look in looks.values()}) == len(names)
+    exits = [*(f"exit_{number}" for number in range(1, 7)), "final", "ensemble"]
+    pinned = style.exit_styles([*exits, "plain"]).values()
+    assert not {look.color for look in looks.values()} & {s.color for s in pinned}
+    assert style.exit_styles(["ensemble"])["ensemble"].marker not in {
+        look.marker for look in looks.values()
     }
-    assert draw[name]() is ax.figure
-    assert ax.figure.axes == [ax]
-    assert ax.has_data()
 
 
 def test_the_package_imports_matplotlib_only_to_draw(monkeypatch):

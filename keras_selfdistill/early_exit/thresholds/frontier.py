@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_selfdistill.early_exit.thresholds.search import Outcomes
+from keras_selfdistill.utils.table import elided
 from keras_selfdistill.utils.type_aliases import Axes, Figure
 from keras_selfdistill.visualization import plot_accuracy_vs_compute, plot_exit_shares
 
@@ -63,7 +64,7 @@ class Frontier:
         return plot_accuracy_vs_compute(points, frontier=self, ax=ax)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ExitShares:
     """Fraction of samples per exit, by the threshold that all exits share.
 
@@ -78,6 +79,14 @@ class ExitShares:
     thresholds: np.ndarray
     shares: np.ndarray
     chosen: tuple[float, ...] | None = None
+
+    def __repr__(self) -> str:
+        """Return the exits, the number of thresholds and their range."""
+        first, last = self.thresholds[0], self.thresholds[-1]
+        return (
+            f"<ExitShares of {elided(self.exit_names)} at {len(self.thresholds)} "
+            f"thresholds from {first:.3g} to {last:.3g}>"
+        )
 
     def plot(self, *, ax: Axes = None) -> Figure:
         """Draw the fractions; see `visualization.plot_exit_shares`."""
