@@ -168,6 +168,13 @@ def flat_labels(labels: np.ndarray, task: Task) -> np.ndarray:
     rank = len(task.positions) + 2
     one_hot = labels.ndim == rank and labels.shape[-1] == task.units > 1
     if task.name == "multiclass" and one_hot:
+        if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=-1) == 1).all()):
+            raise ValueError(
+                "Rows of labels are not one-hot. Received: a row that is no 1 among "
+                "zeros. Expected: one-hot rows or class indices; of soft labels, "
+                "`labels.argmax(axis=-1)`; for several classes a sample, a model with "
+                "task='multilabel'."
+            )
         return labels.argmax(axis=-1).ravel()
     classes = task.units if task.name == "multiclass" else 2
     flat = labels.ravel()

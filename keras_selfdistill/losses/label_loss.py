@@ -221,8 +221,8 @@ def check_task(loss: losses.Loss, task: Task) -> None:
         "The loss contradicts the task of the base. Received: "
         f"loss {loss.name!r}, for task {' or '.join(map(repr, meant))}, and a base "
         f"that ends in activation {task.activation!r} with {task.units} unit(s), which "
-        f"is assumed to have task {task.name!r}. Expected: SelfDistiller(..., "
-        f"task={meant[0]!r}), or task={task.name!r} to confirm the assumption."
+        f"is assumed to have task {task.name!r}. Expected: task={meant[0]!r} where the "
+        f"base is wrapped or reported on, or task={task.name!r} to confirm."
     )
 
 

@@ -11,6 +11,7 @@ from keras_selfdistill.graph.ends.base_end import find_base_end
 from keras_selfdistill.graph.flatten import flatten
 from keras_selfdistill.graph.nodes import check_functional, producer, unrecorded
 from keras_selfdistill.graph.task import Task
+from keras_selfdistill.losses.label_loss import as_loss, check_task
 from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.utils.keras_internals import mask_of
 from keras_selfdistill.utils.type_aliases import SymbolicTensor
@@ -78,8 +79,9 @@ def evaluated_model(model: keras.Model, task: str | None = None) -> EvaluatedMod
 
     Raises:
         TypeError: The model is not functional.
-        ValueError: The last layer of a plain model implies no task; `task` is not that
-            of the wrapper; or the output has a mask.
+        ValueError: The last layer of a plain model implies no task, or another one than
+            the loss that it was compiled with; `task` is not that of the wrapper; or
+            the output has a mask.
     """
     if not isinstance(model, SelfDistiller):
         check_functional(model)
@@ -107,11 +109,21 @@ def _plain(model: keras.Model, task: str | None) -> EvaluatedModel:
     flat = flatten(model).model  # The last layer may be in a nested model.
     with unrecorded(flat):
         end = find_base_end(flat, task)
+    if task is None:
+        _check_loss(model, end.task)
     logits = end.output if end.task.name == "regression" else end.logits
     stripped = keras.Model(model.inputs, model.outputs[0], name=model.name)
     return EvaluatedModel(
         model, model, end.task, {"final": logits}, {"final": stripped}
     )
+
+
+def _check_loss(model: keras.Model, task: Task) -> None:
+    """Refuse a compiled loss that contradicts what a linear end is assumed to be."""
+    loss = model.loss if model.compiled else None
+    reduces = getattr(loss, "reduction", "mean") not in (None, "none")
+    if reduces and (isinstance(loss, str) or callable(loss)):
+        check_task(as_loss(loss, task), task)
 
 
 def _check_masks(model: keras.Model) -> None:

@@ -639,3 +639,27 @@ def test_a_model_that_keras_cannot_save_has_no_size():
     plain = keras.Sequential([keras.Input((3,)), hidden, layers.Dense(3, "softmax")])
     x, y = RANDOM.normal(size=(8, 3)).astype("float32"), np.arange(8) % 3
     assert ksd.report(plain, (x, y), repeats=0, verbose=0)["final"].bytes is None
+
+
+@pytest.mark.parametrize(
+    "labels", [np.full((6, 4), 0.25), np.eye(6, 4) + np.eye(6, 4, 1)]
+)
+def test_rows_that_are_not_one_hot_are_refused(labels):
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, layers.Dense(4, activation="softmax")(inputs))
+    x = RANDOM.normal(size=(6, 3)).astype("float32")
+    with pytest.raises(ValueError, match=r"not one-hot(.|\n)*argmax"):
+        ksd.report(model, (x, labels), repeats=0, verbose=0)
+
+
+@pytest.mark.parametrize(("units", "task"), [(1, "binary"), (4, "multilabel")])
+def test_a_plain_model_is_reported_on_as_it_was_compiled(units, task):
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, layers.Dense(units)(inputs))
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    x = RANDOM.normal(size=(12, 3)).astype("float32")
+    y = RANDOM.integers(0, 2, (12, units))
+    with pytest.raises(ValueError, match=f"Expected: task='{task}' where"):
+        ksd.report(model, (x, y), repeats=0, verbose=0)
+    found = ksd.report(model, (x, y), task=task, repeats=0, verbose=0)
+    assert found["final"].loss == pytest.approx(model.evaluate(x, y, verbose=0), 1e-5)
