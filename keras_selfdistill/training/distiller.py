@@ -230,13 +230,16 @@ class SelfDistiller(SavedWrapper, Trainer):
         """Return a functional model with only the layers that one exit needs.
 
         Args:
-            name: One of `exit_names`, or its number from 1: `1` is the first exit.
+            name: One of `exit_names`, or its number from 1: `1` is the first exit, and
+                so is `"exit_1"`, also of ten exits or more (`"exit_01"`).
 
         Raises:
             ValueError: No exit has this name or number, or the exits cannot be cut off.
         """
         if is_positive_integer(name) and int(name) <= len(self.exit_names):
             name = self.exit_names[int(name) - 1]
+        unpadded = {f"exit_{i}": each for i, each in enumerate(self.exit_names[:-1], 1)}
+        name = unpadded.get(str(name), name)
         if name == "final":
             return self.final_model()
         if name not in self.exit_graph.exits:

@@ -989,9 +989,11 @@ def test_twelve_exits_are_printed_in_short():
     x, y = np.ones((4, 4)), np.zeros(4)
     report = ksd.report(model, (x, y), repeats=0, verbose=0)
     everything = (model, fast, result, shares, report, ksd.profile(model))
-    assert max(len(repr(each)) for each in everything) < 140
-    with pytest.raises(ValueError, match=r"'exit_1'.*Did you mean .*'exit_01'"):
-        model.exit_model("exit_1")
+    assert max(len(repr(each)) for each in everything) < 160
+    for name in ("exit_1", "exit_01", 1):
+        assert model.exit_model(name).name == f"{base.name}_exit_01"
+    with pytest.raises(ValueError, match="Received: 'exit_13'"):
+        model.exit_model("exit_13")
 
 
 def test_an_exit_is_found_by_its_number(probable):
