@@ -8,6 +8,7 @@ __all__ = [
     "archive",
     "atomic",
     "config_budget",
+    "config_calls",
     "config_check",
     "digest",
     "quantized",

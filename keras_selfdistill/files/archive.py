@@ -22,6 +22,7 @@ import keras
 import numpy as np
 
 from keras_selfdistill.files.config_budget import check_budget
+from keras_selfdistill.files.config_calls import check_calls
 from keras_selfdistill.files.config_check import check_config
 from keras_selfdistill.files.regular_files import copy_regular
 from keras_selfdistill.files.weights_file import stored_bytes
@@ -216,6 +217,7 @@ def _check_file(file: BinaryIO) -> None:
         if not isinstance(config, dict):
             raise ValueError(f"{_CONFIG} is not a JSON object.")
         check_budget(config)
+        check_calls(config)
         stored = stored_bytes(archive.read(_WEIGHTS), _WEIGHTS)
     # In a thread of its own: Keras' scopes, names and variables are thread-local.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:

@@ -6,8 +6,9 @@ import keras
 import pytest
 
 import keras_selfdistill as ksd
-from keras_selfdistill.files import config_budget
+from keras_selfdistill.files import config_budget, config_calls
 from keras_selfdistill.files.config_budget import check_budget
+from keras_selfdistill.files.config_calls import check_calls
 from keras_selfdistill.files.config_check import REFUSED
 from tests.files.test_keras_classes import serialisable
 from tests.fuzz.mutations import function, symbol
@@ -182,9 +183,60 @@ HONEST = {
 }
 
 
+def nested(depth, times, **fields):
+    """Return the config of a model that calls an inner one, and so on to one layer."""
+    node = {"args": [symbol("__keras_tensor__", "__keras_tensor__")], "kwargs": {}}
+    inner = symbol("keras.layers", "ReLU") if depth == 0 else nested(depth - 1, times)
+    called = {**inner, "inbound_nodes": [node] * times, **fields}
+    return symbol("keras", "Model", layers=[called])
+
+
+SHARED = {"shared_object_id": 7}
+TOO_OFTEN = {
+    "nested calls": nested(25, 2),
+    "many calls": nested(0, 30_001),
+    "calls of calls": nested(1, 200),
+    "layers of a layer": symbol("keras.layers", "TimeDistributed", layer=nested(25, 2)),
+    "shared": [{**nested(3, 2), **SHARED}, *nested(0, 2, **SHARED)["config"]["layers"]],
+}
+
+
+@pytest.mark.parametrize("what", TOO_OFTEN)
+def test_too_many_calls_of_layers_are_refused(what):
+    with pytest.raises(ValueError, match=r"too often\. Received|of one object differ"):
+        check_calls({"config": TOO_OFTEN[what]})
+
+
+def test_calls_of_nested_models_are_counted():
+    """By hand: 3 of the layer; 2 of the model around it, each with 3 and itself."""
+    counter = config_calls._Calls()
+    outer = nested(0, 3)["config"]["layers"]
+    inner = symbol("keras", "Model", layers=outer)
+    counter.count({**inner, "inbound_nodes": [{}, {}]}, ())
+    assert counter._total == 3 + 2 * (3 + 1)
+
+
+def test_calls_that_models_need_are_not_refused():
+    shared = [{**nested(3, 2), **SHARED}, {**nested(3, 2), **SHARED}]
+    deep = symbol("keras", "Model", model=nested(0, 1) | {"config": layers(9_000)})
+    for each in (shared, deep, nested(8, 2), nested(30, 1)):
+        check_calls({"config": each})
+
+
+def test_calls_are_counted_when_a_file_is_loaded(tmp_path):
+    inputs = keras.Input((4,))
+    model = keras.layers.ReLU()
+    for _ in range(14):
+        model = keras.Model(inputs, model(model(inputs)))
+    model.save(tmp_path / "a.keras")
+    with pytest.raises(ksd.RefusedFileError, match="call layers too often"):
+        ksd.load_model(tmp_path / "a.keras")
+
+
 @pytest.mark.parametrize("what", HONEST)
 def test_what_models_need_is_not_refused(what):
     check_budget({"config": [HONEST[what]]})
+    check_calls({"config": [HONEST[what]]})
 
 
 def test_it_is_checked_when_a_file_is_loaded(tmp_path):
