@@ -187,6 +187,17 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) < 1000  # As `wc -w` counts.
 
 
+def test_the_citations_of_the_readme_and_of_its_file_agree():
+    (entry,) = code_blocks("README.md", "bibtex")
+    fields = dict(re.findall(r"(\w+)=\{(.*)\},\n", entry.replace("\\_", "_")))
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert set(fields) == {"author", "title", "version", "year"}
+    assert f"authors:\n  - name: {fields['author'].strip('{}')}\n" in cited
+    assert f'title: "{fields["title"]}"\n' in cited
+    assert f"version: {fields['version']}\n" in cited
+    assert fields["version"] == ksd.__version__
+
+
 def test_ci_runs_the_commands_of_the_readme():
     commands = "\n".join(code_blocks("README.md", "bash")).splitlines()
     script = (ROOT / ".ci" / "run").read_text().replace("\\", "")
@@ -316,7 +327,9 @@ def test_the_results_of_the_readme_are_those_of_the_files():
         f"{cell(byot[name])} ({cell(labels[name])})" for name in columns
     ]
     prose = " ".join(section.split())
-    first = f"({cell(byot['exit_1'])}, by labels {cell(labels['exit_1'])})"
+    (seeds,) = {len(values) for values in [*byot.values(), *labels.values()]}
+    assert seeds == 1
+    first = f"(one seed: {cell(byot['exit_1'])}, by labels {cell(labels['exit_1'])})"
     assert f"exit 1 at the paper's size {first}" in prose
     table = (ROOT / "benchmarks" / "results" / "paper.md").read_text()
     final, plain = re.search(r"the paper gives (\S+) \(plain (\S+)\)", prose).groups()
