@@ -273,7 +273,10 @@ quantises = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantiz
 @quantises
 @pytest.mark.parametrize("end", [dense, einsum_dense])
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-def test_logits_of_a_wrapper_that_was_quantised(end, kind):
+@pytest.mark.parametrize(
+    ("mode", "moved"), [("int8", 0.03), ("int4", 0.3), ("float8", 0.1)]
+)
+def test_logits_of_a_wrapper_that_was_quantised(end, kind, mode, moved):
     keras.utils.set_random_seed(4)
     layer = dense(4, kind) if end is dense else einsum_dense(kind)
     base = base_of(layer)
@@ -281,8 +284,8 @@ def test_logits_of_a_wrapper_that_was_quantised(end, kind):
     x = batch_of(base)
     ensemble = model.ensemble_model()
     before = to_numpy(ensemble(x))
-    model.quantize("int8")
-    assert layer.quantization_mode == "int8"
+    model.quantize(mode)
+    assert layer.quantization_mode == mode
     found = model.exit_graph.training_network(x, training=False)
     final = found["exits"]["final"]
     expected = to_numpy(base(x))
@@ -291,7 +294,7 @@ def test_logits_of_a_wrapper_that_was_quantised(end, kind):
         activated(to_numpy(final["logits"]), kind), expected, atol=1e-6
     )
     # Codes of 8 bits move logits of this size by a few hundredths.
-    np.testing.assert_allclose(to_numpy(ensemble(x)), before, atol=0.03)
+    np.testing.assert_allclose(to_numpy(ensemble(x)), before, atol=moved)
     logits = [to_numpy(each["logits"]) for each in found["exits"].values()]
     mean = activated(np.mean(logits, axis=0), kind)
     np.testing.assert_allclose(to_numpy(ensemble(x)), mean, atol=1e-6)

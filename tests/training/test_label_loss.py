@@ -1,6 +1,7 @@
 """What the label loss reads: true logits, labels of any dtype, the right task."""
 
 import functools
+import inspect
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ from keras import layers, losses, ops
 
 import keras_selfdistill as ksd
 from keras_selfdistill.graph.task import Task
+from keras_selfdistill.losses import label_loss
 from keras_selfdistill.losses.label_loss import as_loss, on_logits
 from keras_selfdistill.losses.labels import all_exist
 from keras_selfdistill.training.objective import weights_at_positions
@@ -290,6 +292,20 @@ def test_metrics_of_the_ensemble_leave_padding_out():
     chosen = model.ensemble_model().predict(x, verbose=0).argmax(-1)
     accuracy = (chosen == labels)[x > 0].mean()
     assert found["ensemble_accuracy"] == pytest.approx(accuracy)
+
+
+@pytest.mark.once
+def test_every_function_of_keras_that_reads_logits_is_given_them():
+    reads = {
+        each
+        for each in vars(losses).values()
+        if inspect.isfunction(each)
+        and "from_logits" in inspect.signature(each).parameters
+    }
+    assert len(reads) >= 5
+    assert reads == {
+        each for kind in label_loss._READS_LOGITS.values() for each in kind
+    }
 
 
 DTYPES = {
