@@ -35,7 +35,10 @@ MODULES = {
         "recipes.registry",
     ],
     "taps": ["exits.named_taps"],
-    "calibration": ["early_exit.thresholds.search"],
+    "calibration": [
+        "early_exit.thresholds.outcomes",
+        "early_exit.thresholds.search",
+    ],
 }
 # What has to notice a change of each module, quick ones first.
 TESTS = {

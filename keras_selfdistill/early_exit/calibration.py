@@ -1,31 +1,40 @@
 """The thresholds of an `EarlyExit`: set by hand, or chosen on validation data."""
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Self, TypeAlias
+from collections.abc import Mapping
+from typing import Self
 
 import numpy as np
 
 from keras_selfdistill.early_exit.cascade import Cascade
+from keras_selfdistill.early_exit.exit_latency import (
+    check_given,
+    given_latencies,
+    measured_latencies,
+)
 from keras_selfdistill.early_exit.scoring import Scorer
 from keras_selfdistill.early_exit.thresholds.choice import (
     Choice,
-    ThresholdGoal,
     choose,
-    points_of,
 )
 from keras_selfdistill.early_exit.thresholds.frontier import (
     ExitShares,
     Frontier,
     exit_shares,
+    frontier_of,
 )
-from keras_selfdistill.early_exit.thresholds.search import Outcomes, evaluate
+from keras_selfdistill.early_exit.thresholds.goal import ThresholdGoal
+from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes, no_latencies
+from keras_selfdistill.early_exit.thresholds.setting import (
+    Thresholds,
+    checked_thresholds,
+    condition,
+)
+from keras_selfdistill.evaluation.sample_batch import one_batch
 from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.utils.table import Table, elided
 from keras_selfdistill.utils.type_aliases import Data, Labels
-
-Thresholds: TypeAlias = float | Sequence[float] | Mapping[str, float]
-"""One threshold for all exits, or one for each exit but the last."""
 
 
 class Calibration:
@@ -42,6 +51,7 @@ class Calibration:
         self._scorer = scorer
         self._cascade = cascade
         self._outcomes: Outcomes | None = None
+        self._latencies: np.ndarray | None = None
         self._thresholds: tuple[float, ...] | None = None
         self.calibration: Choice | None = None
         if thresholds is not None:
@@ -65,8 +75,20 @@ class Calibration:
 
     @thresholds.setter
     def thresholds(self, thresholds: Thresholds) -> None:
-        self._thresholds = _checked_thresholds(thresholds, self.exit_names[:-1])
+        self._thresholds = checked_thresholds(thresholds, self.exit_names[:-1])
         self.calibration = None
+
+    @property
+    def latencies_ms(self) -> dict[str, float] | None:
+        """Milliseconds from the input to the prediction of each exit, by name.
+
+        For one batch of the `sample`, or the `costs`, that `calibrate` got with
+        `latency_budget_ms`; `None` before. Saved with the thresholds: on another
+        device, calibrate again.
+        """
+        if self._latencies is None:
+            return None
+        return dict(zip(self.exit_names, self._latencies.tolist(), strict=True))
 
     def calibrate(
         self,
@@ -76,6 +98,9 @@ class Calibration:
         max_accuracy_drop: float | None = None,
         target_accuracy: float | None = None,
         macs_budget: float | None = None,
+        latency_budget_ms: float | None = None,
+        sample: Data = None,
+        costs: Mapping[str, float] | None = None,
         guarantee: float | None = None,
         per_exit: bool = False,
         batch_size: int = 32,
@@ -105,6 +130,16 @@ class Calibration:
             target_accuracy: Goal: the least cost with at least this accuracy.
             macs_budget: Goal: the highest accuracy with at most this mean cost, in
                 multiply-adds as a fraction of the base's.
+            latency_budget_ms: Goal: the highest accuracy with at most this mean
+                latency, in milliseconds of one batch of `sample`: the mean over the
+                calibration samples of the latency of their exit.
+            sample: For `latency_budget_ms`: one batch of the size used in deployment,
+                such as `x[:1]`, with which the latency of each exit is measured on
+                this device: the median time of `predict` if all its samples exit
+                there. By default the latencies of the last such call are used again.
+            costs: Instead of `sample`: latencies measured elsewhere, as a mapping of
+                all `exit_names` to milliseconds from the input to the prediction of
+                that exit, for one batch.
             guarantee: Confidence level, such as 0.95, of a bound on the accuracy drop.
             per_exit: Whether each exit gets its own threshold.
             batch_size: Number of samples a section processes at once.
@@ -114,14 +149,17 @@ class Calibration:
             This object, with the result in `calibration`.
 
         Raises:
+            TypeError: `costs` is not a mapping.
             ValueError: The number of goals is not one, no thresholds reach the goal,
-                or the goal needs costs that are missing; the data does not fit the
-                base; or there are fewer than 12 samples and no guarantee.
+                or the goal needs costs that are missing; `sample` or `costs` is
+                invalid; the data does not fit the base; or there are fewer than 12
+                samples and no guarantee.
         """
         goal = ThresholdGoal(
             max_accuracy_drop=max_accuracy_drop,
             target_accuracy=target_accuracy,
             macs_budget=macs_budget,
+            latency_budget_ms=latency_budget_ms,
             guarantee=guarantee,
             per_exit=per_exit,
             seed=seed,
@@ -129,6 +167,12 @@ class Calibration:
         if goal.needs_costs:
             argument = "per_exit=True" if per_exit else f"macs_budget={macs_budget}"
             self._check_costs(argument)
+        check_given(sample, costs, latency_budget_ms)
+        if x is None:
+            self._calibrated("Pass x and y.")  # An error before anything is measured.
+        self._learn_latencies(sample, costs)
+        if latency_budget_ms is not None and self._latencies is None:
+            raise no_latencies()
         if x is not None:
             self._outcomes = self._cascade.observe(x, y, batch_size)
         outcomes = self._calibrated("Pass x and y.")
@@ -138,31 +182,39 @@ class Calibration:
         self.calibration = choice
         return self
 
-    def frontier(self, *, per_exit: bool = False) -> Frontier:
+    def _learn_latencies(self, sample: Data, costs: Mapping[str, float] | None) -> None:
+        """Take the latencies of exits from a table, or measure them with a sample."""
+        if costs is not None:
+            self._latencies = given_latencies(costs, self.exit_names)
+        elif sample is not None:
+            arrays = one_batch(self._model.exit_graph.base, sample)
+            found = measured_latencies(self._cascade, self.exit_names, arrays)
+            self._latencies = np.array(list(found.values()))
+
+    def _mean_latency(self, exits: np.ndarray) -> float | None:
+        """Return the mean latency of samples with the given exit indices."""
+        if self._latencies is None:
+            return None
+        return float(self._latencies[exits].sum()) / max(1, len(exits))
+
+    def frontier(self, *, per_exit: bool = False, by: str = "macs") -> Frontier:
         """Return the Pareto front of thresholds on the calibration data.
 
         Args:
             per_exit: Whether each exit has its own threshold, searched as in
                 `calibrate`.
+            by: Cost of the front: `"macs"`, or `"latency"` after a calibration with
+                `latency_budget_ms`.
 
         Raises:
-            ValueError: `calibrate` was not called, or costs are missing.
+            ValueError: `calibrate` was not called, or costs are missing; or `by` is
+                unknown.
         """
-        self._check_costs("frontier()")
+        if by == "macs":
+            self._check_costs("frontier()")
         outcomes = self._calibrated("Call calibrate(x, y, ...) first.")
-        points = points_of(outcomes, per_exit=per_exit)
-        chosen = None
-        if self._thresholds is not None:
-            accuracy, cost = evaluate(outcomes, self._thresholds)
-            chosen = cost, accuracy
-        return Frontier(
-            exit_names=tuple(self.exit_names[:-1]),
-            thresholds=points.thresholds,
-            accuracy=points.accuracy,
-            macs_ratio=points.cost,
-            base_accuracy=float(outcomes.reference.mean()),
-            chosen=chosen,
-        )
+        names = self.exit_names[:-1]
+        return frontier_of(outcomes, names, self._thresholds, by, per_exit=per_exit)
 
     def exit_shares(self, points: int = 201) -> ExitShares:
         """Return the fraction of calibration samples per exit, by shared threshold.
@@ -184,9 +236,13 @@ class Calibration:
         return f"<EarlyExit of {self._described()}: {exits}>"
 
     def _repr_html_(self) -> str:
-        table = Table(
-            ["exit", "threshold", "multiply-adds of the base's"], self._rows()
-        )
+        headings = ["exit", "threshold", "multiply-adds of the base's"]
+        rows = self._rows()
+        if self._latencies is not None:
+            headings.append("latency")
+            for row, latency in zip(rows, self._latencies, strict=True):
+                row.append(f"{latency:.3f} ms")
+        table = Table(headings, rows)
         return table.html(f"EarlyExit of {self._described()}")
 
     def _described(self) -> str:
@@ -194,7 +250,7 @@ class Calibration:
 
     def _rows(self) -> list[list[str]]:
         """Return name, threshold and cost of each exit, as text."""
-        limits = [_condition(limit) for limit in self._thresholds or ()]
+        limits = [condition(limit) for limit in self._thresholds or ()]
         limits = limits or ["not calibrated"] * (len(self.exit_names) - 1)
         costs = ["?" if math.isnan(c) else f"{c:.1%}" for c in self._cascade.costs]
         return list(map(list, zip(self.exit_names, [*limits, ""], costs, strict=True)))
@@ -223,15 +279,16 @@ class Calibration:
             )
         return (
             f"{reason}an exit by its latency: keras_selfdistill.pick_exit(model, "
-            "max_latency_ms=..., sample=x[:1])."
+            "max_latency_ms=..., sample=x[:1]), or thresholds by calibrate(..., "
+            "latency_budget_ms=..., sample=x[:1])."
         )
 
     def _check_costs(self, argument: str) -> None:
         if self._cascade.lacks_costs:
             raise ValueError(
                 f"{self._missing_costs()} Received: {argument}, which needs costs. "
-                "Expected: max_accuracy_drop= or target_accuracy=, with thresholds "
-                "that all exits share."
+                "Expected: latency_budget_ms=; or max_accuracy_drop= or "
+                "target_accuracy=, with thresholds that all exits share."
             )
 
     def _calibrated(self, hint: str) -> Outcomes:
@@ -240,31 +297,4 @@ class Calibration:
                 f"There is no calibration data. Received: no x. {hint} Outcomes are "
                 "not saved to files."
             )
-        return self._outcomes
-
-
-def _checked_thresholds(thresholds: Thresholds, names: list[str]) -> tuple[float, ...]:
-    """Return one number for each exit but the last."""
-    if isinstance(thresholds, Mapping):
-        if set(thresholds) != set(names):
-            raise ValueError(
-                "Thresholds must be given for every exit but the last. Received: "
-                f"{sorted(map(str, thresholds))}. Expected: {names}."
-            )
-        thresholds = [thresholds[name] for name in names]
-    values = np.atleast_1d(np.asarray(thresholds, "float64"))
-    values = np.repeat(values, len(names)) if values.shape == (1,) else values
-    if values.shape != (len(names),) or np.isnan(values).any():
-        raise ValueError(
-            "`thresholds` does not fit the exits. Received: "
-            f"thresholds={thresholds!r}. Expected: one number, or one for each of "
-            f"{names}."
-        )
-    return tuple(values.tolist())
-
-
-def _condition(threshold: float) -> str:
-    """Return a threshold as text, also where every sample exits, or none."""
-    if math.isinf(threshold):
-        return "never" if threshold > 0 else "always"
-    return f"≥ {threshold:.4g}"
+        return dataclasses.replace(self._outcomes, latencies=self._latencies)

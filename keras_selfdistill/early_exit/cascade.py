@@ -13,7 +13,7 @@ from keras_selfdistill.criteria import Memory
 from keras_selfdistill.early_exit.scheduler import Chunk, bucket_sizes, run_sections
 from keras_selfdistill.early_exit.scoring import Scorer
 from keras_selfdistill.early_exit.section_models import cut_sections, section_costs
-from keras_selfdistill.early_exit.thresholds.search import Outcomes
+from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes
 from keras_selfdistill.evaluation.data_adapter import (
     DataAdapter,
     Targets,

@@ -153,8 +153,9 @@ class EarlyExit(Calibration):
 
         Returns:
             `accuracy`, `macs_ratio` (multiply-adds as a fraction of the base's, NaN
-            where `macs_ratios` is), and for each of `exit_names` the number of samples
-            that exit there, such as `exit_1_samples`, in this order.
+            where `macs_ratios` is), for each of `exit_names` the number of samples
+            that exit there, such as `exit_1_samples`, and, if `latencies_ms` are
+            known, `latency_ms` (their mean, not the time of this call), in this order.
 
         Raises:
             ValueError: There are no thresholds, samples or labels, weights do not
@@ -182,6 +183,7 @@ class EarlyExit(Calibration):
             scores=exited.scores,
             macs_ratio=float(self._cascade.costs[exited.exits].sum())
             / max(1, len(exited.exits)),
+            latency_ms=self._mean_latency(exited.exits),
         )
         return result, targets
 
@@ -198,7 +200,7 @@ class EarlyExit(Calibration):
         return self
 
     def save(self, path: PathLike) -> None:
-        """Save the model, the criterion and the thresholds to one file.
+        """Save the model, the criterion, thresholds and latencies to one file.
 
         The file is written atomically. It contains data and no code: a custom
         criterion is saved by its registered name.
@@ -217,6 +219,7 @@ class EarlyExit(Calibration):
             "scores_from": self._scorer.scores_from,
             "last_resort": self._scorer.last_resort,
             "thresholds": None if self._thresholds is None else list(self._thresholds),
+            "latencies_ms": self.latencies_ms,
             "calibration": self.calibration and dataclasses.asdict(self.calibration),
         }
         write_early_exit(path, self._model, settings)
@@ -287,6 +290,7 @@ class EarlyExit(Calibration):
                 last_resort=settings["last_resort"],
                 thresholds=settings["thresholds"],
             )
+            loaded._learn_latencies(None, settings["latencies_ms"])
         except (ValueError, TypeError) as error:
             raise RefusedFileError(path, str(error)) from error
         found = settings["calibration"]

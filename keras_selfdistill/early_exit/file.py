@@ -87,7 +87,7 @@ def read_early_exit(path: PathLike) -> tuple[Any, dict[str, Any]]:
         with zipfile.ZipFile(copy) as archive:
             check_members(archive, os.path.getsize(copy), {_MODEL, _SETTINGS})
             document = read_json(archive, _SETTINGS)
-            _rename_ratio(document)
+            _complete(document)
             _check(document, path)
             inside = archive.extract(_MODEL, copy.parent / "inside")
         model = load_private(pathlib.Path(inside))
@@ -113,11 +113,16 @@ def _check_earlier_file(path: pathlib.Path) -> None:
         )
 
 
-def _rename_ratio(document: object) -> None:
-    """Rename `flops_ratio`, as files of earlier versions call `macs_ratio`."""
-    found = document.get("calibration") if isinstance(document, dict) else None
-    if isinstance(found, dict) and "flops_ratio" in found:
-        found.setdefault("macs_ratio", found.pop("flops_ratio"))
+def _complete(document: object) -> None:
+    """Give a file of an earlier version the fields of this one."""
+    if not isinstance(document, dict):
+        return
+    document.setdefault("latencies_ms", None)
+    found = document.get("calibration")
+    if isinstance(found, dict):
+        found.setdefault("latency_ms", None)
+        if "flops_ratio" in found:  # The earlier name.
+            found.setdefault("macs_ratio", found.pop("flops_ratio"))
 
 
 def _check_digest(path: pathlib.Path) -> None:
@@ -139,6 +144,10 @@ def _are_thresholds(value: object) -> bool:
         is_finite_number(each) or (isinstance(each, str) and each in words)
         for each in value
     )
+
+
+def _are_latencies(value: object) -> bool:
+    return isinstance(value, dict) and all(map(is_finite_number, value.values()))
 
 
 def _is_criterion(value: object) -> bool:
@@ -170,6 +179,7 @@ _CALIBRATION: dict[str, Check] = {
     "samples": is_positive_integer,
     "guarantee": _or_none(is_finite_number),
     "accuracy_drop_bound": _or_none(is_finite_number),
+    "latency_ms": _or_none(is_finite_number),
 }
 _SCHEMA: dict[str, Check] = {
     "format": lambda value: value == _FORMAT,
@@ -178,6 +188,7 @@ _SCHEMA: dict[str, Check] = {
     "scores_from": lambda value: isinstance(value, str),
     "last_resort": lambda value: isinstance(value, str),
     "thresholds": _or_none(_are_thresholds),
+    "latencies_ms": _or_none(_are_latencies),
     "calibration": _or_none(_is_calibration),
 }
 

@@ -28,12 +28,15 @@ class EarlyExitResult:
         macs_ratio: Mean multiply-adds per sample, heads included, as a fraction of the
             base's. Above 1 if all samples reach the last exit; NaN if the cost of a
             layer is unknown.
+        latency_ms: Mean of `EarlyExit.latencies_ms` over the exits of the samples: not
+            the time of this call. `None` if they are not known.
     """
 
     predictions: np.ndarray
     exits: np.ndarray
     scores: np.ndarray
     macs_ratio: float
+    latency_ms: float | None = None
 
     def __repr__(self) -> str:
         """Return how many samples exited where, and what that cost."""
@@ -53,7 +56,8 @@ class EarlyExitResult:
     def _cost(self) -> str:
         known = not math.isnan(self.macs_ratio)
         ratio = f"{self.macs_ratio:.1%}" if known else "an unknown share"
-        return f"{ratio} of the base's multiply-adds"
+        latency = "" if self.latency_ms is None else f", {self.latency_ms:.3f} ms"
+        return f"{ratio} of the base's multiply-adds{latency}"
 
 
 def result_logs(
@@ -87,14 +91,18 @@ def result_logs(
     }
     for name in exit_names:
         logs[f"{name}_samples"] = float(np.sum(result.exits == name))
+    if result.latency_ms is not None:
+        logs["latency_ms"] = result.latency_ms
     return logs
 
 
 def print_logs(logs: Mapping[str, float]) -> None:
     """Print the logs in a line, or log it where Keras logs its progress bar."""
-    quality = [f"{name}: {logs[name]:.4f}" for name in list(logs)[:2]]
-    counts = [f"{name}: {logs[name]:.0f}" for name in list(logs)[2:]]
-    print_line(" - ".join([*quality, *counts]))
+    shown = (
+        f"{name}: {value:.0f}" if name.endswith("_samples") else f"{name}: {value:.4f}"
+        for name, value in logs.items()
+    )
+    print_line(" - ".join(shown))
 
 
 def _depth(row: tuple[str, int]) -> tuple[bool, str]:

@@ -3,4 +3,4 @@
 Internal.
 """
 
-__all__ = ["data_adapter", "quality", "reliability", "significance"]
+__all__ = ["data_adapter", "quality", "reliability", "sample_batch", "significance"]

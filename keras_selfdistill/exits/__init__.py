@@ -11,4 +11,5 @@ __all__ = [
     "placement",
     "sections",
     "suggestion",
+    "tap_latency",
 ]

@@ -36,11 +36,16 @@ class Tap:
         name: Name of the layer.
         shape: Shape of its output; `None` stands for the batch size.
         macs_ratio: Multiply-adds up to there, as a fraction of the base's.
+        latency_ms: Time from the input to there in milliseconds, for one batch;
+            `None` if taps were not placed by latency.
+        latency_ratio: This time as a fraction of the base's.
     """
 
     name: str
     shape: Shape
     macs_ratio: float
+    latency_ms: float | None = None
+    latency_ratio: float | None = None
 
 
 def flatten_to_place(model: keras.Model) -> FlatModel:
@@ -90,6 +95,19 @@ def placed_taps(flat: FlatModel, end: BaseEnd, exits: int | str) -> list[BlockEn
         end: The end of the base.
         exits: Number of exits, or `"auto"`.
     """
+    check_exits(exits)
+    ends = possible_taps(flat, end)
+    sizes = resolutions(ends, end)
+    count = exit_count(flat.model, ends, sizes, exits)
+    return nearest(ends, [each.macs_ratio for each in ends], sizes, count)
+
+
+def check_exits(exits: int | str) -> None:
+    """Check the type of a number of exits.
+
+    Raises:
+        TypeError: It is neither an integer nor `"auto"`.
+    """
     if isinstance(exits, bool) or not (
         isinstance(exits, numbers.Integral) or exits == "auto"
     ):
@@ -97,15 +115,53 @@ def placed_taps(flat: FlatModel, end: BaseEnd, exits: int | str) -> list[BlockEn
             "The number of exits must be an integer or 'auto'. Received: "
             f"{exits!r} of type {type(exits).__name__}. Expected, e.g., 3."
         )
+
+
+def possible_taps(flat: FlatModel, end: BaseEnd) -> list[BlockEnd]:
+    """Return the block ends at which taps may be placed, shallow to deep.
+
+    Args:
+        flat: The flattened base.
+        end: The end of the base.
+    """
     ends = block_ends(flat, end.feature, node_costs(flat.model), end.data_format)
     if end.last_spatial is not None:
         # After the last spatial tensor, heads would have no positions to read.
         rank = len(end.last_spatial.shape)
         ends = [each for each in ends if len(each.tensor.shape) == rank]
-    sizes = [_positions(each.tensor, end.data_format) for each in ends]
+    return ends
+
+
+def resolutions(ends: Sequence[BlockEnd], end: BaseEnd) -> list[Shape]:
+    """Return the number of positions of each block end along each axis.
+
+    Args:
+        ends: Block ends.
+        end: The end of the base.
+    """
+    return [_positions(each.tensor, end.data_format) for each in ends]
+
+
+def exit_count(
+    base: keras.Model,
+    ends: Sequence[BlockEnd],
+    sizes: Sequence[Shape],
+    exits: int | str,
+) -> int:
+    """Return the number of taps to place.
+
+    Args:
+        base: The base.
+        ends: Block ends at which taps may be placed.
+        sizes: Their resolutions.
+        exits: Number of exits, or `"auto"`.
+
+    Raises:
+        ValueError: There are fewer block ends, or the number is below 1.
+    """
     count = _automatic_count(sizes) if isinstance(exits, str) else int(exits)
-    _check_count(flat.model, ends, count)
-    return [ends[position] for position in _nearest(ends, sizes, count)]
+    _check_count(base, ends, count)
+    return count
 
 
 def _positions(tensor: SymbolicTensor, default: str) -> Shape:
@@ -156,18 +212,27 @@ def _check_count(base: keras.Model, ends: Sequence[BlockEnd], exits: int) -> Non
         )
 
 
-def _nearest(
-    ends: Sequence[BlockEnd], sizes: Sequence[Shape], exits: int
-) -> tuple[int, ...]:
-    """Return the indices of the best block ends, by dynamic programming.
+def nearest(
+    ends: Sequence[BlockEnd],
+    shares: Sequence[float],
+    sizes: Sequence[Shape],
+    exits: int,
+) -> list[BlockEnd]:
+    """Return the best block ends, by dynamic programming.
 
     The cost of a choice is the sum of the distances of tap i from the share i / (k +
     1), in steps of 1 / (k + 1), plus a half for each two neighbours of equal
     resolution. Of equal choices the shallowest is taken.
+
+    Args:
+        ends: Block ends, shallow to deep.
+        shares: Cost up to each block end, as a fraction of the base's.
+        sizes: Resolution of each block end.
+        exits: Number of taps, at most that of the block ends.
     """
     # For each end: cost and indices of the best choice so far that ends there.
     # Rounded, so that equal costs compare equal.
-    steps = [round(each.macs_ratio * (exits + 1), 9) for each in ends]
+    steps = [round(share * (exits + 1), 9) for share in shares]
     best: dict[int, tuple[float, tuple[int, ...]]]
     best = {here: (abs(step - 1), (here,)) for here, step in enumerate(steps)}
     for target in range(2, exits + 1):
@@ -184,4 +249,4 @@ def _nearest(
             )
             for here in range(target - 1, len(ends))
         }
-    return min(best.values())[1]
+    return [ends[position] for position in min(best.values())[1]]

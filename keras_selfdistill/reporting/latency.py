@@ -1,21 +1,14 @@
 """`pick_exit`: the deepest exit within a latency budget on this machine."""
 
 import dataclasses
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import keras
-import numpy as np
 
-from keras_selfdistill.backend.compiled import CompiledModel
-from keras_selfdistill.backend.tensors import to_numpy
-from keras_selfdistill.evaluation.data_adapter import DataAdapter
+from keras_selfdistill.costs.latency import median_milliseconds, model_call
+from keras_selfdistill.evaluation.sample_batch import one_batch
 from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.utils.type_aliases import Data
-
-WARM_UP = 2  # Rounds that are not timed, because they compile.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,48 +92,14 @@ def pick_exit(
 def _measured(model: SelfDistiller, sample: Data, repeats: int) -> dict[str, float]:
     """Return the median latency of every exit in milliseconds."""
     base = model.exit_graph.base
-    ((arrays, _),) = DataAdapter(base).batches(sample)
+    arrays = one_batch(base, sample)
     by_input = dict(zip(map(id, base.inputs), arrays, strict=True))
     calls = {}
     for name in model.exit_names:
         part = model.exit_model(name)
-        calls[name] = (part, [by_input[id(tensor)] for tensor in part.inputs])
+        arrays = [by_input[id(tensor)] for tensor in part.inputs]
+        calls[name] = model_call(part, arrays)
     return median_milliseconds(calls, repeats)
-
-
-def median_milliseconds(
-    calls: Mapping[str, tuple[keras.Model, Sequence[np.ndarray]]],
-    repeats: int,
-    after_round: Callable[[int], Any] = lambda number: None,
-) -> dict[str, float]:
-    """Return the median latency of several models, with interleaved measurements.
-
-    The latency is the time of a compiled call (PyTorch: an eager call) after warm-up,
-    from input arrays to an output array.
-
-    Args:
-        calls: Mapping of names to pairs of a functional model with one output and the
-            arrays of its inputs.
-        repeats: Number of measurements per model.
-        after_round: Function called with the number of finished rounds, of
-            `repeats + WARM_UP`.
-
-    Returns:
-        Mapping of names to milliseconds.
-    """
-    compiled = {
-        name: CompiledModel(keras.Model(list(model.inputs), model.outputs[0]))
-        for name, (model, _) in calls.items()
-    }
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(repeats + WARM_UP):
-        for name, call in compiled.items():
-            start = time.perf_counter()
-            to_numpy(call(calls[name][1]))
-            if round_ >= WARM_UP:
-                times[name].append(1000 * (time.perf_counter() - start))
-        after_round(round_ + 1)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def _text(table: Sequence[Latency]) -> str:

@@ -14,6 +14,7 @@ from absl import logging
 from keras_selfdistill import heads
 from keras_selfdistill.costs.counting import Count, macs_ratio
 from keras_selfdistill.costs.input_shapes import shapes_of
+from keras_selfdistill.costs.latency import WARM_UP, median_milliseconds, model_call
 from keras_selfdistill.evaluation.data_adapter import DataAdapter
 from keras_selfdistill.evaluation.quality import BatchPredictions, Sums, flat_labels
 from keras_selfdistill.reporting.evaluated_model import (
@@ -21,7 +22,6 @@ from keras_selfdistill.reporting.evaluated_model import (
     EvaluatedModel,
     evaluated_model,
 )
-from keras_selfdistill.reporting.latency import WARM_UP, median_milliseconds
 from keras_selfdistill.reporting.profile import Cost, Profile, profile_at
 from keras_selfdistill.reporting.report_result import PLAIN, Report, Row
 from keras_selfdistill.training.distiller import SelfDistiller
@@ -225,7 +225,7 @@ def _times(
         by_input = dict(zip(map(id, each.base.inputs), sample, strict=True))
         for name, model in each.models.items():
             arrays = [by_input[id(tensor)] for tensor in model.inputs]
-            calls[key or name] = (model, arrays)
+            calls[key or name] = model_call(model, arrays)
     bar = _bar(verbose, repeats + WARM_UP, "latency round")
     return median_milliseconds(calls, repeats, bar.update)
 

@@ -25,6 +25,8 @@ def is_finite_number(value: object) -> bool:
         >>> is_finite_number(10**400)
         False
     """
+    if isinstance(value, np.floating):
+        value = float(value)  # A narrow float cannot be compared with the limit.
     return is_number(value) and bool(abs(value) < 1e308)
 
 

@@ -47,13 +47,44 @@ def plot_accuracy_vs_compute(
         >>> points = {"exit_1": (0.4, 0.70), "final": (1.0, 0.75)}
         >>> plot_accuracy_vs_compute(points).savefig("curve.svg")  # doctest: +SKIP
     """
+    curve = None if frontier is None else (frontier.macs_ratio, frontier.accuracy)
+    ax = _draw(points, curve, ax)
+    ax.set_xlabel("multiply-adds, as a share of the base's")
+    ax.xaxis.set_major_formatter("{x:.0%}")
+    return ax.figure
+
+
+def draw_by_latency(
+    points: Mapping[str, tuple[float, float]],
+    latency_ms: np.ndarray,
+    accuracy: np.ndarray,
+    ax: Axes = None,
+) -> Figure:
+    """Draw accuracy against latency for a `Frontier`.
+
+    Args:
+        points: Mapping of names to pairs of milliseconds and accuracy.
+        latency_ms: Milliseconds of the front, ascending, shape `(points,)`.
+        accuracy: Accuracy of the front, shape `(points,)`.
+        ax: Matplotlib axes to draw on.
+    """
+    ax = _draw(points, (latency_ms, accuracy), ax)
+    ax.set_xlabel("mean latency, ms")
+    return ax.figure
+
+
+def _draw(
+    points: Mapping[str, tuple[float, float]],
+    curve: tuple[np.ndarray, np.ndarray] | None,
+    ax: Axes,
+) -> Axes:
+    """Draw accuracy against any cost, and return the axes."""
     ax = style.axes_of(ax)
     styles = style.exit_styles(points)
     exits = {name: at for name, at in points.items() if style.is_exit(name)}
-    if frontier is not None:
+    if curve is not None:
         ax.step(
-            frontier.macs_ratio,
-            frontier.accuracy,
+            *curve,
             where="post",
             color=style.GREEN,
             linewidth=2,
@@ -74,9 +105,7 @@ def plot_accuracy_vs_compute(
             markeredgewidth=2,
             label=name,
         )
-    ax.set_xlabel("multiply-adds, as a share of the base's")
     ax.set_ylabel("accuracy")
-    ax.xaxis.set_major_formatter("{x:.0%}")
     ax.yaxis.set_major_formatter("{x:.1%}")
     ax.margins(x=0.1, y=0.15)
     ax.set_xlim(left=0)
@@ -86,7 +115,7 @@ def plot_accuracy_vs_compute(
     shown = [line for line in ax.lines if line.get_label() not in exits]
     ax.legend(handles=shown, ncols=4, frameon=False, **place)
     place_labels(ax, exits)  # In place of entries in the legend.
-    return ax.figure
+    return ax
 
 
 def plot_exit_shares(

@@ -7,16 +7,17 @@ import logging
 import numpy as np
 import pytest
 
-from keras_selfdistill.early_exit.thresholds.choice import ThresholdGoal, choose
+from keras_selfdistill.early_exit.thresholds.choice import choose
+from keras_selfdistill.early_exit.thresholds.goal import ThresholdGoal
 from keras_selfdistill.early_exit.thresholds.guarantee import (
     evidence,
     half_width,
     thresholds_from_safest,
     upper_bound,
 )
+from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes
 from keras_selfdistill.early_exit.thresholds.search import (
     Goal,
-    Outcomes,
     Points,
     Price,
     _prices,

@@ -1,4 +1,4 @@
-"""Choose thresholds for a goal: check the goal, search, and bound the accuracy drop."""
+"""Choose thresholds for a goal: search, and bound the accuracy drop."""
 
 import dataclasses
 import math
@@ -6,104 +6,26 @@ import math
 import numpy as np
 from absl import logging
 
+from keras_selfdistill.early_exit.thresholds.goal import ThresholdGoal
 from keras_selfdistill.early_exit.thresholds.guarantee import (
     certified,
     drops,
     thresholds_from_safest,
     upper_bound,
 )
+from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes
 from keras_selfdistill.early_exit.thresholds.sample_size import (
     check_samples,
     warn_of_few_samples,
 )
 from keras_selfdistill.early_exit.thresholds.search import (
     Goal,
-    Outcomes,
     Points,
     evaluate,
     pareto,
     per_exit_points,
     shared_path,
 )
-from keras_selfdistill.utils.number_checks import is_number
-
-_GOALS = ("max_accuracy_drop", "target_accuracy", "macs_budget")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ThresholdGoal:
-    """Goal of a calibration; exactly one of the first three fields is given.
-
-    Args:
-        max_accuracy_drop: Largest accuracy drop against the base, 0.01 for one
-            percentage point.
-        target_accuracy: Smallest accuracy.
-        macs_budget: Largest mean cost, in multiply-adds as a fraction of the base's.
-        guarantee: Confidence level, such as 0.95, of a bound on the accuracy drop.
-        per_exit: Whether each exit has its own threshold.
-        seed: Seed of the split of the samples for a guarantee.
-    """
-
-    max_accuracy_drop: float | None = None
-    target_accuracy: float | None = None
-    macs_budget: float | None = None
-    guarantee: float | None = None
-    per_exit: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        given = {name: getattr(self, name) for name in _GOALS}
-        given = {name: value for name, value in given.items() if value is not None}
-        if len(given) != 1:
-            raise ValueError(
-                "Calibration needs exactly one goal. Received: "
-                f"{', '.join(f'{n}={v!r}' for n, v in given.items()) or 'none'}. "
-                f"Expected one of {', '.join(f'{name}=' for name in _GOALS)}, e.g. "
-                "max_accuracy_drop=0.01."
-            )
-        ((name, value),) = given.items()
-        if (
-            not is_number(value)
-            or not value >= 0
-            or (name == "target_accuracy" and value > 1)
-            or (name == "max_accuracy_drop" and value >= 1)  # Any threshold would do.
-        ):
-            example = "0.01" if name == "max_accuracy_drop" else "0.9"
-            raise ValueError(
-                f"`{name}` is out of range. Received: {name}={value!r}. Expected: a "
-                f"fraction, such as {example}; 0.01 is one per cent."
-            )
-        if self.guarantee is None:
-            return
-        if not is_number(self.guarantee) or not 0 < self.guarantee < 1:
-            raise ValueError(
-                f"`guarantee` is out of range. Received: guarantee={self.guarantee!r}. "
-                "Expected: a confidence between 0 and 1, such as 0.95."
-            )
-        if self.per_exit:
-            raise ValueError(
-                "A guarantee needs thresholds that all exits share. Received: "
-                f"guarantee={self.guarantee!r} with per_exit=True. Expected: only one "
-                "of the two."
-            )
-
-    @property
-    def needs_costs(self) -> bool:
-        """Whether the choice depends on the costs, not only on their order."""
-        return self.macs_budget is not None or self.per_exit
-
-    def goal(self, outcomes: Outcomes) -> Goal:
-        """Return the goal of the search on some samples.
-
-        Args:
-            outcomes: Outcomes whose base accuracy a drop refers to.
-        """
-        if self.macs_budget is not None:
-            return Goal(max_cost=self.macs_budget)
-        if self.target_accuracy is not None:
-            return Goal(min_accuracy=self.target_accuracy)
-        return Goal(min_accuracy=outcomes.reference.mean() - self.max_accuracy_drop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +43,8 @@ class Choice:
         guarantee: Confidence level of the bound; `None` without a bound.
         accuracy_drop_bound: Upper bound, at this confidence level, of the mean accuracy
             drop on new samples of the same distribution.
+        latency_ms: Mean of the latencies of the samples' exits, in milliseconds;
+            `None` if they were not known.
     """
 
     thresholds: tuple[float, ...]
@@ -130,6 +54,7 @@ class Choice:
     samples: int
     guarantee: float | None = None
     accuracy_drop_bound: float | None = None
+    latency_ms: float | None = None
 
 
 def choose(
@@ -153,13 +78,14 @@ def choose(
         >>> choose(outcomes, ThresholdGoal(max_accuracy_drop=0.0)).thresholds
         (0.5,)
     """
-    if np.isnan(outcomes.costs).any():
+    by_latency = goal.latency_budget_ms is not None
+    priced = outcomes.by_latency() if by_latency else outcomes
+    if np.isnan(priced.costs).any():
         return _choose_by_order(outcomes, goal, last_is_base)
     if goal.guarantee is None:
         check_samples(len(outcomes))
-        search_goal = goal.goal(outcomes)
-        points = points_of(outcomes, search_goal, per_exit=goal.per_exit)
-        best = _best(points, search_goal, outcomes)
+        points = points_of(priced, goal.goal(priced), per_exit=goal.per_exit)
+        best = _best(points, goal, priced)
         choice = _choice(outcomes, points.thresholds[best])
         warn_of_few_samples(choice.accuracy, choice.samples)
         return choice
@@ -171,7 +97,7 @@ def choose(
     order = np.random.default_rng(goal.seed).permutation(len(outcomes))
     search, test = np.array_split(order, 2)
     thresholds, bound = _guaranteed(
-        outcomes.part(search), outcomes.part(test), goal, goal.guarantee, last_is_base
+        priced.part(search), priced.part(test), goal, goal.guarantee, last_is_base
     )
     return _choice(outcomes.part(test), thresholds, goal.guarantee, bound)
 
@@ -214,9 +140,8 @@ def _guaranteed(
 ) -> tuple[np.ndarray, float]:
     """Return thresholds, and a guaranteed bound of their accuracy drop."""
     if goal.max_accuracy_drop is None:
-        search_goal = goal.goal(search)
         points = points_of(search)
-        thresholds = points.thresholds[_best(points, search_goal, search)]
+        thresholds = points.thresholds[_best(points, goal, search)]
         lost = drops(test, thresholds[None])[:, 0]
         return thresholds, upper_bound(lost, confidence)
     path = thresholds_from_safest(shared_path(search))
@@ -239,16 +164,18 @@ def _guaranteed(
     return path.thresholds[found or 0], goal.max_accuracy_drop
 
 
-def _best(points: Points, goal: Goal, outcomes: Outcomes) -> int:
+def _best(points: Points, goal: ThresholdGoal, outcomes: Outcomes) -> int:
     """Return the index of the best point, or raise an error without one."""
-    best = goal.best(points.accuracy, points.cost)
+    search_goal = goal.goal(outcomes)
+    best = search_goal.best(points.accuracy, points.cost)
     if best is not None:
         return best
-    if goal.max_cost is not None:
-        received = f"macs_budget={goal.max_cost:.4g}"
+    if search_goal.max_cost is not None:
+        name = "macs_budget" if goal.latency_budget_ms is None else "latency_budget_ms"
+        received = f"{name}={search_goal.max_cost:.4g}"
         reached = f"at least {points.cost.min():.4g}, the cost of the first exit"
     else:
-        received = f"an accuracy of at least {goal.min_accuracy:.4f}"
+        received = f"an accuracy of at least {search_goal.min_accuracy:.4f}"
         reached = (
             f"at most {points.accuracy.max():.4f} on these {len(outcomes)} samples"
         )
@@ -264,6 +191,9 @@ def _choice(
     bound: float | None = None,
 ) -> Choice:
     accuracy, cost = evaluate(outcomes, thresholds)
+    latency_ms = None
+    if outcomes.latencies is not None:
+        _, latency_ms = evaluate(outcomes.by_latency(), thresholds)
     return Choice(
         thresholds=tuple(float(value) for value in thresholds),
         accuracy=accuracy,
@@ -272,4 +202,5 @@ def _choice(
         samples=len(outcomes),
         guarantee=guarantee,
         accuracy_drop_bound=bound,
+        latency_ms=latency_ms,
     )

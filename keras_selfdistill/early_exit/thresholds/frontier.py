@@ -5,15 +5,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_selfdistill.early_exit.thresholds.search import Outcomes
+from keras_selfdistill.early_exit.thresholds.choice import points_of
+from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes
+from keras_selfdistill.early_exit.thresholds.search import evaluate
 from keras_selfdistill.utils.table import elided
 from keras_selfdistill.utils.type_aliases import Axes, Figure
 from keras_selfdistill.visualization import plot_accuracy_vs_compute, plot_exit_shares
+from keras_selfdistill.visualization.accuracy import draw_by_latency
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Frontier:
     """Pareto front of thresholds, by ascending cost.
+
+    The cost is `latency_ms` if there is one, else `macs_ratio`.
 
     Args:
         exit_names: Names of the exits that have thresholds.
@@ -21,7 +26,9 @@ class Frontier:
         accuracy: Accuracy on the calibration data, shape `(points,)`.
         macs_ratio: Mean multiply-adds as a fraction of the base's, shape `(points,)`.
         base_accuracy: Accuracy of the base, which has a `macs_ratio` of 1.
-        chosen: `macs_ratio` and accuracy of the thresholds in use, if there are any.
+        chosen: Cost and accuracy of the thresholds in use, if there are any.
+        latency_ms: Mean latency in milliseconds, shape `(points,)`: the cost of a front
+            by latency; `None` for one by multiply-adds.
     """
 
     exit_names: tuple[str, ...]
@@ -30,6 +37,7 @@ class Frontier:
     macs_ratio: np.ndarray
     base_accuracy: float
     chosen: tuple[float, float] | None = None
+    latency_ms: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Return the number of points."""
@@ -37,17 +45,19 @@ class Frontier:
 
     def __repr__(self) -> str:
         """Return the number of points and the ranges of accuracy and cost."""
-        accuracy, cost = (
+        accuracy, ratio = (
             f"{values[0]:.1%} to {values[-1]:.1%}"
             for values in (self.accuracy, self.macs_ratio)
         )
-        return (
-            f"<Frontier of {len(self)} thresholds: accuracy {accuracy}, {cost} of the "
-            "base's multiply-adds>"
-        )
+        cost = f"{ratio} of the base's multiply-adds"
+        if self.latency_ms is not None:
+            cost = f"{self.latency_ms[0]:.3f} to {self.latency_ms[-1]:.3f} ms"
+        return f"<Frontier of {len(self)} thresholds: accuracy {accuracy}, {cost}>"
 
     def plot(self, *, ax: Axes = None) -> Figure:
         """Draw accuracy by cost, with the base and the thresholds in use as points.
+
+        A front by latency has no point for the base, which was not measured.
 
         Args:
             ax: Matplotlib axes to draw on.
@@ -58,10 +68,56 @@ class Frontier:
         Raises:
             ImportError: Matplotlib is not installed.
         """
-        points = {"base": (1.0, self.base_accuracy)}
-        if self.chosen is not None:
-            points["chosen"] = self.chosen
+        chosen = {} if self.chosen is None else {"chosen": self.chosen}
+        if self.latency_ms is not None:
+            return draw_by_latency(chosen, self.latency_ms, self.accuracy, ax)
+        points = {"base": (1.0, self.base_accuracy), **chosen}
         return plot_accuracy_vs_compute(points, frontier=self, ax=ax)
+
+
+def frontier_of(
+    outcomes: Outcomes,
+    exit_names: Sequence[str],
+    in_use: Sequence[float] | None,
+    by: str,
+    *,
+    per_exit: bool,
+) -> Frontier:
+    """Return the Pareto front of thresholds.
+
+    Args:
+        outcomes: Outcomes of the calibration samples.
+        exit_names: Names of all exits but the last.
+        in_use: The thresholds in use.
+        by: Cost of the front: `"macs"` or `"latency"`.
+        per_exit: Whether each exit has its own threshold.
+
+    Raises:
+        ValueError: `by` is unknown, or latencies are.
+    """
+    if by not in ("macs", "latency"):
+        raise ValueError(
+            f"Unknown cost of a frontier. Received: by={by!r}. Expected: 'macs' or "
+            "'latency'."
+        )
+    priced = outcomes if by == "macs" else outcomes.by_latency()
+    points = points_of(priced, per_exit=per_exit)
+    chosen = None
+    if in_use is not None:
+        accuracy, cost = evaluate(priced, in_use)
+        chosen = cost, accuracy
+    ratios = points.cost
+    if by == "latency":
+        ratios = np.array([evaluate(outcomes, each)[1] for each in points.thresholds])
+    return Frontier(
+        exit_names=tuple(exit_names),
+        thresholds=points.thresholds,
+        accuracy=points.accuracy,
+        macs_ratio=ratios,
+        base_accuracy=float(outcomes.reference.mean()),
+        chosen=chosen,
+        latency_ms=None if by == "macs" else points.cost,
+    )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

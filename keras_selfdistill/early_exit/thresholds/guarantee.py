@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
+from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes
 from keras_selfdistill.early_exit.thresholds.search import (
-    Outcomes,
     Points,
     exit_indices,
 )

@@ -1,7 +1,7 @@
 """Search thresholds on the outcomes of validation samples; NumPy only.
 
-A sample exits at the first exit whose score reaches the threshold. All costs are
-multiply-adds as a fraction of the base's.
+A sample exits at the first exit whose score reaches the threshold. Costs are
+multiply-adds as a fraction of the base's, or milliseconds.
 """
 
 import dataclasses
@@ -10,36 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes
+
 _MOST_STEPS = 200  # Limit of one coordinate ascent; few steps are needed.
 _TOLERANCE = 1e-9  # Values that are equal up to rounding count as equal.
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcomes:
-    """Scores and correctness of every exit on some samples, and the costs of exits.
-
-    Args:
-        scores: Scores of all exits but the last, shape `(samples, exits - 1)`.
-        correct: Whether each exit is correct, 0 or 1, shape `(samples, exits)`.
-        reference: Whether the base is correct, 0 or 1, shape `(samples,)`.
-        costs: Cost of a sample by its exit, ascending, shape `(exits,)`; NaN if
-            unknown, which only `choice.choose` accepts.
-    """
-
-    scores: np.ndarray
-    correct: np.ndarray
-    reference: np.ndarray
-    costs: np.ndarray
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.scores)
-
-    def part(self, rows: np.ndarray) -> "Outcomes":
-        """Return the outcomes of some of the samples."""
-        return Outcomes(
-            self.scores[rows], self.correct[rows], self.reference[rows], self.costs
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,65 @@
+"""What every exit makes of some samples, and what exits cost."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcomes:
+    """Scores and correctness of every exit on some samples, and the costs of exits.
+
+    Args:
+        scores: Scores of all exits but the last, shape `(samples, exits - 1)`.
+        correct: Whether each exit is correct, 0 or 1, shape `(samples, exits)`.
+        reference: Whether the base is correct, 0 or 1, shape `(samples,)`.
+        costs: Cost of a sample by its exit, ascending, shape `(exits,)`; NaN if
+            unknown, which only `choice.choose` accepts.
+        latencies: Milliseconds by exit, ascending, shape `(exits,)`, if known.
+    """
+
+    scores: np.ndarray
+    correct: np.ndarray
+    reference: np.ndarray
+    costs: np.ndarray
+    latencies: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.scores)
+
+    def part(self, rows: np.ndarray) -> "Outcomes":
+        """Return the outcomes of some of the samples."""
+        return dataclasses.replace(
+            self,
+            scores=self.scores[rows],
+            correct=self.correct[rows],
+            reference=self.reference[rows],
+        )
+
+    def by_latency(self) -> "Outcomes":
+        """Return the same outcomes with milliseconds as the costs.
+
+        Raises:
+            ValueError: They are not known.
+
+        Example:
+            >>> scores, correct = np.array([[0.9]]), np.array([[1, 1]])
+            >>> costs, latencies = np.array([0.5, 1.0]), np.array([2.0, 3.0])
+            >>> found = Outcomes(scores, correct, correct[:, 1], costs, latencies)
+            >>> found.by_latency().costs.tolist()
+            [2.0, 3.0]
+        """
+        if self.latencies is None:
+            raise no_latencies()
+        return dataclasses.replace(self, costs=self.latencies)
+
+
+def no_latencies() -> ValueError:
+    """Return an error that says how exits get latencies."""
+    return ValueError(
+        "The latencies of the exits are not known. Received: neither `sample` nor "
+        "`costs`. Expected: calibrate(..., latency_budget_ms=5, sample=x[:1]) with a "
+        "batch of the size used in deployment, or costs={'exit_1': milliseconds, …} "
+        "in place of `sample`."
+    )
