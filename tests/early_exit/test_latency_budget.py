@@ -13,6 +13,7 @@ from keras import layers
 
 import keras_selfdistill as ksd
 from keras_selfdistill.costs import latency
+from keras_selfdistill.early_exit import exit_latency
 from keras_selfdistill.early_exit.thresholds.choice import choose
 from keras_selfdistill.early_exit.thresholds.goal import ThresholdGoal
 from tests.conftest import miss
@@ -144,6 +145,15 @@ def test_measured_latencies_are_those_of_the_sections(probable, monkeypatch):
     )
     rounds = latency.REPEATS + latency.WARM_UP
     assert sizes[: 6 * rounds] == [3] * 6 * rounds
+
+
+@pytest.mark.once
+def test_a_deeper_exit_that_seemed_faster_is_as_slow(probable, fast, monkeypatch):
+    times = {"exit_1": 2.0, "exit_2": 1.5, "final": 3.0}
+    monkeypatch.setattr(exit_latency, "median_milliseconds", lambda calls: times)
+    x, y = data(20)
+    fast.calibrate(x, y, latency_budget_ms=9, sample=x[:1])
+    assert fast.latencies_ms == {"exit_1": 2.0, "exit_2": 2.0, "final": 3.0}
 
 
 def test_a_table_is_searched_and_told_of(probable, fast, monkeypatch, capsys):

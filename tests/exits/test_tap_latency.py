@@ -161,6 +161,19 @@ def test_what_is_timed_computes_every_tap(monkeypatch):
 
 
 @pytest.mark.once
+def test_a_deeper_tap_that_seemed_faster_is_as_slow(monkeypatch):
+    def noisy(calls):
+        times = [4.0, 3.0, 5.0, 4.5]
+        return dict(zip(calls, times, strict=True))
+
+    monkeypatch.setattr(suggestion, "median_milliseconds", noisy)
+    base, images = stack((4, 1), (8, 2), (8, 1), (8, 1)), np.zeros((1, 16, 16, 4))
+    taps = ksd.suggest_taps(base, 3, by="latency", sample=images)
+    assert [tap.latency_ms for tap in taps] == [4.0, 4.0, 5.0]
+    assert [tap.latency_ratio for tap in taps] == [0.8, 0.8, 1.0]
+
+
+@pytest.mark.once
 def test_real_measurements_grow_with_depth():
     base = stack((4, 1), (8, 2), (8, 1))
     weights = base.get_weights()
