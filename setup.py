@@ -12,13 +12,14 @@ VERSION = re.search(
 
 
 def long_description() -> str:
-    """Return the README without links into the repository, which an index has not."""
+    """Return the README without what lies in the repository, which an index has not.
+
+    Pictures go with their captions, the line in italics below; of links the text stays.
+    """
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.sub(
-        r"(!?)\[([^\]]*)\]\((?!https?://|#)[^)]*\)",
-        lambda link: "" if link[1] else link[2],
-        text,
-    )
+    here = r"\[([^\]]*)\]\((?!https?://|#)[^)]*\)"
+    text = re.sub(rf"!{here}(\n\n\*[^*]+\*$)?", "", text, flags=re.MULTILINE)
+    return re.sub(here, r"\1", text)
 
 
 TENSORFLOW = ["tensorflow>=2.20"]

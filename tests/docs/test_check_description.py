@@ -1,9 +1,12 @@
 """What an index would show dead of the long description is found."""
 
 import importlib.util
+import re
+import runpy
 import zipfile
 
 import pytest
+import setuptools
 
 from tests.conftest import ROOT
 
@@ -33,6 +36,22 @@ def check():
 )
 def test_dead_addresses_are_found(check, page, dead):
     assert check.faults(page) == dead
+
+
+def test_the_description_has_nothing_of_the_repository(monkeypatch):
+    given: dict = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    runpy.run_path(ROOT / "setup.py")
+    text = given["long_description"]
+    assert not re.search(r"\]\((?!https?://|#)", text)
+    assert "](https://arxiv.org/abs/1905.08094)" in text
+    assert "[results](#results)" in text
+    assert "stop early" in text  # Of a link, the text.
+    assert "Accuracy over multiply-adds" not in text  # A picture,
+    assert "draw_accuracy.py" not in text  # and its caption.
+    headings = re.findall("^## .*", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(headings) > 8
+    assert re.findall("^## .*", text, re.MULTILINE) == headings
 
 
 def test_the_description_is_read_from_a_wheel(check, tmp_path):
