@@ -19,7 +19,11 @@ import ml_dtypes  # noqa: F401 (gives NumPy the names of types like bfloat16)
 import numpy as np
 from absl import logging
 
-from keras_selfdistill.files.archive import check_fields, check_members
+from keras_selfdistill.files.archive import (
+    check_fields,
+    check_members,
+    is_of_machine,
+)
 from keras_selfdistill.files.atomic import replacing
 from keras_selfdistill.files.digest import sha256
 from keras_selfdistill.files.regular_files import open_regular
@@ -72,6 +76,8 @@ class Checkpoints:
 
         Raises:
             ValueError: There are checkpoints, but none is usable.
+            OSError: One cannot be read because of the machine, such as its limits or
+                permissions: it may be usable later, so no older one takes its place.
         """
         reasons = []
         for path in reversed(self._paths()):
@@ -79,6 +85,8 @@ class Checkpoints:
                 found = read(path)
                 check(found)
             except (OSError, ValueError) as error:
+                if is_of_machine(error):
+                    raise
                 self._refused.add(path)
                 reasons.append(f"{path}: {error}")
                 logging.error("Checkpoint refused: %s", reasons[-1])

@@ -122,10 +122,20 @@ def refusing(path: PathLike) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
+        if is_of_machine(error):
             raise
         reason = f"{type(error).__name__}: {str(error)[:2000]}"
         raise RefusedFileError(path, reason) from error
+
+
+def is_of_machine(error: Exception) -> bool:
+    """Return whether an error is about the machine, not about a file's content.
+
+    Example:
+        >>> is_of_machine(OSError(errno.EMFILE, "")), is_of_machine(ValueError())
+        (True, False)
+    """
+    return isinstance(error, OSError) and error.errno in _MACHINE_ERRORS
 
 
 def load_private(path: pathlib.Path) -> keras.Model:

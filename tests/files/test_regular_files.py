@@ -323,6 +323,31 @@ def test_links_and_pipes_named_like_checkpoints_are_not_read(tmp_path):
             read(run / name)
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("moment", ["opened", "read"])
+def test_an_error_of_the_machine_is_not_taken_for_a_checkpoints(
+    tmp_path, monkeypatch, number, moment
+):
+    """Else the training would go on from an older one, and remove the newest."""
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    newest = tmp_path / NAME(2, "")
+    name = {"opened": "open_regular", "read": "sha256"}[moment]
+    real, done = getattr(checkpoints, name), []
+
+    def fails(*arguments, **options):
+        done.append(arguments)
+        if len(done) == 1:
+            raise OSError(number, os.strerror(number), str(newest))
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, name, fails)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            Checkpoints(tmp_path, 2).newest(accept)
+    assert Checkpoints(tmp_path, 2).newest(accept).epoch == 2
+
+
 def test_writing_a_checkpoint_follows_no_link(tmp_path, monkeypatch):
     victim = tmp_path / "victim.txt"
     victim.write_text("kept")
