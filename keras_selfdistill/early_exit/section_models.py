@@ -13,10 +13,15 @@ from keras import layers
 from keras_selfdistill.costs.counting import Count, Shapes, macs_by_node
 from keras_selfdistill.exits.attach import ExitGraph
 from keras_selfdistill.exits.sections import exit_ends, first_needing
-from keras_selfdistill.graph.nodes import ancestors, graph_nodes, producer
+from keras_selfdistill.graph.nodes import (
+    ancestors,
+    graph_nodes,
+    producer,
+    run_in_inference_mode,
+)
 from keras_selfdistill.graph.shells import original
 from keras_selfdistill.training.distiller import SelfDistiller
-from keras_selfdistill.utils.keras_internals import mask_of, run_in_inference_mode
+from keras_selfdistill.utils.keras_internals import mask_of
 from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor, Tensor
 
 OUTPUTS = ("output", "logits")

@@ -8,7 +8,8 @@ these, each by one function. Of a `Node` (ops/node.py in Keras), this package us
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 
@@ -96,6 +97,58 @@ def nodes_of_function(function: keras.Function) -> list[Node]:
     return [
         node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]
     ]
+
+
+def run_in_inference_mode(
+    function: keras.Function, inputs: TensorStructure
+) -> TensorStructure:
+    """Return a graph's outputs where every layer is called with `training=False`.
+
+    Calls `Function._run_through_graph` (ops/function.py), as `Functional.call` does.
+    `keras.Function` replays the arguments of its symbolic calls, and there layers whose
+    `call` has `training=True` as its default, such as `RandomFlip`, recorded that. Only
+    functional models override it, but a functional model whose inputs are not those of
+    `keras.Input` copies every call, and the layers would keep the copies.
+    """
+
+    def inferring(operation: keras.Operation) -> Callable[..., Any]:
+        if not isinstance(operation, keras.Layer):
+            return operation
+        # Every layer takes `training`; those whose `call` does not ask hand it on.
+        return lambda *args, **kwargs: operation(*args, **{**kwargs, "training": False})
+
+    return function._run_through_graph(inputs, operation_fn=inferring)
+
+
+def run_other_operations(
+    function: keras.Function, other: Callable[[keras.Operation], keras.Operation]
+) -> None:
+    """Make a function run other operations than those of its nodes.
+
+    Overrides `Function._run_through_graph` (ops/function.py), for this object alone. It
+    takes such a replacement as an argument, which calling the function does not.
+
+    Args:
+        function: Function, or functional model, that nobody else runs.
+        other: From the operation of a node to the one to run.
+
+    Example:
+        >>> inputs = keras.Input((2,))
+        >>> function = keras.Function(inputs, keras.layers.ReLU()(inputs))
+        >>> run_other_operations(function, lambda _: keras.layers.Rescaling(2.0))
+        >>> keras.ops.convert_to_numpy(function(keras.ops.ones((1, 2)))).tolist()
+        [[2.0, 2.0]]
+    """
+    usual = function._run_through_graph
+
+    def run_through_graph(
+        inputs: TensorStructure,
+        operation_fn: Callable[..., Any] = lambda each: each,
+        call_fn: Callable[..., Any] | None = None,
+    ) -> TensorStructure:
+        return usual(inputs, lambda each: operation_fn(other(each)), call_fn)
+
+    vars(function)["_run_through_graph"] = run_through_graph
 
 
 def calls_of(operation: keras.Operation) -> list[Node]:

@@ -4,12 +4,12 @@ Docstrings name the file below keras/src and why no public API will do. Internal
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 
-from keras_selfdistill.utils.type_aliases import Data, Tensor, TensorStructure
+from keras_selfdistill.utils.type_aliases import Data, Tensor
 
 try:
     from keras.src.backend import get_keras_mask, set_keras_mask
@@ -83,27 +83,6 @@ def value_without_autocast(variable: keras.Variable) -> Tensor:
     is cast to the compute dtype, and the scope that disables this is private.
     """
     return variable._value
-
-
-def run_in_inference_mode(
-    function: keras.Function, inputs: TensorStructure
-) -> TensorStructure:
-    """Return a graph's outputs where every layer is called with `training=False`.
-
-    Calls `Function._run_through_graph` (ops/function.py), as `Functional.call` does.
-    `keras.Function` replays the arguments of its symbolic calls, and there layers whose
-    `call` has `training=True` as its default, such as `RandomFlip`, recorded that. Only
-    functional models override it, but a functional model whose inputs are not those of
-    `keras.Input` copies every call, and the layers would keep the copies.
-    """
-
-    def inferring(operation: keras.Operation) -> Callable[..., Any]:
-        if not isinstance(operation, keras.Layer):
-            return operation
-        # Every layer takes `training`; those whose `call` does not ask hand it on.
-        return lambda *args, **kwargs: operation(*args, **{**kwargs, "training": False})
-
-    return function._run_through_graph(inputs, operation_fn=inferring)
 
 
 def refuses_clones(model_class: Any) -> Any:

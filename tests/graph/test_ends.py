@@ -32,7 +32,7 @@ def activated(logits, kind):
     """From the formula, in NumPy."""
     logits = logits.astype("float64")
     if kind == "sigmoid":
-        return 1 / (1 + np.exp(-logits))
+        return np.exp(-np.logaddexp(0, -logits))
     raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return raised / raised.sum(axis=-1, keepdims=True)
 
@@ -57,9 +57,54 @@ class Sharpened(layers.Dense):
         return self.activation(logits)
 
 
+class Clipped(layers.Dense):
+    """Does nothing to probabilities in the middle."""
+
+    lowest = 0.02
+
+    def call(self, inputs):
+        return ops.clip(super().call(inputs), self.lowest, 1 - self.lowest)
+
+
+class KerasClipped(Clipped):
+    """Clips as Keras' losses do."""
+
+    lowest = 1e-7
+
+
+class Floored(layers.Dense):
+    """Removes what is small, without and with making up for it."""
+
+    def __init__(self, *args, shares=True, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.shares = shares
+
+    def call(self, inputs):
+        outputs = super().call(inputs)
+        outputs = ops.where(outputs < 0.05, 0.0, outputs)
+        return outputs / ops.sum(outputs, -1, keepdims=True) if self.shares else outputs
+
+
+class Own(layers.Dense):
+    """A subclass that computes what Keras does."""
+
+    def call(self, inputs):
+        return super().call(inputs)
+
+
 def softmax(x):
     """A user's function of Keras' name, which computes another thing."""
     return keras.activations.softmax(x / 2)
+
+
+def clipped(name, most=3.0):
+    """Return a user's function of the name of Keras' own, which clips its input."""
+
+    def function(x):
+        return getattr(keras.activations, name)(ops.clip(x, -most, most))
+
+    function.__name__ = name
+    return function
 
 
 def dense(units=4, activation="softmax"):
@@ -99,7 +144,25 @@ FOUND = {
     "keyword": (by_keyword, "table", "softmax", True),
     "keywords alone": (by_keywords, "table", "softmax", True),
     "user's softmax": (dense(4, softmax), "table", "softmax", False),
+    "clipped softmax": (dense(4, clipped("softmax")), "table", "softmax", False),
+    "clipped sigmoid": (
+        lambda x: layers.Activation(clipped("sigmoid"))(dense(4, None)(x)),
+        "table",
+        "sigmoid",
+        False,
+    ),
     "behind": (AfterActivation(4, "softmax"), "table", "softmax", False),
+    "clipped behind": (Clipped(4, "sigmoid"), "table", "sigmoid", False),
+    "as Keras clips": (KerasClipped(4, "softmax"), "table", "softmax", False),
+    "floored": (Floored(4, "softmax"), "table", "softmax", False),
+    "clipped in front": (
+        lambda x: layers.Softmax()(ops.clip(dense(4, None)(x), -3, 3)),
+        "table",
+        "softmax",
+        False,
+    ),
+    "subclass": (Own(4, "softmax"), "table", "softmax", True),
+    "subclass, sigmoid": (Own(4, "sigmoid"), "table", "sigmoid", True),
     "recurrent": (layers.SimpleRNN(4, "softmax"), "steps", "softmax", False),
     "recurrent yes or no": (layers.GRU(3, "sigmoid"), "steps", "sigmoid", False),
     "enlarged": (enlarged, "image", "softmax", False),
@@ -127,11 +190,40 @@ def test_the_output_is_the_activation_of_the_logits(name):
     np.testing.assert_array_equal(to_numpy(model(x)["final"]), expected)
     for ours, theirs in zip(base.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+    _, _, *ends = [layer for layer in base.layers if layer.weights]
+    ends[0].set_weights([1000 * each for each in ends[0].get_weights()])
+    found = model.exit_graph.training_network(x, training=False)["exits"]["final"]
+    logits = to_numpy(found["logits"])
+    np.testing.assert_allclose(
+        activated(logits, kind), to_numpy(base(x)), rtol=1e-3, atol=1e-30
+    )
     if in_front:  # Not made of probabilities: their size is that of the weights.
-        _, _, *ends = [layer for layer in base.layers if layer.weights]
-        ends[0].set_weights([1000 * each for each in ends[0].get_weights()])
-        found = model.exit_graph.training_network(x, training=False)["exits"]["final"]
-        assert np.abs(to_numpy(found["logits"])).max() > 100
+        assert np.abs(logits).max() > 100
+
+
+def test_all_losses_and_outputs_are_those_of_a_clipped_softmax():
+    keras.utils.set_random_seed(1)
+    base = base_of(dense(4, clipped("softmax")))
+    base.set_weights([4 * each for each in base.get_weights()])
+    model = ksd.SelfDistiller(base, ["tap"], "deep_supervision", head="linear")
+    loss = "sparse_categorical_crossentropy"
+    model.compile("sgd", loss, metrics=[loss], run_eagerly=True)
+    x, y = 3 * batch_of(base, 12), np.arange(12) % 4
+    logits = to_numpy(keras.Model(base.inputs[0], base.layers[-1].input)(x))
+    logits = logits @ to_numpy(base.layers[-1].kernel)
+    assert np.abs(logits).max() > 6  # Twice the largest that is left.
+    p = activated(np.clip(logits, -3, 3), "softmax")
+    expected = -np.log(p[np.arange(12), y]).mean()
+    logs = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert logs[loss] == pytest.approx(expected, rel=1e-5)
+    found = model.exit_graph.training_network(x, training=False)["exits"]["exit_1"]
+    exit_loss = -np.log(activated(to_numpy(found["logits"]), "softmax"))
+    exit_loss = exit_loss[np.arange(12), y].mean()
+    assert logs["label_loss"] == pytest.approx(expected + exit_loss, rel=1e-5)
+    report = ksd.report(model, (x, y), repeats=0, verbose=0)
+    assert report["final"].loss == pytest.approx(expected, rel=1e-5)
+    fast = ksd.EarlyExit(model, thresholds=2.0).predict(x)
+    np.testing.assert_allclose(fast.predictions, p, atol=1e-6)
 
 
 def over_another_axis(x):
@@ -150,6 +242,13 @@ REFUSED = {
     "cell of images": (cell_of_images, "steps"),
     "no shares": (AfterActivation(4, "softmax", shares=False), "table"),
     "linear": (AfterActivation(4), "table"),
+    "clipped": (Clipped(4, "softmax"), "table"),
+    "floored": (Floored(4, "softmax", shares=False), "table"),
+    "clipped function": (
+        lambda x: layers.Activation(clipped("linear", 0.9))(dense()(x)),
+        "table",
+    ),
+    "clipped operation": (lambda x: ops.clip(dense()(x), 0.02, 0.98), "table"),
     "another axis": (over_another_axis, "steps"),
 }
 

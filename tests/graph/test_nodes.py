@@ -1,10 +1,12 @@
 """The private node lists of Keras contain what this package expects."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers, ops
 
 from keras_selfdistill.graph import nodes
+from tests.conftest import to_numpy
 from tests.keras_pins import pins
 
 pytestmark = pytest.mark.once
@@ -101,3 +103,28 @@ def test_a_call_knows_its_arguments(parts):
     assert args == ([1.0, 2.0],)
     assert kwargs == {}
     assert [id(each) for each in call.outputs] == [id(parts["output"])]
+
+
+@pins(nodes.run_in_inference_mode, of="Function._run_through_graph (ops/function.py)")
+def test_a_graph_from_its_middle_runs_in_inference_mode():
+    inputs = keras.Input((2,))
+    middle = layers.Dense(3)(inputs)
+    dropout = layers.Dropout(0.5)
+    outputs = dropout(middle, training=True) + 1.0
+    function = keras.Function([middle], {"outputs": outputs})
+    x = np.ones((4, 3), "float32")
+    found = nodes.run_in_inference_mode(function, [x])
+    np.testing.assert_array_equal(to_numpy(found["outputs"]), x + 1.0)
+    assert len(dropout._inbound_nodes) == 1
+
+
+@pins(nodes.run_other_operations, of="Function._run_through_graph (ops/function.py)")
+def test_one_function_runs_other_operations():
+    inputs = keras.Input((2,))
+    outputs = layers.Rescaling(3.0)(inputs)
+    one, other = keras.Function(inputs, outputs), keras.Model(inputs, outputs)
+    for each in (one, other):
+        nodes.run_other_operations(each, lambda _: layers.Rescaling(2.0))
+        assert to_numpy(each(ops.ones((1, 2)))).tolist() == [[2.0, 2.0]]
+    same = keras.Function(inputs, outputs)
+    assert to_numpy(same(ops.ones((1, 2)))).tolist() == [[3.0, 3.0]]

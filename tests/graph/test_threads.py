@@ -7,7 +7,7 @@ import weakref
 
 import keras
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import keras_selfdistill as ksd
 from keras_selfdistill.costs.counting import Count, model_macs
@@ -142,6 +142,49 @@ def test_a_call_in_another_thread_is_keras_own():
     calling.stack = layer
     assert model_macs(keras.Model(inputs, calling(inputs))) == Count(128)
     assert seen[-1] is layer
+
+
+class Block(layers.Layer):
+    """Layers in an attribute, in a list and in a model."""
+
+    def __init__(self, units, activation, **kwargs):
+        super().__init__(**kwargs)
+        self.activation = keras.activations.get(activation)
+        self.one = layers.Dense(units)
+        self.several = [layers.Dense(units)]
+        inputs = keras.Input((units,))
+        self.model = keras.Model(inputs, layers.Dense(units)(inputs))
+        self.meanwhile = self.ran_in = None
+
+    def call(self, x):
+        self.ran_in = self.compute_dtype
+        if self.meanwhile is not None:
+            self.meanwhile()
+        for layer in (self.one, *self.several, self.model):
+            x = layer(x)
+        return self.activation(x)
+
+
+def test_layers_are_called_by_another_thread_while_they_are_wrapped(mixed_precision):
+    mixed_precision("mixed_float16")
+    seen, x = [], ops.ones((2, 8))
+    inputs = keras.Input((8,))
+    end = Block(3, "softmax", name="end")
+    model = keras.Model(inputs, end(layers.ReLU()(layers.Dense(8, name="tap")(inputs))))
+    inside = [end, end.one, *end.several, *end.model.layers]
+
+    def meanwhile():
+        end.meanwhile = None
+        (output,) = run_at_once(lambda: model(x))
+        seen.append((output.dtype, *[each.compute_dtype for each in inside]))
+        end.meanwhile = meanwhile
+
+    expected = (model(x).dtype, *["float16"] * len(inside))
+    end.meanwhile = meanwhile
+    ksd.SelfDistiller(model, ["tap"], "byot", head="linear")
+    assert len(seen) > 1
+    assert set(seen) == {expected}
+    assert end.ran_in == "float16"  # As set by the other thread.
 
 
 def test_a_class_is_not_kept_when_its_layers_are_gone():

@@ -15,7 +15,6 @@ from keras_selfdistill.utils.keras_internals import (
     give_values,
     mask_of,
     parameters,
-    run_in_inference_mode,
     set_mask,
     value_without_autocast,
     writes_legacy_format,
@@ -131,19 +130,6 @@ def test_a_value_without_autocast():
     Reads(dtype="mixed_bfloat16")(keras.ops.ones((1, 2)))
     dtypes = [keras.backend.standardize_dtype(each.dtype) for each in seen[-1]]
     assert dtypes == ["float32", "bfloat16"]
-
-
-@pins(run_in_inference_mode, of="Function._run_through_graph (ops/function.py)")
-def test_a_graph_from_its_middle_runs_in_inference_mode():
-    inputs = keras.Input((2,))
-    middle = layers.Dense(3)(inputs)
-    dropout = layers.Dropout(0.5)
-    outputs = dropout(middle, training=True) + 1.0
-    function = keras.Function([middle], {"outputs": outputs})
-    x = np.ones((4, 3), "float32")
-    found = run_in_inference_mode(function, [x])
-    np.testing.assert_array_equal(to_numpy(found["outputs"]), x + 1.0)
-    assert len(dropout._inbound_nodes) == 1
 
 
 @pins(

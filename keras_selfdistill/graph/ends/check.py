@@ -1,19 +1,22 @@
 """Check, on a random batch, that a base's output is the activation of its logits."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_selfdistill.graph.ends.pre_activation import ActivationNotCalledError
+from keras_selfdistill.graph.ends.twins import Twins
+from keras_selfdistill.graph.nodes import run_other_operations
 from keras_selfdistill.utils.keras_internals import flatten_layers
 from keras_selfdistill.utils.type_aliases import SymbolicTensor, Tensor
 
 _HALVES = ("float16", "bfloat16")
 _BATCH_SIZE, _UNKNOWN_SIZE = 2, 16  # Of the batch, and of any other unknown axis.
+# Factors of inputs and weights that make probabilities nearly 0 and nearly 1.
+_LARGE = (8.0, -8.0)
 
 
 def agrees(
@@ -21,6 +24,8 @@ def agrees(
     logits: SymbolicTensor,
     output: SymbolicTensor,
     activation: Callable[[Tensor], Tensor],
+    *,
+    large: bool = False,
 ) -> bool:
     """Return whether an output is the activation of logits, in inference and training.
 
@@ -33,6 +38,8 @@ def agrees(
         logits: Symbolic logits.
         output: Symbolic output.
         activation: Activation to check, a function of one tensor.
+        large: Whether large numbers are compared, too: a clip or a floor may do nothing
+            to small ones.
 
     Raises:
         ValueError: The layers in between do not run on random inputs.
@@ -48,24 +55,44 @@ def agrees(
     unique = list({id(tensor): tensor for tensor in inputs}.values())
     runs = [_Run(keras.Function(unique, tensor)) for tensor in (logits, output)]
     random = np.random.default_rng(0)
-    values = [_random_input(tensor, random) for tensor in unique]
+    drawn = [_random_input(tensor, random) for tensor in unique]
     variables = {id(each): each for run in runs for each in run.weights_to_draw()}
-    weights = [(each, _random_weight(each, random)) for each in variables.values()]
+    initial = [(each, _random_weight(each, random)) for each in variables.values()]
     tolerance = max(run.precision() for run in runs)
-    for training in (False, True):
-        try:
-            found, expected = (run.result(values, weights, training) for run in runs)
-        except ActivationNotCalledError:
-            return False
-        found = _as_array(activation(found))
-        expected = _as_array(expected)
+    for scale in (1.0, *(_LARGE if large else ())):
+        values = [_scaled(each, scale) for each in drawn]
+        weights = [(each, _scaled(value, abs(scale))) for each, value in initial]
+        for training in (False, True):
+            try:
+                found, expected = (
+                    run.result(values, weights, training) for run in runs
+                )
+            except ActivationNotCalledError:
+                return False
+            found, expected = _as_array(activation(found)), _as_array(expected)
+            if not _are_equal(found, expected, tolerance, large=scale != 1):
+                return False
+    return True
+
+
+def _are_equal(
+    found: np.ndarray, expected: np.ndarray, tolerance: float, *, large: bool
+) -> bool:
+    """Return whether two outputs are equal within rounding."""
+    if found.shape != expected.shape:
+        return False
+    if not large:
         # Probabilities of many classes are small numbers.
         absolute = tolerance * float(np.abs(expected).mean())
-        if found.shape != expected.shape or not np.allclose(
-            found, expected, rtol=tolerance, atol=absolute
-        ):
-            return False
-    return True
+        return np.allclose(found, expected, rtol=tolerance, atol=absolute)
+    known = np.isfinite(expected)  # Such numbers may overflow.
+    found, expected = found[known], expected[known]
+    # The activation multiplies the rounding error of large logits by their size.
+    relative = max(tolerance, 1e-3)
+    smallest = 1e-30 if tolerance < relative else 1e-6
+    return np.allclose(found, expected, rtol=relative, atol=smallest) and np.allclose(
+        1 - found, 1 - expected, rtol=relative, atol=tolerance
+    )
 
 
 class _Run(keras.layers.Layer):
@@ -74,6 +101,9 @@ class _Run(keras.layers.Layer):
     def __init__(self, function: keras.Function) -> None:
         super().__init__(autocast=False)
         self._function = function
+        self._twins = Twins()
+        # The layers themselves may be running in other threads.
+        run_other_operations(function, lambda operation: self._twins.of(operation))
         self.built = True
 
     def call(self, values: Sequence[Tensor], training: bool | None = None) -> Tensor:
@@ -121,12 +151,13 @@ class _Run(keras.layers.Layer):
     ) -> Tensor:
         """Return the function's result for values, with other weights."""
         inside = self.layers_inside()
+        self._twins = Twins()
+        # Rounded to half precision, different functions may look alike.
+        for layer in filter(_runs_in_float32, inside):
+            self._twins.of(layer).dtype_policy = "float32"
         scope = keras.StatelessScope(state_mapping=weights, collect_losses=True)
         try:
-            with _attributes_kept(inside), scope:
-                # Rounded to half precision, different functions may look alike.
-                for layer in filter(_runs_in_float32, inside):
-                    layer.dtype_policy = "float32"
+            with scope:
                 return self(values, training=training)
         except ActivationNotCalledError:
             raise
@@ -151,19 +182,6 @@ def _runs_in_float32(layer: keras.Layer) -> bool:
     return _is_half(layer) and layer.quantization_mode is None and not shared
 
 
-@contextlib.contextmanager
-def _attributes_kept(layers: Sequence[keras.Layer]) -> Iterator[None]:
-    """Restore the plain attributes that calls set on layers, such as a counter."""
-    before = [(vars(layer), dict(vars(layer))) for layer in layers]
-    try:
-        yield
-    finally:
-        for now, then in before:
-            now.update((k, v) for k, v in then.items() if now.get(k, now) is not v)
-            for name in now.keys() - then.keys():
-                del now[name]
-
-
 def _as_array(tensor: Tensor) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(tensor), "float32")
 
@@ -182,6 +200,13 @@ def _random_input(tensor: SymbolicTensor, random: np.random.Generator) -> Tensor
 def _random_weight(variable: keras.Variable, random: np.random.Generator) -> Tensor:
     # Above 0, as variances and scales are.
     return _as_tensor(random.uniform(0.5, 1.5, tuple(variable.shape)), variable.dtype)
+
+
+def _scaled(tensor: Tensor, scale: float) -> Tensor:
+    """Return a tensor of floats times a number, others and for 1 as it is."""
+    if scale == 1 or not keras.backend.is_float_dtype(tensor.dtype):
+        return tensor
+    return tensor * scale
 
 
 def _as_tensor(values: np.ndarray, dtype: str) -> Tensor:

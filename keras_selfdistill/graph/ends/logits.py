@@ -2,12 +2,18 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
-from typing import TypeAlias
 
 import keras
 from keras import layers
 
+from keras_selfdistill.graph.ends.activation import (
+    Activation,
+    activation_name,
+    activation_of,
+    computes_keras_activation,
+    is_of_keras,
+    separates_logits,
+)
 from keras_selfdistill.graph.ends.check import agrees
 from keras_selfdistill.graph.ends.pre_activation import (
     LogitsOfProbabilities,
@@ -15,7 +21,7 @@ from keras_selfdistill.graph.ends.pre_activation import (
 )
 from keras_selfdistill.graph.nodes import model_nodes, producer
 from keras_selfdistill.graph.shells import masked_as, original
-from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor, Tensor
+from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor
 
 # Layers after an activation that may be applied to the logits instead. Whether the
 # results are logits is checked.
@@ -37,11 +43,6 @@ _PASSING = (
     layers.AveragePooling2D,
     layers.AveragePooling3D,
 )
-# Activations before which a regression has no other numbers than after.
-_NOT_NUMBERS = (None, "linear", "softmax")
-
-
-Activation: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +95,21 @@ class _Path:
             name += "_"
         return name
 
-    def activates(self, logits: SymbolicTensor, activation: Activation) -> bool:
+    def squash_operation(self) -> keras.Operation:
+        """Return the operation with the activation; without one, the last layer."""
+        return original((self.squash or self.node).operation)
+
+    def is_of_keras(self) -> bool:
+        """Return whether Keras' own code leads from the logits to the output."""
+        behind = map(original, self.behind)
+        return all(map(is_of_keras, [self.squash_operation(), *behind]))
+
+    def activates(
+        self, logits: SymbolicTensor, activation: Activation, *, large: bool
+    ) -> bool:
         """Return whether the output is the activation of logits."""
-        return agrees(self.node.input_tensors, logits, self.output, activation)
+        inputs = self.node.input_tensors
+        return agrees(inputs, logits, self.output, activation, large=large)
 
 
 def find_end(
@@ -132,7 +145,10 @@ def find_end(
     path = _walk(base, output, task, logits_only)
     found = None
     if path.squash is not None:
-        found = _in_front(path, _function(path)) or _behind(path)
+        operation = path.squash_operation()
+        if computes_keras_activation(operation):
+            found = _in_front(path, activation_of(operation))
+        found = found or _behind(path)
     elif path.kind == "linear" and not path.explicit and task != "regression":
         found = _in_front(path, keras.activations.linear) and _as_it_is(path)
     if found is None and (path.explicit or task == "regression"):
@@ -149,8 +165,8 @@ def _walk(
     node, squash, found, behind, explicit = producer(output), None, None, [], False
     while True:
         operation = original(node.operation)
-        kind = _kind(operation)
-        if squash is None and _squashes(kind, task):
+        kind = activation_name(operation)
+        if squash is None and separates_logits(kind, task):
             squash, found = node, kind
         if _weights(operation) or (logits_only and squash is not None):
             break
@@ -159,7 +175,7 @@ def _walk(
             raise ValueError(_unknown_end(path))
         if squash is None:
             behind.append(node.operation)
-            explicit = explicit or kind == "linear"
+            explicit = explicit or (kind == "linear" and is_of_keras(operation))
         node = producer(node.input_tensors[0])
     kind = found or kind or ""
     return _Path(base, output, node, squash, kind, tuple(behind), explicit)
@@ -179,7 +195,8 @@ def _in_front(path: _Path, activation: Activation) -> LogitsEnd | None:
         return None
     for operation in reversed(path.behind):
         logits = _twin(operation)(logits)
-    if not path.activates(logits, activation):
+    # What Keras computes between the two does not change with their size.
+    if not path.activates(logits, activation, large=not path.is_of_keras()):
         return None
     name = path.unused(f"{path.node.operation.name}_unmasked")
     logits = masked_as(logits, path.output, name)
@@ -211,8 +228,8 @@ def _behind(path: _Path) -> LogitsEnd | None:
     name = path.unused(f"{path.node.operation.name}_logits")
     dtype = "float64" if path.output.dtype == "float64" else "float32"
     logits = LogitsOfProbabilities(path.kind, name=name, dtype=dtype)(path.output)
-    activation = _function(path)
-    if not path.activates(logits, activation):
+    activation = activation_of(path.squash_operation())
+    if not path.activates(logits, activation, large=True):
         return None
     return LogitsEnd(path.node, logits, path.output, path.kind, activation)
 
@@ -223,45 +240,10 @@ def _as_it_is(path: _Path) -> LogitsEnd:
     return LogitsEnd(path.node, output, output, "linear", linear)
 
 
-def _kind(operation: keras.Operation) -> str | None:
-    """Return the name of an operation's activation, `None` if it has none.
-
-    The operation is a layer, or an activation itself such as `keras.ops.softmax`.
-    """
-    name = type(operation).__name__.lower()
-    if isinstance(operation, layers.Softmax):
-        return name
-    if not isinstance(operation, keras.Layer):
-        return name if hasattr(keras.activations, name) else None
-    if not hasattr(operation, "activation"):
-        return None
-    activation = operation.activation or keras.activations.linear
-    if isinstance(activation, layers.Softmax):
-        return "softmax"
-    return getattr(activation, "__name__", type(activation).__name__)
-
-
-def _function(path: _Path) -> Activation:
-    """Return the activation function: Keras' own of this name, or the layer's."""
-    if path.kind in ("softmax", "sigmoid"):
-        return getattr(keras.activations, path.kind)
-    operation = original((path.squash or path.node).operation)
-    if isinstance(operation, keras.Layer):
-        return operation.activation
-    return getattr(keras.activations, path.kind)
-
-
-def _squashes(kind: str | None, task: str | None) -> bool:
-    """Return whether an activation of this name separates logits and output."""
-    if kind in ("softmax", "sigmoid"):
-        return True
-    return task == "regression" and kind not in _NOT_NUMBERS
-
-
 def _passes(operation: keras.Operation) -> bool:
     """Return whether an operation may be applied to logits instead."""
     like = original(operation)
-    linear = isinstance(like, layers.Activation) and _kind(like) == "linear"
+    linear = isinstance(like, layers.Activation) and activation_name(like) == "linear"
     return linear or isinstance(like, _PASSING)
 
 
@@ -284,7 +266,7 @@ def _unknown_end(path: _Path) -> str:
     foreign = (each for each in path.behind if not _passes(each))
     nearest = last.operation if path.squash else next(foreign, last.operation)
     operation = original(nearest)
-    kind = _kind(operation)
+    kind = activation_name(operation)
     ends_in = f"{operation.name!r} ({type(operation).__name__}"
     ends_in += f", activation {kind!r})" if kind else ")"
     return (
