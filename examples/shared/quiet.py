@@ -12,14 +12,14 @@ import tempfile
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def _hide_messages_of(function):
-    """Call a function with the process' standard error in a file."""
+def import_quietly(name):
+    """Import and return a module, with the process' standard error in a file."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as hidden:
         shown = os.dup(2)
         os.dup2(hidden.fileno(), 2)
         try:
-            function()
+            return importlib.import_module(name)
         except BaseException:
             hidden.seek(0)
             os.write(shown, hidden.read())
@@ -29,4 +29,4 @@ def _hide_messages_of(function):
             os.close(shown)
 
 
-_hide_messages_of(lambda: importlib.import_module("keras"))
+import_quietly("keras")
