@@ -55,10 +55,9 @@ def features_within_budget(
     Returns:
         The head, and its features by exit name.
     """
-    of_base = _known_macs(base) if head.narrower() is not None else Count()
-    if not of_base.macs:
+    tried = _tried(base, head, taps, target, classes)
+    if not tried:
         return head, head.features(taps, target)
-    tried = _tried(base, of_base, head, taps, target, classes)
     chosen = tried[-1]
     if chosen is not tried[0]:
         _log(base, tried)
@@ -76,33 +75,28 @@ def head_within_budget(
 ) -> Head:
     """Return the head that `features_within_budget` chooses; no random number is drawn.
 
-    Call this within `unrecorded(base)`, too.
-
-    Args:
-        base: Functional classifier.
-        head: The recipe's own head.
-        taps: Symbolic taps by exit name.
-        target: The end of the base.
-        classes: Number of units of each exit's logits.
+    The arguments are those of `features_within_budget`, with `unrecorded(base)`, too.
     """
-    of_base = _known_macs(base) if head.narrower() is not None else Count()
-    if not of_base.macs:
-        return head
     seeds = random.getstate()
-    tried = _tried(base, of_base, head, taps, target, classes)
+    tried = _tried(base, head, taps, target, classes)
     random.setstate(seeds)
-    return tried[-1].head
+    return tried[-1].head if tried else head
 
 
 def _tried(
     base: keras.Model,
-    of_base: Count,
     head: Head,
     taps: Mapping[str, SymbolicTensor],
     target: Target,
     classes: int,
 ) -> "list[_Trial]":
-    """Return the heads that were built: first the recipe's own, last the chosen one."""
+    """Return the heads that were built: first the recipe's own, last the chosen one.
+
+    None is built if there is nothing to narrow, or nothing to compare with.
+    """
+    of_base = _known_macs(base) if head.narrower() is not None else Count()
+    if not of_base.macs:
+        return []
     tried: list[_Trial] = []
     for trial in _trials(base, of_base, head, taps, target, classes):
         tried.append(trial)
