@@ -204,7 +204,7 @@ def parameters(model: keras.Model) -> list[keras.Variable]:
     return [variable for variable in model.weights if id(variable) in trained]
 
 
-def flatten_layers(layer: keras.Layer) -> list[keras.Variable]:
+def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
     """Return a layer and all its sublayers, at any depth, the layer itself first.
 
     Calls `Layer._flatten_layers` (layers/layer.py). Only models have `layers`, which

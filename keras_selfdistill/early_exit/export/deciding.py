@@ -98,7 +98,7 @@ def single_function(
     )
 
 
-def _signature(inputs: Sequence[SymbolicTensor]) -> list[Tensor]:
+def _signature(inputs: Sequence[SymbolicTensor]) -> list[Any]:
     import tensorflow as tf
 
     names = ["input"] if len(inputs) == 1 else [tensor.name for tensor in inputs]
