@@ -36,8 +36,10 @@ def compile_quickly():
     del os.environ["XLA_FLAGS"]
 
 
-if keras.backend.backend() == "jax":
-    compile_quickly()
+def pytest_configure():
+    """Compile quickly in tests alone: a probe that imports this sets its devices."""
+    if keras.backend.backend() == "jax":
+        compile_quickly()
 
 
 def miss(reason):

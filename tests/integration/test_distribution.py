@@ -90,7 +90,7 @@ def test_mirrored_replicas_train_as_one_device(saved):
     arguments = ("-m", "tests.integration.distributed_probe", "mirrored", saved)
     result = results_of(run_python(*arguments, backend="tensorflow").stdout)
     check(result["mirrored"], replicas=2)
-    assert "inside of `with strategy.scope():`" in result["error"]
+    assert "within `with strategy.scope():`" in result["error"]
 
 
 @pytest.mark.long
