@@ -20,8 +20,6 @@ import keras
 import numpy as np
 from PIL import Image
 
-from .quiet import import_quietly
-
 CLASSES = 100
 # Mean and standard deviation of the training images' channels, scaled to [0, 1].
 MEAN = np.array([0.5071, 0.4865, 0.4409], "float32")
@@ -165,7 +163,7 @@ def _read_tfds(folder: pathlib.Path) -> tuple[_Encoded, _Encoded]:
                 f"installed; expected {list(PARTS)} there, or tensorflow and "
                 "tensorflow_datasets. Install them, or copy the npz files there."
             )
-    tf = import_quietly("tensorflow")
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
     if keras.backend.backend() != "tensorflow":

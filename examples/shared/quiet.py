@@ -5,6 +5,7 @@ oneDNN and CUDA, which come before it reads them. If the import fails, all is pr
 """
 
 import importlib
+import importlib.util
 import os
 import sys
 import tempfile
@@ -13,13 +14,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def import_quietly(name):
-    """Import and return a module, with the process' standard error in a file."""
+    """Import a module, with the process' standard error in a file."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as hidden:
         shown = os.dup(2)
         os.dup2(hidden.fileno(), 2)
         try:
-            return importlib.import_module(name)
+            importlib.import_module(name)
         except BaseException:
             hidden.seek(0)
             os.write(shown, hidden.read())
@@ -30,3 +31,6 @@ def import_quietly(name):
 
 
 import_quietly("keras")
+if importlib.util.find_spec("tensorflow"):
+    # `keras.utils.set_random_seed` imports it on every backend.
+    import_quietly("tensorflow")
