@@ -1,6 +1,7 @@
 """A small config that asks for much is refused before anything is made from it."""
 
 import inspect
+import json
 
 import keras
 import pytest
@@ -10,8 +11,9 @@ from keras_selfdistill.files import config_budget, config_calls
 from keras_selfdistill.files.config_budget import check_budget
 from keras_selfdistill.files.config_calls import check_calls
 from keras_selfdistill.files.config_check import REFUSED
+from keras_selfdistill.graph.ends import check
 from tests.files.test_keras_classes import serialisable
-from tests.fuzz.mutations import function, symbol
+from tests.fuzz.mutations import archive_of, function, parts_of, symbol
 
 pytestmark = pytest.mark.once
 
@@ -117,7 +119,7 @@ def test_what_asks_for_too_much_is_refused(what):
 
 # Integers of Keras' classes that make no list and no loop when a file is loaded.
 HARMLESS = {
-    "a size of weights or outputs, which are symbolic": """
+    "a size of weights, or of outputs, which are symbolic or bounded in checks": """
         block_size crossing_dim cropping depth_multiplier dilation_rate fill_value
         fft_length frame_length group_size groups hashing_dim kernel_size max_number n
         noise_shape num_bins num_discretization_bins num_heads num_key_value_heads
@@ -237,6 +239,50 @@ def test_calls_are_counted_when_a_file_is_loaded(tmp_path):
 def test_what_models_need_is_not_refused(what):
     check_budget({"config": [HONEST[what]]})
     check_calls({"config": [HONEST[what]]})
+
+
+def end_of(inputs, layer=None):
+    """Return a model of positions that ends in logits, a layer and a softmax."""
+    x = keras.layers.Dense(4, name="tap")(inputs)
+    x = keras.layers.Dense(3, name="logits")(keras.layers.ReLU()(x))
+    x = layer(x) if layer else x
+    return keras.Model(inputs, keras.layers.Softmax()(x))
+
+
+@pytest.mark.parametrize("shape", [(2, 50, 4), (None, 50, 4)])
+def test_sizes_in_a_file_take_no_time_or_memory(tmp_path, shape, monkeypatch):
+    """The check of the end computes with values, of fewer positions than that."""
+    model = ksd.SelfDistiller(end_of(keras.Input(batch_shape=shape)), ["tap"])
+    model.save(tmp_path / "a.keras")
+    parts = dict(parts_of((tmp_path / "a.keras").read_bytes()))
+    large = json.dumps([shape[0], 2**30, 4])
+    config = parts["config.json"].decode().replace(json.dumps(list(shape)), large)
+    parts["config.json"] = config.encode()
+    (tmp_path / "a.keras").write_bytes(archive_of(parts.items()))
+    drawn, draw = [], check._random_input
+    monkeypatch.setattr(
+        check, "_random_input", lambda *a: drawn.append(draw(*a)) or drawn[-1]
+    )
+    loaded = ksd.load_model(tmp_path / "a.keras")
+    assert loaded.inputs[0].shape == (shape[0], 2**30, 4)
+    assert {tuple(each.shape) for each in drawn} == {(2, 16, 4)}
+
+
+TOO_LARGE = {
+    "upsampling": lambda: end_of(
+        keras.Input((None, 4)), keras.layers.UpSampling1D(2**29)
+    ),
+    "repetition": lambda: end_of(
+        keras.Input((5, 4)), lambda x: keras.ops.repeat(x, 2**29, axis=0)
+    ),
+    "a batch": lambda: end_of(keras.Input((2**29, 4)), keras.layers.Cropping1D(2**20)),
+}
+
+
+@pytest.mark.parametrize("what", TOO_LARGE)
+def test_an_end_that_cannot_be_tried_is_refused(what):
+    with pytest.raises(ValueError, match="too large to be tried on a random batch"):
+        ksd.SelfDistiller(TOO_LARGE[what](), ["tap"])
 
 
 def test_it_is_checked_when_a_file_is_loaded(tmp_path):
