@@ -176,6 +176,11 @@ class Resume(keras.callbacks.Callback):
         if restored is not None:
             # An epoch's order is drawn at its beginning.
             set_random_state(restored.about["random_at_epoch_begin"])
+            if restored.about["random_now"] is not None:
+                # Saved within the epoch: with the state of a recipe as this epoch's
+                # beginning left it, which must not begin again.
+                state = state_variables(self.model)
+                assign(state, restored.arrays[: len(state)])
             self._skipping = SkippedBatches(self.model, restored)
         self._random_at_epoch_begin = random_state()
 

@@ -12,7 +12,7 @@ from keras_selfdistill.evaluation.data_adapter import (
     class_indices,
     sample_weights,
 )
-from keras_selfdistill.training.progress_bar import print_line
+from keras_selfdistill.training.logs.progress_bar import print_line
 from keras_selfdistill.utils.table import Table, elided
 
 

@@ -9,14 +9,8 @@ import keras
 
 from keras_selfdistill.losses.hint import HintNormLoss
 from keras_selfdistill.losses.soft_target import SoftTargetCrossentropy
-from keras_selfdistill.recipes.base import (
-    Recipe,
-    TermWeights,
-    check_share,
-    check_weight,
-    is_used,
-    refuse,
-)
+from keras_selfdistill.recipes.base import Recipe, TermWeights
+from keras_selfdistill.recipes.fields import check_share, check_weight, is_used, refuse
 from keras_selfdistill.utils.config import PACKAGE
 from keras_selfdistill.utils.schedules import Scalar
 

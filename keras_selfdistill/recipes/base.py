@@ -2,16 +2,22 @@
 
 import copy
 import dataclasses
-import math
-import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
+
+import keras
 
 from keras_selfdistill.losses.hint import HintLoss
 from keras_selfdistill.losses.soft_target import SoftTargetLoss
+from keras_selfdistill.recipes.fields import check_temperature, check_weight, refuse
 from keras_selfdistill.utils.config import Config, did_you_mean
 from keras_selfdistill.utils.schedules import Scalar, is_schedule
-from keras_selfdistill.utils.type_aliases import Tensor
+from keras_selfdistill.utils.type_aliases import (
+    ExitTensors,
+    Labels,
+    Tensor,
+    TensorStructure,
+)
 
 TEACHERS = ("deepest", "ensemble", "dense", "next")
 
@@ -47,6 +53,7 @@ class Recipe(Config):
         soft_target_loss: Class of the loss on logits, called with `(temperature,
             reduction=…)`.
         hint_loss: Class of the loss on features, called with `(reduction=…)`.
+        extra_term_names: Names of the terms of `extra_terms`, as they are logged.
 
     Args:
         teacher: Teacher of an exit: `"deepest"`, the final exit; `"next"`, the next
@@ -66,6 +73,7 @@ class Recipe(Config):
     head: ClassVar[str] = "bottleneck"
     soft_target_loss: ClassVar[type] = SoftTargetLoss
     hint_loss: ClassVar[type] = HintLoss
+    extra_term_names: ClassVar[tuple[str, ...]] = ()
 
     teacher: str = "deepest"
     detach_teacher: bool = True
@@ -113,6 +121,82 @@ class Recipe(Config):
         del exit_names
         return []
 
+    def make_state(self, base: keras.Model) -> keras.Layer | None:
+        """Return what `extra_terms` remember from step to step; nothing by default.
+
+        Called once, when a wrapper is made. The wrapper freezes the layer, saves its
+        variables, and has it as `recipe_state`; a `keras.Model` is its `teacher`.
+
+        Args:
+            base: The base, whose weights the state must not share. A network with its
+                weights: `copy = keras.models.clone_model(base)`,
+                `copy.set_weights(base.get_weights())`.
+        """
+        del base
+        return None
+
+    def on_epoch_begin(
+        self, epoch: int, state: keras.Layer | None, base: keras.Model
+    ) -> None:
+        """Change the state at the beginning of an epoch of `fit`.
+
+        Args:
+            epoch: Number of the epoch, as `fit` counts them.
+            state: The layer that `make_state` returned.
+            base: The base with its weights after the previous epoch.
+        """
+
+    def extra_terms(
+        self,
+        labels: Labels,
+        exits: Mapping[str, ExitTensors],
+        state: keras.Layer | None,
+        *,
+        inputs: TensorStructure,
+        training: bool,
+    ) -> Mapping[str, Tensor]:
+        """Return further loss terms by name, one value for each sample.
+
+        They are reduced and scaled by sample weights as the label loss is, summed to
+        the loss, and logged. Fields of `self` have the values of their schedules at
+        the step. Teachers must be detached: `keras.ops.stop_gradient(…)`.
+
+        Args:
+            labels: Labels of the batch, as passed to `fit`.
+            exits: Mapping of exit names to their `output` and `logits`, shape `(batch,
+                classes)`, and their `feature`, shape `(batch, width)`.
+            state: The layer that `make_state` returned. Its variables may be assigned;
+                a step that is not finite is not kept.
+            inputs: Inputs of the batch.
+            training: Whether the batch is trained. Terms that evaluation leaves out
+                are not logged there.
+
+        Returns:
+            Mapping of some of `extra_term_names` to tensors of shape `(batch,)`, or
+            `(batch, *positions)`.
+
+        Example:
+            Shallow exits keep the distances between the samples of a batch, as
+            *Relational Knowledge Distillation* (arXiv 1904.05068) does:
+
+            >>> from keras import ops
+            >>> from keras_selfdistill.recipes import BYOT
+            >>> def distances(feature):
+            ...     gaps = ops.expand_dims(feature, 0) - ops.expand_dims(feature, 1)
+            ...     found = ops.sqrt(ops.sum(gaps**2, axis=-1) + 1e-12)
+            ...     return found / ops.mean(found)
+            >>> class Relational(BYOT):
+            ...     extra_term_names = ("relation_loss",)
+            ...     def extra_terms(self, labels, exits, state, *, inputs, training):
+            ...         final = ops.stop_gradient(distances(exits["final"]["feature"]))
+            ...         gap = ops.abs(distances(exits["exit_1"]["feature"]) - final)
+            ...         return {"relation_loss": 0.1 * ops.mean(gap, axis=-1)}
+            >>> Relational().extra_term_names
+            ('relation_loss',)
+        """
+        del labels, exits, state, inputs, training
+        return {}
+
     def at(self, step: int | Tensor) -> "Recipe":
         """Return the recipe with the value of every schedule at a step.
 
@@ -139,63 +223,3 @@ class Recipe(Config):
         for name, value in values.items():
             object.__setattr__(recipe, name, value)
         return recipe
-
-
-def is_used(weight: Scalar | Tensor) -> bool:
-    """Return whether a weight may differ from zero; that of a schedule always may.
-
-    Example:
-        >>> import keras
-        >>> is_used(0.0), is_used(0.1), is_used(keras.ops.zeros(()))
-        (False, True, True)
-    """
-    return not isinstance(weight, numbers.Real) or weight != 0
-
-
-def check_share(recipe: Recipe, field: str) -> None:
-    """Refuse a field that is neither a number from 0 to 1 nor a schedule."""
-    value = _number(recipe, field)
-    if value is not None and not 0.0 <= value <= 1.0:
-        refuse(recipe, field, "a number from 0 to 1, or a schedule")
-
-
-def check_weight(recipe: Recipe, field: str) -> None:
-    """Refuse a field that is neither a finite number of at least 0 nor a schedule."""
-    value = _number(recipe, field)
-    if value is not None and not (math.isfinite(value) and value >= 0.0):
-        refuse(recipe, field, "a finite number of at least 0, or a schedule")
-
-
-def check_temperature(recipe: Recipe) -> None:
-    """Refuse a temperature that is neither finite and above 0 nor a schedule."""
-    value = _number(recipe, "temperature")
-    if value is not None and not (math.isfinite(value) and value > 0.0):
-        refuse(
-            recipe,
-            "temperature",
-            "a finite number above 0 (the papers use 3 or 4), or a schedule",
-        )
-
-
-def refuse(recipe: Recipe, field: str, expected: str) -> None:
-    """Raise a `ValueError` with the value that a field received and what is allowed."""
-    raise ValueError(
-        f"{type(recipe).__name__}.{field} is out of range. "
-        f"Received: {field}={getattr(recipe, field)!r}. Expected: {expected}."
-    )
-
-
-def _number(recipe: Recipe, field: str) -> float | None:
-    """Return a field as a float, `None` where it is a schedule."""
-    value = getattr(recipe, field)
-    if is_schedule(value):
-        return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(
-            f"{type(recipe).__name__}.{field} must be a number or a "
-            f"keras.optimizers.schedules.LearningRateSchedule. "
-            f"Received: {field}={value!r} of type {type(value).__name__}."
-        )
-    # NumPy numbers would not serialise; only this check writes to the frozen field.
-    object.__setattr__(recipe, field, float(value))
-    return float(value)

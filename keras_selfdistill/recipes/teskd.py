@@ -6,11 +6,8 @@ from typing import ClassVar
 
 import keras
 
-from keras_selfdistill.recipes.base import (
-    Recipe,
-    TermWeights,
-    check_weight,
-)
+from keras_selfdistill.recipes.base import Recipe, TermWeights
+from keras_selfdistill.recipes.fields import check_weight
 from keras_selfdistill.utils.config import PACKAGE
 from keras_selfdistill.utils.schedules import Scalar
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from keras_selfdistill.training.extra_terms import extra_terms
 from keras_selfdistill.training.section_gradients import mean_magnitudes
 from keras_selfdistill.utils.keras_internals import aggregate_additional_loss
 from keras_selfdistill.utils.type_aliases import Labels, Tensor, TensorStructure
@@ -33,8 +34,8 @@ class Step(NamedTuple):
 class BatchLoss(keras.Model):
     """The part of a `SelfDistiller` that computes the loss of a batch.
 
-    It reads the graph of the exits, the external teacher, the objective, the step
-    counter and the scale of distillation.
+    It reads the graph of the exits, the recipe and its state, the external teacher, the
+    objective, the step counter and the scale of distillation.
     """
 
     def compute_loss(
@@ -134,6 +135,8 @@ class BatchLoss(keras.Model):
             outputs={name: exits[name]["output"] for name in self.exit_names},
             ensemble=found["ensemble"],
             external_logits=external_logits,
+            inputs=x,
+            training=training,
             terms=[],  # The terms of each call of `compute_loss`.
         )
 
@@ -149,6 +152,7 @@ class BatchLoss(keras.Model):
             distillation_scale=self._distillation_scale.value,
             external_logits=batch.external_logits,
         )
+        terms |= self._extra_terms(batch, y, sample_weight)
         if "distillation_loss" in terms:
             # A mean over the batch of one replica; scaled like the base's own losses.
             terms["distillation_loss"] = aggregate_additional_loss(
@@ -157,6 +161,23 @@ class BatchLoss(keras.Model):
         # Keras scales the base's own losses for the number of replicas here.
         own_losses = [aggregate_additional_loss(self, loss) for loss in self.losses]
         return sum([*terms.values(), *own_losses]), terms
+
+    def _extra_terms(
+        self, batch: types.SimpleNamespace, y: Labels, sample_weight: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return the recipe's own further terms of a batch."""
+        found = extra_terms(
+            self._recipe.at(self._step.value),
+            y,
+            batch.exits,
+            self._recipe_state,
+            inputs=batch.inputs,
+            training=batch.training,
+            sample_weight=sample_weight,
+            reduction=self._objective.label_loss.reduction,
+        )
+        scale = self._distillation_scale.value
+        return {name: ops.cast(scale, v.dtype) * v for name, v in found.items()}
 
     def _gradient_magnitudes(
         self, gradients: Sequence[Tensor | None]
@@ -171,9 +192,8 @@ class BatchLoss(keras.Model):
 
     @property
     def losses(self) -> list[Tensor]:
-        """The base's and the exits' own losses, not those of the external teacher."""
+        """The base's and the exits' own losses, not those of networks that teach."""
         found = super().losses
-        if self._teacher is None:
-            return found
-        others = {id(loss) for loss in self._teacher.losses}
+        networks = filter(None, (self._teacher, self._recipe_state))
+        others = {id(loss) for network in networks for loss in network.losses}
         return [loss for loss in found if id(loss) not in others]

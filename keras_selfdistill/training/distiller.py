@@ -13,6 +13,7 @@ from keras_selfdistill.exits.placement import Tap
 from keras_selfdistill.graph.add_classifier import with_classifier
 from keras_selfdistill.losses.keras_distillation import pair_losses
 from keras_selfdistill.training.external_teacher import teacher_network
+from keras_selfdistill.training.extra_terms import make_state
 from keras_selfdistill.training.saved_wrapper import SavedWrapper
 from keras_selfdistill.training.trainer import Trainer
 from keras_selfdistill.utils.config import PACKAGE, did_you_mean
@@ -31,10 +32,10 @@ class SelfDistiller(SavedWrapper, Trainer):
     copied: training the wrapper trains the base.
 
     Logs: `loss`, its weighted terms (`label_loss`, `soft_target_loss`, `hint_loss`,
-    `external_loss`, `distillation_loss`, if used), the metrics of the final exit
-    without prefix, and those of the other exits and of the ensemble (mean of all
-    logits) as `exit_1_accuracy`, …, `ensemble_accuracy`. `loss` is the sum of its
-    terms and of the base's own losses, such as weight regularisation.
+    `external_loss`, `distillation_loss`, if used, and the recipe's own), the metrics of
+    the final exit without prefix, and those of the other exits and of the ensemble
+    (mean of all logits) as `exit_1_accuracy`, …, `ensemble_accuracy`. `loss` is the sum
+    of its terms and of the base's own losses, such as weight regularisation.
 
     Args:
         model: The base: a functional or Sequential model with one output, such as
@@ -134,6 +135,7 @@ class SelfDistiller(SavedWrapper, Trainer):
         self._teacher = None
         if teacher is not None:
             self._teacher = teacher_network(teacher, model, graph.task)
+        self._recipe_state = make_state(recipe, model)
         self._step = _counter("step", 0, "int32")
         self._distillation_scale = _counter("distillation_scale", 1.0, "float32")
         if freeze:
@@ -143,14 +145,14 @@ class SelfDistiller(SavedWrapper, Trainer):
 
     @property
     def trainable(self) -> bool:
-        """Whether anything is trained; the external teacher never is."""
+        """Whether anything is trained; networks that only teach never are."""
         return super().trainable
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
         keras.Model.trainable.fset(self, value)
-        if self._teacher is not None:
-            self._teacher.trainable = False
+        for network in filter(None, (self._teacher, self._recipe_state)):
+            network.trainable = False
 
     @property
     def exit_names(self) -> list[str]:

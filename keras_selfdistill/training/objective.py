@@ -11,8 +11,13 @@ from keras_selfdistill.losses.keras_distillation import PairLoss
 from keras_selfdistill.losses.label_loss import as_loss, on_logits
 from keras_selfdistill.losses.labels import all_exist, check_axis_of_units, check_form
 from keras_selfdistill.losses.regression import OutputDistance
+from keras_selfdistill.losses.sample_weights import (
+    copy_weights,
+    weights_at_positions,
+)
 from keras_selfdistill.losses.soft_target import BinarySoftTargetLoss
-from keras_selfdistill.recipes.base import Recipe, is_used
+from keras_selfdistill.recipes.base import Recipe
+from keras_selfdistill.recipes.fields import is_used
 from keras_selfdistill.utils.type_aliases import (
     ExitTensors,
     Labels,
@@ -171,19 +176,23 @@ class Objective:
         for name, weights in recipe.weights(self.exit_names).items():
             student = exits[name]
             if is_used(weights.label):
-                loss = self._label_loss(labels, student, _copy(sample_weight))
+                loss = self._label_loss(labels, student, copy_weights(sample_weight))
                 yield "label_loss", _times(weights.label, loss)
             teachers = recipe.teachers_of(name, self.exit_names)
             for teacher in (self._teacher_targets(each, exits) for each in teachers):
                 if is_used(weights.soft_target):
                     loss = soft_target_loss(
-                        teacher[compares], student[compares], _copy(sample_weight)
+                        teacher[compares],
+                        student[compares],
+                        copy_weights(sample_weight),
                     )
                     share = _times(weights.soft_target, loss) / len(teachers)
                     yield "soft_target_loss", share
                 if is_used(weights.hint):
                     weight = weights_at_positions(sample_weight, student["hint"])
-                    loss = hint_loss(teacher["feature"], student["hint"], _copy(weight))
+                    loss = hint_loss(
+                        teacher["feature"], student["hint"], copy_weights(weight)
+                    )
                     share = _times(weights.hint, loss) / len(teachers)
                     yield "hint_loss", share
                 for pair_loss in self.pair_losses:
@@ -191,7 +200,7 @@ class Objective:
                     yield "distillation_loss", share
             if external_logits is not None:
                 loss = soft_target_loss(
-                    external_logits, student[compares], _copy(sample_weight)
+                    external_logits, student[compares], copy_weights(sample_weight)
                 )
                 yield "external_loss", _times(recipe.external_weight, loss)
 
@@ -229,61 +238,6 @@ def _times(weight: Tensor | float, loss: Tensor) -> Tensor:
 
 def _sum(losses: Sequence[Tensor]) -> Tensor:
     return functools.reduce(ops.add, losses) if losses else ops.zeros(())
-
-
-def _copy(sample_weight: Tensor | None) -> Tensor | None:
-    """Return a copy of sample weights for one loss.
-
-    With a mask or an ignored class, a Keras loss multiplies the weights in place. On
-    PyTorch this changes those of the next exit, of the metrics and of the user.
-    """
-    return None if sample_weight is None else ops.copy(sample_weight)
-
-
-def weights_at_positions(
-    sample_weight: Tensor | None, feature: Tensor
-) -> Tensor | None:
-    """Return sample weights at the positions of a feature, which may be coarser.
-
-    Each position of the feature gets the mean weight of the output positions that it
-    is upsampled to.
-
-    Args:
-        sample_weight: Weights of shape `(batch,)` or `(batch, *positions)`, or `None`.
-        feature: Feature of shape `(batch, *positions, width)`.
-
-    Raises:
-        ValueError: The output positions are not a multiple of the feature's.
-
-    Example:
-        >>> import numpy as np
-        >>> weight = np.array([[1.0, 3.0, 0.0, 0.0]])
-        >>> found = weights_at_positions(weight, np.ones((1, 2, 8)))
-        >>> print(ops.convert_to_numpy(found))
-        [[2. 0.]]
-    """
-    positions = len(feature.shape) - 2
-    if sample_weight is None or not positions:
-        return sample_weight
-    if len(sample_weight.shape) == positions + 2:
-        sample_weight = ops.squeeze(sample_weight, axis=-1)
-    fine, coarse = tuple(sample_weight.shape)[1:], tuple(feature.shape)[1:-1]
-    if len(fine) != positions or fine == coarse or 1 in fine:
-        return sample_weight  # One for each sample, or already one for each position.
-    known = [pair for pair in zip(fine, coarse, strict=True) if None not in pair]
-    if any(size % own for size, own in known):
-        raise ValueError(
-            "The hint loss cannot weight positions. Received: sample weights of shape "
-            f"{tuple(sample_weight.shape)} and features of shape "
-            f"{tuple(feature.shape)}. Expected: positions that are a multiple of the "
-            "features', weights of shape (batch,), or a recipe without hint."
-        )
-    batch, *fine = ops.shape(sample_weight)
-    split = [batch]
-    for size, own in zip(fine, ops.shape(feature)[1:-1], strict=True):
-        split += [own, size // own]
-    blocks = ops.reshape(sample_weight, split)
-    return ops.mean(blocks, axis=tuple(range(2, 2 * positions + 1, 2)))
 
 
 def _soft_target_loss(task: Task, recipe: Recipe, reduction: str) -> keras.losses.Loss:

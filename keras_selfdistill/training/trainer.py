@@ -12,11 +12,12 @@ from keras_selfdistill.losses.label_loss import check_task, warn_of_logits
 from keras_selfdistill.training import train_step as backend_step
 from keras_selfdistill.training.batch_loss import BatchLoss
 from keras_selfdistill.training.data_checks import check_training_data
+from keras_selfdistill.training.extra_terms import EpochBegins
 from keras_selfdistill.training.logs.logged_model import LoggedModel
 from keras_selfdistill.training.logs.logs import ExitLogs
+from keras_selfdistill.training.logs.progress_bar import with_progress_bar
 from keras_selfdistill.training.nonfinite import StopWithoutProgress
 from keras_selfdistill.training.objective import Objective
-from keras_selfdistill.training.progress_bar import with_progress_bar
 from keras_selfdistill.training.section_gradients import section_weights
 from keras_selfdistill.utils.config import for_any_backend
 from keras_selfdistill.utils.type_aliases import (
@@ -39,6 +40,32 @@ class Trainer(BatchLoss, LoggedModel):
     It reads what the constructor keeps: the graph of the exits, the recipe, the
     external teacher, the step counter and the scale of distillation.
     """
+
+    @property
+    def recipe_state(self) -> keras.Layer | None:
+        """What the recipe's extra terms remember: `Recipe.make_state` made it."""
+        return self._recipe_state
+
+    @property
+    def teacher(self) -> keras.Model | None:
+        """The network whose predictions teach the exits, if any but the exits does.
+
+        The model passed as `teacher=`; without one, the network that the recipe
+        remembers, such as the base as it was an epoch ago. `None` if exits only learn
+        from each other, as `recipe.teacher` says.
+
+        Example:
+            >>> import keras_selfdistill as ksd
+            >>> options = {"classes": 10, "width_multiplier": 0.125}
+            >>> other = ksd.networks.resnet34(**options)
+            >>> base = ksd.networks.resnet18(**options)
+            >>> ksd.SelfDistiller(base, taps=1, teacher=other).teacher is other
+            True
+        """
+        if self._given.teacher is not None:
+            return self._given.teacher
+        state = self._recipe_state
+        return state if isinstance(state, keras.Model) else None
 
     @property
     def distillation_scale(self) -> float:
@@ -101,7 +128,7 @@ class Trainer(BatchLoss, LoggedModel):
         sections = section_weights(self.exit_graph) if log_gradients else {}
         logs = ExitLogs(
             self.exit_names,
-            objective.terms,
+            [*objective.terms, *self._recipe.extra_term_names],
             metrics,
             weighted_metrics,
             gradients=[f"{section}_gradient" for section in sections],
@@ -187,15 +214,16 @@ class Trainer(BatchLoss, LoggedModel):
             validation = given.get("validation_data")
             if isinstance(validation, (tuple, list)) and len(validation) > 1:
                 self._check_labels(validation[1])
-        stop = StopWithoutProgress()
-        # First, so that no other one saves or reports such an epoch.
+        own: list[keras.callbacks.Callback] = [StopWithoutProgress(), EpochBegins()]
+        # First, so that no other one saves or reports an epoch that stops training.
         if isinstance(callbacks, keras.callbacks.CallbackList):
             others = callbacks.callbacks
-            others[:] = [c for c in others if not isinstance(c, StopWithoutProgress)]
-            stop.set_model(self)
-            others.insert(0, stop)
+            others[:] = [c for c in others if not isinstance(c, tuple(map(type, own)))]
+            for callback in own:
+                callback.set_model(self)
+            others[:0] = own
         else:
-            callbacks = [stop, *with_progress_bar(callbacks, verbose)]
+            callbacks = [*own, *with_progress_bar(callbacks, verbose)]
         scale = self.distillation_scale
         try:
             return super().fit(

@@ -7,7 +7,7 @@ from keras_selfdistill.costs.input_shapes import nominal_shapes
 from keras_selfdistill.exits.attach import ExitGraph
 from keras_selfdistill.exits.sections import base_sections, needed_by
 from keras_selfdistill.graph.nodes import graph_nodes
-from keras_selfdistill.recipes.base import is_used
+from keras_selfdistill.recipes.fields import is_used
 from keras_selfdistill.training.distiller import SelfDistiller
 
 

@@ -13,7 +13,7 @@ from keras_selfdistill.graph.task import Task
 from keras_selfdistill.losses import label_loss
 from keras_selfdistill.losses.label_loss import as_loss, on_logits
 from keras_selfdistill.losses.labels import all_exist
-from keras_selfdistill.training.objective import weights_at_positions
+from keras_selfdistill.losses.sample_weights import weights_at_positions
 from tests.conftest import marks_long_on, to_numpy, value_and_gradients
 
 pytestmark = marks_long_on("jax")  # XLA compiles a network for each.

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import keras_selfdistill as ksd
-from keras_selfdistill.training.nonfinite import StopWithoutProgress
-from keras_selfdistill.training.progress_bar import (
+from keras_selfdistill.training.logs.progress_bar import (
     ProgressBar,
     _fitted,
     with_progress_bar,
 )
+from keras_selfdistill.training.nonfinite import StopWithoutProgress
 
 X = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
 Y = np.arange(12) % 3
@@ -41,7 +41,7 @@ def terminal(monkeypatch):
     def make(columns):
         monkeypatch.setenv("COLUMNS", str(columns))
         monkeypatch.setattr(sys, "stdout", Terminal())
-        monkeypatch.setattr("keras_selfdistill.training.progress_bar._INTERVAL", 0)
+        monkeypatch.setattr("keras_selfdistill.training.logs.progress_bar._INTERVAL", 0)
         return sys.stdout
 
     return make
@@ -209,7 +209,7 @@ def test_a_file_is_no_notebook(models, monkeypatch):
         def isatty(self):
             return False
 
-    monkeypatch.setattr("keras_selfdistill.training.progress_bar._INTERVAL", 0)
+    monkeypatch.setattr("keras_selfdistill.training.logs.progress_bar._INTERVAL", 0)
     for module, rewritten in (("ipykernel.iostream", True), ("io", False)):
         OutStream.__module__ = module
         monkeypatch.setattr(sys, "stdout", OutStream())

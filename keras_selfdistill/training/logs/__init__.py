@@ -1,3 +1,3 @@
-"""Logs of a wrapper: names, metrics of every exit, means of the terms. Internal."""
+"""Logs of a wrapper: names, metrics of every exit, means, progress bar. Internal."""
 
-__all__ = ["exit_metrics", "log_names", "logged_model", "logs"]
+__all__ = ["exit_metrics", "log_names", "logged_model", "logs", "progress_bar"]

@@ -9,8 +9,8 @@ from keras import ops
 
 from keras_selfdistill.training.batch_loss import Step
 from keras_selfdistill.training.data_checks import check_labels
+from keras_selfdistill.training.logs.progress_bar import with_progress_bar
 from keras_selfdistill.training.nonfinite import FiniteCheck
-from keras_selfdistill.training.progress_bar import with_progress_bar
 from keras_selfdistill.utils.type_aliases import (
     CallbacksLike,
     Data,
