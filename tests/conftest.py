@@ -21,8 +21,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def compile_quickly():
     """Let XLA optimize less: on JAX, compiling is most of what the tests take.
 
-    The comparison of backends, and all that runs in processes of its own, compile as
-    usual. An XLA that does not know a flag ends the process, hence the versions.
+    What runs in processes of its own compiles as usual, unless it calls this. An XLA
+    that does not know a flag ends the process, hence the versions.
     """
     import jax
 

@@ -123,7 +123,9 @@ RUNTIMES = {
 
 
 @pytest.mark.parametrize("format", RUNTIMES)
-@pytest.mark.parametrize("part", ["exit_1", "final", "ensemble"])
+@pytest.mark.parametrize(
+    "part", ["exit_1", "final", pytest.param("ensemble", marks=pytest.mark.long)]
+)
 def test_deployed_models_run_elsewhere(trained, images, tmp_path, part, format):
     suffix, run, backends = RUNTIMES[format]
     if BACKEND not in backends:

@@ -18,7 +18,7 @@ FAMILIES = [
     ("DenseNet121", 32),
     ("EfficientNetB0", 32),
     ("EfficientNetV2B0", 32),
-    ("InceptionResNetV2", 75),
+    pytest.param("InceptionResNetV2", 75, marks=pytest.mark.long),
     ("InceptionV3", 75),
     ("MobileNet", 32),
     ("MobileNetV2", 32),

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 import keras_selfdistill  # noqa: F401  Registers what the model file names.
+from tests.conftest import compile_quickly
 
 
 def one_step(model, x, y, sample_weight):
@@ -29,6 +30,8 @@ def one_step(model, x, y, sample_weight):
 
 def main(folder):
     """Write `<model>_<backend>.npz` beside every model of the folder."""
+    if keras.backend.backend() == "jax":
+        compile_quickly()
     batch = np.load(folder / "batch.npz")
     for path in sorted(folder.glob("*.keras")):
         found = one_step(keras.saving.load_model(path), **batch)

@@ -1,7 +1,7 @@
 """Train for long, or wrap one base again and again, and print what memory does.
 
 Run by test_long_runs.py as `python -m tests.integration.long_run_probe steps 5000` or
-`python -m tests.integration.long_run_probe cycles 200`. Prints, of what came after a
+`python -m tests.integration.long_run_probe cycles 120`. Prints, of what came after a
 warm-up, the slopes for 100 rounds: of the resident memory and of the memory in use,
 both in MB, of the number of Python objects, and of the times that Python ran the model.
 """
@@ -18,6 +18,7 @@ import numpy as np
 from keras import layers
 
 import keras_selfdistill as ksd
+from tests.conftest import compile_quickly
 
 SAMPLES = 20  # Of the memory.
 
@@ -132,6 +133,8 @@ def cycles(rounds):
 
 def main(kind, rounds):
     """Print the slopes."""
+    if keras.backend.backend() == "jax":
+        compile_quickly()
     seen = {"steps": steps, "cycles": cycles}[kind](rounds)
     print(*(slope(values, rounds) for values in zip(*seen, strict=True)))
 

@@ -78,7 +78,9 @@ def test_many_steps_take_no_more_memory_and_compile_once(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_wrappers_of_one_base_take_no_more_memory(backend):
     require_backend(backend)
-    resident, in_use, objects, _ = slopes("cycles", 200, backend)
+    # TensorFlow's allocator takes more of them until it has what it needs.
+    rounds = 200 if backend == "tensorflow" else 120
+    resident, in_use, objects, _ = slopes("cycles", rounds, backend)
     assert in_use < 1  # MB for 100 wrappers.
     # XLA's compiler moves it up and down by 10 MB each time.
     assert resident < (30 if backend == "jax" else 1)

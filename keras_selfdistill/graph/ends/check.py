@@ -108,13 +108,14 @@ def _random_input(
         # For a mask, `True`: nothing is padding.
         return ops.full(shape, dtype == "bool", dtype)
     # Scaled, so that sums of products stay where a softmax tells them apart.
-    values = random.normal(size=shape) / math.sqrt(shape[-1])
+    values = random.standard_normal(shape, "float32") / np.float32(math.sqrt(shape[-1]))
     return _as_tensor(values, "float32" if dtype in HALVES else dtype)
 
 
 def _random_weight(variable: keras.Variable, random: np.random.Generator) -> Tensor:
     # Above 0, as variances and scales are.
-    return _as_tensor(random.uniform(0.5, 1.5, tuple(variable.shape)), variable.dtype)
+    values = random.random(tuple(variable.shape), "float32") + np.float32(0.5)
+    return _as_tensor(values, variable.dtype)
 
 
 def _scaled(tensor: Tensor, scale: float) -> Tensor:
@@ -125,6 +126,6 @@ def _scaled(tensor: Tensor, scale: float) -> Tensor:
 
 
 def _as_tensor(values: np.ndarray, dtype: str) -> Tensor:
-    tensor = ops.convert_to_tensor(values.astype("float32"))
+    tensor = ops.convert_to_tensor(values)
     # JAX would compile even a cast to the same dtype.
     return tensor if dtype == "float32" else ops.cast(tensor, dtype)
