@@ -204,7 +204,7 @@ def check_wrapper(model: SelfDistiller) -> None:
 
     Raises:
         TypeError: The model is not a `SelfDistiller`.
-        ValueError: The task is not multiclass, or has positions.
+        ValueError: There is no exit, or the task is not multiclass, or has positions.
     """
     if not isinstance(model, SelfDistiller):
         raise TypeError(
@@ -212,6 +212,11 @@ def check_wrapper(model: SelfDistiller) -> None:
             f"{type(model).__name__}. Expected: a SelfDistiller."
         )
     graph = model.exit_graph
+    if not graph.taps:
+        raise ValueError(
+            "Early exit needs an exit before the end. Received: "
+            f"{model.name!r} with taps=[]. Expected: at least one tap."
+        )
     if graph.task.name != "multiclass" or graph.task.positions:
         raise ValueError(
             "Early exit needs a model that predicts one class for each sample. "

@@ -9,7 +9,7 @@ from absl import logging
 from keras import layers
 
 from keras_selfdistill.exits.head_budget import features_within_budget
-from keras_selfdistill.exits.named_taps import named_taps
+from keras_selfdistill.exits.named_taps import are_none, named_taps
 from keras_selfdistill.exits.placement import Tap, flatten_to_place, placed_taps
 from keras_selfdistill.graph.ends.base_end import BaseEnd, find_base_end
 from keras_selfdistill.graph.flatten import FlatModel, flatten
@@ -23,9 +23,9 @@ from keras_selfdistill.graph.nodes import (
 )
 from keras_selfdistill.graph.shells import masked_as
 from keras_selfdistill.graph.task import Task
+from keras_selfdistill.heads import registry
 from keras_selfdistill.heads.base import Head, Target
 from keras_selfdistill.heads.pieces import resize_positions
-from keras_selfdistill.heads.registry import head_for_taps
 from keras_selfdistill.recipes.base import Recipe
 from keras_selfdistill.utils.type_aliases import (
     SymbolicTensor,
@@ -126,7 +126,7 @@ def attach_exits(
     Args:
         base: Functional or built Sequential classifier.
         taps: Layer names or `Tap`s from shallow to deep, or a number of exits to place,
-            or `"auto"`.
+            or `"auto"`. With none, the final exit is the only one.
         head: Head of all exits. `None` for the recipe's own, narrowed if it would cost
             too much, or replaced by one that fits the taps if it does not.
         recipe: Recipe that chooses which features are adapted for the hint.
@@ -159,8 +159,11 @@ def _attach(
     _check_names(flat.model, names)
     by_exit = dict(zip(names[:-1], chosen.values(), strict=True))
     target = head_target(end, flat.calls)
-    if head is None:
-        own = head_for_taps(recipe.head, list(chosen.values()), target)
+    features: dict[str, SymbolicTensor] = {}
+    if not chosen:
+        head = head or registry.get(recipe.head)
+    elif head is None:
+        own = registry.head_for_taps(recipe.head, list(chosen.values()), target)
         head, features = features_within_budget(
             flat.model, own, by_exit, target, end.task.units
         )
@@ -177,7 +180,7 @@ def _attach(
         input_structure(base),
         {"exits": {name: vars(e) for name, e in exits.items()}, "ensemble": ensemble},
     )
-    policy = dtype_policy(list(chosen.values())[-1])
+    policy = dtype_policy([end.feature, *chosen.values()][-1])
     return ExitGraph(
         base, flat, tuple(chosen), head, end.task, exits, ensemble, network, policy
     )
@@ -202,6 +205,8 @@ def _are_placed(taps: TapsLike) -> bool:
 def _choose_taps(
     flat: FlatModel, end: BaseEnd, taps: TapsLike
 ) -> dict[str, SymbolicTensor]:
+    if are_none(taps):
+        return {}
     if _are_placed(taps):
         placed = placed_taps(flat, end, taps)
         logging.info("Exits of %s: %s", flat.model.name, [each.name for each in placed])
@@ -212,11 +217,6 @@ def _choose_taps(
             "`taps` must be a list of layer names, a number or 'auto'. Received: "
             f"taps={taps!r} of type {type(taps).__name__}. Expected, e.g., taps=3 or "
             f"taps=[{(taps if taps in calls else calls[len(calls) // 2])!r}]."
-        )
-    if not taps:
-        raise ValueError(
-            "`taps` must hold at least one tap. Received: taps=[]. Expected: layer "
-            "names, or a number of exits such as 3."
         )
     return named_taps(flat, end.feature, _tap_names(taps))
 

@@ -1,6 +1,7 @@
 """Taps given by name: their symbolic tensors, and errors about them."""
 
 import itertools
+import numbers
 import re
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +10,21 @@ import keras
 from keras_selfdistill.graph.flatten import FlatModel
 from keras_selfdistill.graph.nodes import ancestors
 from keras_selfdistill.utils.config import did_you_mean
-from keras_selfdistill.utils.type_aliases import SymbolicTensor
+from keras_selfdistill.utils.type_aliases import SymbolicTensor, TapsLike
+
+
+def are_none(taps: TapsLike) -> bool:
+    """Return whether `taps` of a wrapper are none: the number 0, or an empty list.
+
+    Example:
+        >>> [are_none(taps) for taps in (0, [], 1, ["conv"], "auto", False)]
+        [True, True, False, False, False, False]
+    """
+    if isinstance(taps, (list, tuple)):
+        return not taps
+    return (
+        not isinstance(taps, bool) and isinstance(taps, numbers.Integral) and not taps
+    )
 
 
 def named_taps(

@@ -1,10 +1,12 @@
 """Losses of `keras.distillation` between an exit and its teacher."""
 
 import dataclasses
+import inspect
 import math
 import numbers
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 from keras.distillation import (
@@ -13,8 +15,8 @@ from keras.distillation import (
     LogitsDistillation,
 )
 
-from keras_selfdistill.utils.schedules import Scalar, is_schedule
-from keras_selfdistill.utils.type_aliases import Tensor
+from keras_selfdistill.utils.schedules import PerExit, at_step, by_exit, is_schedule
+from keras_selfdistill.utils.type_aliases import Labels, Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,32 +25,54 @@ class PairLoss:
 
     Args:
         loss: Loss of features if it is a `FeatureDistillation`, else of logits.
-        weight: Factor on its value, or a schedule of it.
+        weight: Factor on its value, or a schedule of it, or one for each exit that has
+            a teacher.
     """
 
     loss: DistillationLoss
-    weight: Scalar = 1.0
+    weight: PerExit = 1.0
 
     def __call__(
         self,
         teacher: Mapping[str, Tensor],
         student: Mapping[str, Tensor],
-        step: int | Tensor = 0,
+        labels: Labels = None,
     ) -> Tensor:
-        """Return the weighted loss, a mean over the batch.
+        """Return the loss without weight, a mean over the batch.
 
         Args:
             teacher: Tensors `logits` and `feature` of the teacher.
             student: Tensors `logits` and `feature` of the exit.
-            step: Number of training steps so far, for a schedule.
+            labels: Labels of the batch, for a loss whose `compute_loss` takes `labels`.
         """
         kind = "feature" if isinstance(self.loss, FeatureDistillation) else "logits"
-        weight = self.weight(step) if is_schedule(self.weight) else self.weight
-        return weight * self.loss.compute_loss(teacher[kind], student[kind])
+        takes_labels = "labels" in inspect.signature(self.loss.compute_loss).parameters
+        further = {"labels": labels} if takes_labels else {}
+        return self.loss.compute_loss(teacher[kind], student[kind], **further)
+
+    def weights(
+        self, exit_names: Sequence[str], step: int | Tensor = 0
+    ) -> dict[str, float | Tensor]:
+        """Return the weight of each exit at a step.
+
+        Args:
+            exit_names: Names of the exits that have a teacher, shallow to deep.
+            step: Number of training steps so far, for schedules.
+
+        Raises:
+            ValueError: There are more or fewer weights, or other names, than exits.
+
+        Example:
+            >>> pair = PairLoss(FeatureDistillation("mse"), {"exit_1": 2.0})
+            >>> pair.weights(["exit_1"])
+            {'exit_1': 2.0}
+        """
+        weight = at_step(self.weight, step)
+        return by_exit(weight, exit_names, "A weight of `distillation_loss_weights`")
 
 
 def pair_losses(
-    losses: Sequence[DistillationLoss] | None, weights: Sequence[Scalar] | None
+    losses: Sequence[DistillationLoss] | None, weights: Sequence[PerExit] | None
 ) -> list[PairLoss]:
     """Check the user's losses and weights and return them as pairs.
 
@@ -59,7 +83,8 @@ def pair_losses(
 
     Args:
         losses: `keras.distillation` losses, or `None`.
-        weights: Weights of the losses, or schedules; all 1 if `None`.
+        weights: Weights of the losses, or schedules, or a list or dict of one for each
+            exit; all 1 if `None`.
 
     Raises:
         TypeError: An argument is not a list, or a loss is not of `keras.distillation`.
@@ -86,19 +111,14 @@ def pair_losses(
     return [_pair_loss(*each) for each in zip(losses, weights, strict=True)]
 
 
-def _pair_loss(loss: DistillationLoss, weight: Scalar) -> PairLoss:
+def _pair_loss(loss: DistillationLoss, weight: PerExit) -> PairLoss:
     if not isinstance(loss, DistillationLoss):
         raise TypeError(
             "`distillation_losses` must hold losses of keras.distillation. Received: "
             f"{loss!r} of type {type(loss).__name__}. Expected, e.g., "
             "keras.distillation.FeatureDistillation(loss='mse')."
         )
-    number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
-    if not is_schedule(weight) and not (number and 0 <= weight < math.inf):
-        raise ValueError(
-            "A weight of `distillation_loss_weights` must be a finite number of at "
-            f"least 0, or a schedule. Received: {weight!r}."
-        )
+    weight = _checked_weight(weight)
     if isinstance(loss, FeatureDistillation) and (
         loss.teacher_layer_name or loss.student_layer_name
     ):
@@ -117,7 +137,25 @@ def _pair_loss(loss: DistillationLoss, weight: Scalar) -> PairLoss:
         )
         kl = keras.losses.KLDivergence()
         loss = LogitsDistillation(temperature=loss.temperature, loss=kl)
-    return PairLoss(loss, float(weight) if number else weight)
+    return PairLoss(loss, weight)
+
+
+def _checked_weight(weight: Any) -> Any:
+    """Return a weight, or the weights of exits, as floats and schedules."""
+    if isinstance(weight, Mapping):
+        return {name: _checked_weight(each) for name, each in weight.items()}
+    if isinstance(weight, (list, tuple)):
+        return [_checked_weight(each) for each in weight]
+    if is_schedule(weight):
+        return weight
+    number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
+    if not (number and 0 <= float(weight) < math.inf):
+        raise ValueError(
+            "A weight of `distillation_loss_weights` must be a finite number of at "
+            "least 0, or a schedule, or a list or dict of one for each exit. Received: "
+            f"{weight!r}."
+        )
+    return float(weight)
 
 
 def _is_kl_function(loss: object) -> bool:

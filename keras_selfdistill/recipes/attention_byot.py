@@ -12,7 +12,7 @@ from keras_selfdistill.losses.soft_target import SoftTargetCrossentropy
 from keras_selfdistill.recipes.base import Recipe, TermWeights
 from keras_selfdistill.recipes.fields import check_share, check_weight, is_used, refuse
 from keras_selfdistill.utils.config import PACKAGE
-from keras_selfdistill.utils.schedules import Scalar
+from keras_selfdistill.utils.schedules import PerExit, Scalar
 
 SKIPPED_HINTS = ("second_deepest", "shallowest", "none")
 
@@ -37,9 +37,11 @@ class AttentionBYOT(Recipe):
     of one size the gradients are equal at 0.03 · √128 = 0.339.
 
     Args:
-        alpha: Share of the soft targets, α in [0, 1].
+        alpha: Share of the soft targets, α in [0, 1], or one for each exit but the
+            final one.
         temperature: Positive temperature of the soft targets, T.
-        hint_weight: Weight of the hint, β.
+        hint_weight: Weight of the hint, β, or one for each exit but the final one, of
+            which the skipped one does not count.
         skipped_hint: The exit that gets no hint: `"second_deepest"`, as the authors'
             code does; `"shallowest"`, as its comment says; or `"none"`.
         final_label_weight: Weight of the final exit's label loss.
@@ -58,9 +60,9 @@ class AttentionBYOT(Recipe):
     soft_target_loss: ClassVar[type] = SoftTargetCrossentropy
     hint_loss: ClassVar[type] = HintNormLoss
 
-    alpha: Scalar = 0.3
+    alpha: PerExit = 0.3
     temperature: Scalar = 3.0
-    hint_weight: Scalar = 0.03 * math.sqrt(128)
+    hint_weight: PerExit = 0.03 * math.sqrt(128)
     skipped_hint: str = "second_deepest"
     final_label_weight: Scalar = 1.0
 
@@ -68,7 +70,7 @@ class AttentionBYOT(Recipe):
         """Check the fields."""
         super().__post_init__()
         check_share(self, "alpha")
-        check_weight(self, "hint_weight")
+        check_weight(self, "hint_weight", per_exit=True)
         check_weight(self, "final_label_weight")
         if self.skipped_hint not in SKIPPED_HINTS:
             refuse(self, "skipped_hint", f"one of {SKIPPED_HINTS}")
@@ -76,11 +78,14 @@ class AttentionBYOT(Recipe):
     def weights(self, exit_names: Sequence[str]) -> dict[str, TermWeights]:
         """Return the weights of every exit."""
         *shallow, final = exit_names
-        hints = dict.fromkeys(shallow, self.hint_weight)
-        if self.skipped_hint != "none":
+        alpha = self.per_exit("alpha", shallow)
+        hints = self.per_exit("hint_weight", shallow)
+        if shallow and self.skipped_hint != "none":
             hints[shallow[-1 if self.skipped_hint == "second_deepest" else 0]] = 0.0
         weights = {
-            name: TermWeights(label=1.0 - self.alpha, soft_target=self.alpha, hint=hint)
+            name: TermWeights(
+                label=1.0 - alpha[name], soft_target=alpha[name], hint=hint
+            )
             for name, hint in hints.items()
         }
         return weights | {final: TermWeights(label=self.final_label_weight)}

@@ -11,7 +11,13 @@ from keras_selfdistill.losses.hint import HintLoss
 from keras_selfdistill.losses.soft_target import SoftTargetLoss
 from keras_selfdistill.recipes.fields import check_temperature, check_weight, refuse
 from keras_selfdistill.utils.config import Config, did_you_mean
-from keras_selfdistill.utils.schedules import Scalar, is_schedule
+from keras_selfdistill.utils.schedules import (
+    PerExit,
+    Scalar,
+    at_step,
+    by_exit,
+    has_schedule,
+)
 from keras_selfdistill.utils.type_aliases import (
     ExitTensors,
     Labels,
@@ -46,7 +52,9 @@ class Recipe(Config):
     """Base class of recipes; subclass it as a frozen dataclass.
 
     Every number may also be a `keras.optimizers.schedules.LearningRateSchedule`. It is
-    evaluated on the wrapper's own count of training steps, which is saved with it.
+    evaluated on the wrapper's own count of training steps, which is saved with it. A
+    weight of several exits may be one for each: a list, shallow to deep, or a dict by
+    name.
 
     Attributes:
         head: Name of the head of all exits, unless the user passes another.
@@ -77,7 +85,7 @@ class Recipe(Config):
 
     teacher: str = "deepest"
     detach_teacher: bool = True
-    external_weight: Scalar = 1.0
+    external_weight: PerExit = 1.0
     temperature: Scalar = 1.0
 
     def __post_init__(self) -> None:
@@ -91,7 +99,7 @@ class Recipe(Config):
             )
         if not isinstance(self.detach_teacher, bool):
             refuse(self, "detach_teacher", "True or False")
-        check_weight(self, "external_weight")
+        check_weight(self, "external_weight", per_exit=True)
         check_temperature(self)
 
     def weights(self, exit_names: Sequence[str]) -> dict[str, TermWeights]:
@@ -99,6 +107,24 @@ class Recipe(Config):
         raise NotImplementedError(
             f"{type(self).__name__} must define weights(exit_names)."
         )
+
+    def per_exit(self, field: str, names: Sequence[str]) -> dict[str, float | Tensor]:
+        """Return the value of a field for each exit, for `weights`.
+
+        Args:
+            field: Name of a field: one number or schedule for all exits, or one for
+                each, as a list or dict.
+            names: Names of the exits that have one, shallow to deep.
+
+        Raises:
+            ValueError: The field has more or fewer values, or other names, than exits.
+
+        Example:
+            >>> from keras_selfdistill.recipes import BYOT
+            >>> BYOT(alpha=[0.2, 0.4]).per_exit("alpha", ["exit_1", "exit_2"])
+            {'exit_1': 0.2, 'exit_2': 0.4}
+        """
+        return by_exit(getattr(self, field), names, f"{type(self).__name__}.{field}")
 
     def teachers_of(self, name: str, exit_names: Sequence[str]) -> list[str]:
         """Return the names of an exit's teachers, `ensemble` for the mean of all.
@@ -212,9 +238,9 @@ class Recipe(Config):
             0.25
         """
         values = {
-            field.name: getattr(self, field.name)(step)
+            field.name: at_step(getattr(self, field.name), step)
             for field in dataclasses.fields(self)
-            if is_schedule(getattr(self, field.name))
+            if has_schedule(getattr(self, field.name))
         }
         if not values:
             return self
@@ -223,3 +249,45 @@ class Recipe(Config):
         for name, value in values.items():
             object.__setattr__(recipe, name, value)
         return recipe
+
+
+def exit_weights(recipe: Recipe, exit_names: Sequence[str]) -> dict[str, TermWeights]:
+    """Return the first weights of every exit, after a check that they fit the exits.
+
+    Args:
+        recipe: The recipe.
+        exit_names: Names of the exits, shallow to deep.
+
+    Raises:
+        ValueError: An exit has no weights, or there are weights of others.
+
+    Example:
+        >>> from keras_selfdistill.recipes import DeepSupervision
+        >>> exit_weights(DeepSupervision(), ["final"])
+        {'final': TermWeights(label=1.0, soft_target=0.0, hint=0.0)}
+    """
+    recipe = recipe.at(0)
+    recipe.per_exit("external_weight", exit_names)
+    weights = recipe.weights(exit_names)
+    if set(weights) != set(exit_names):
+        raise ValueError(
+            f"{type(recipe).__name__}.weights must name every exit once. Received: "
+            f"weights of {sorted(weights)}. Expected: weights of {list(exit_names)}, "
+            "with TermWeights(label=0.0) for an exit without losses."
+        )
+    return weights
+
+
+def taught_exits(recipe: Recipe, exit_names: Sequence[str]) -> list[str]:
+    """Return the exits that have a teacher among the exits.
+
+    Args:
+        recipe: The recipe.
+        exit_names: Names of the exits, shallow to deep.
+
+    Example:
+        >>> from keras_selfdistill.recipes import BYOT
+        >>> taught_exits(BYOT(), ["exit_1", "final"])
+        ['exit_1']
+    """
+    return [name for name in exit_names if recipe.teachers_of(name, exit_names)]

@@ -9,7 +9,7 @@ import keras
 from keras_selfdistill.recipes.base import Recipe, TermWeights
 from keras_selfdistill.recipes.fields import check_share, check_weight
 from keras_selfdistill.utils.config import PACKAGE
-from keras_selfdistill.utils.schedules import Scalar
+from keras_selfdistill.utils.schedules import PerExit, Scalar
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -26,9 +26,10 @@ class BYOT(Recipe):
     weight does not depend on the batch size: 128 · 1e-6 = 1.28e-4.
 
     Args:
-        alpha: Share of the soft targets, α in [0, 1].
+        alpha: Share of the soft targets, α in [0, 1], or one for each exit but the
+            final one.
         temperature: Positive temperature of the soft targets, T.
-        hint_weight: Weight of the hint, β.
+        hint_weight: Weight of the hint, β, or one for each exit but the final one.
         final_label_weight: Weight of the final exit's label loss. The public
             reproduction scales it like the others: pass `1 - alpha` for that.
         **fields: Fields of `Recipe`.
@@ -41,25 +42,29 @@ class BYOT(Recipe):
         TermWeights(label=0.7, soft_target=0.3, hint=0.000128)
     """
 
-    alpha: Scalar = 0.1
+    alpha: PerExit = 0.1
     temperature: Scalar = 3.0
-    hint_weight: Scalar = 1.28e-4
+    hint_weight: PerExit = 1.28e-4
     final_label_weight: Scalar = 1.0
 
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
         check_share(self, "alpha")
-        check_weight(self, "hint_weight")
+        check_weight(self, "hint_weight", per_exit=True)
         check_weight(self, "final_label_weight")
 
     def weights(self, exit_names: Sequence[str]) -> dict[str, TermWeights]:
         """Return the weights of every exit."""
         *shallow, final = exit_names
-        taught = TermWeights(
-            label=1.0 - self.alpha, soft_target=self.alpha, hint=self.hint_weight
-        )
-        weights = dict.fromkeys(shallow, taught)
+        alpha = self.per_exit("alpha", shallow)
+        hint = self.per_exit("hint_weight", shallow)
+        weights = {
+            name: TermWeights(
+                label=1.0 - alpha[name], soft_target=alpha[name], hint=hint[name]
+            )
+            for name in shallow
+        }
         return weights | {final: TermWeights(label=self.final_label_weight)}
 
 
@@ -88,4 +93,4 @@ class SeparableBYOT(BYOT):
 
     head: ClassVar[str] = "separable"
 
-    alpha: Scalar = 0.3
+    alpha: PerExit = 0.3

@@ -1,10 +1,12 @@
-"""Checks of the fields of recipes."""
+"""Checks of the fields of recipes: numbers, schedules, or one for each exit."""
 
 import math
 import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from keras_selfdistill.utils.config import Config
-from keras_selfdistill.utils.schedules import Scalar, is_schedule
+from keras_selfdistill.utils.schedules import PerExit, Scalar, is_schedule
 from keras_selfdistill.utils.type_aliases import Tensor
 
 
@@ -20,23 +22,29 @@ def is_used(weight: Scalar | Tensor) -> bool:
 
 
 def check_share(recipe: Config, field: str) -> None:
-    """Refuse a field that is neither a number from 0 to 1 nor a schedule."""
-    value = _number(recipe, field)
-    if value is not None and not 0.0 <= value <= 1.0:
-        refuse(recipe, field, "a number from 0 to 1, or a schedule")
+    """Refuse a field that is neither numbers from 0 to 1 nor schedules."""
+    if not all(0.0 <= value <= 1.0 for value in _numbers(recipe, field)):
+        refuse(recipe, field, "a number from 0 to 1, a schedule, or one for each exit")
 
 
-def check_weight(recipe: Config, field: str) -> None:
-    """Refuse a field that is neither a finite number of at least 0 nor a schedule."""
-    value = _number(recipe, field)
-    if value is not None and not (math.isfinite(value) and value >= 0.0):
-        refuse(recipe, field, "a finite number of at least 0, or a schedule")
+def check_weight(recipe: Config, field: str, *, per_exit: bool = False) -> None:
+    """Refuse a field that is neither finite numbers of at least 0 nor schedules.
+
+    Args:
+        recipe: The recipe.
+        field: Name of the field.
+        per_exit: Whether there may be one for each exit.
+    """
+    values = _numbers(recipe, field, per_exit=per_exit)
+    if not all(math.isfinite(value) and value >= 0.0 for value in values):
+        expected = "a finite number of at least 0, or a schedule"
+        refuse(recipe, field, expected + (", or one for each exit" if per_exit else ""))
 
 
 def check_temperature(recipe: Config) -> None:
     """Refuse a temperature that is neither finite and above 0 nor a schedule."""
-    value = _number(recipe, "temperature")
-    if value is not None and not (math.isfinite(value) and value > 0.0):
+    values = _numbers(recipe, "temperature", per_exit=False)
+    if not all(math.isfinite(value) and value > 0.0 for value in values):
         refuse(
             recipe,
             "temperature",
@@ -52,17 +60,34 @@ def refuse(recipe: Config, field: str, expected: str) -> None:
     )
 
 
-def _number(recipe: Config, field: str) -> float | None:
-    """Return a field as a float, `None` where it is a schedule."""
+def _numbers(recipe: Config, field: str, *, per_exit: bool = True) -> list[float]:
+    """Return the numbers of a field, without schedules, and store them as floats."""
     value = getattr(recipe, field)
+    stored: PerExit
+    values: Sequence[Scalar]
+    if per_exit and isinstance(value, Mapping):
+        stored = {name: _float(recipe, field, each) for name, each in value.items()}
+        values = list(stored.values())
+    elif per_exit and isinstance(value, (list, tuple)):
+        stored = values = tuple(_float(recipe, field, each) for each in value)
+    else:
+        stored = _float(recipe, field, value, per_exit=per_exit)
+        values = [stored]
+    # NumPy numbers would not serialise, and a list could change; only this check
+    # writes to the frozen field.
+    object.__setattr__(recipe, field, stored)
+    return [each for each in values if not is_schedule(each)]
+
+
+def _float(recipe: Config, field: str, value: Any, *, per_exit: bool = True) -> Scalar:
     if is_schedule(value):
-        return None
+        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
             f"{type(recipe).__name__}.{field} must be a number or a "
-            f"keras.optimizers.schedules.LearningRateSchedule. "
-            f"Received: {field}={value!r} of type {type(value).__name__}."
+            "keras.optimizers.schedules.LearningRateSchedule"
+            f"{', or a list or dict of one for each exit' if per_exit else ''}. "
+            f"Received: {field}={getattr(recipe, field)!r} of type "
+            f"{type(value).__name__}."
         )
-    # NumPy numbers would not serialise; only this check writes to the frozen field.
-    object.__setattr__(recipe, field, float(value))
     return float(value)

@@ -9,7 +9,7 @@ import keras
 from keras_selfdistill.recipes.base import Recipe, TermWeights
 from keras_selfdistill.recipes.fields import check_weight
 from keras_selfdistill.utils.config import PACKAGE
-from keras_selfdistill.utils.schedules import Scalar
+from keras_selfdistill.utils.schedules import PerExit, Scalar
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -29,10 +29,13 @@ class TESKD(Recipe):
     As in that code, the soft targets' gradient reaches the teacher, too.
 
     Args:
-        label_weight: Weight of every exit's label loss, including the final one.
-        soft_target_weight: Weight of the soft targets.
+        label_weight: Weight of every exit's label loss, including the final one, or one
+            for each.
+        soft_target_weight: Weight of the soft targets, or one for each exit but the
+            final one.
         temperature: Positive temperature of the soft targets, T.
-        hint_weight: Weight of the hint; its gradient stops at the teacher.
+        hint_weight: Weight of the hint, or one for each exit but the final one; its
+            gradient stops at the teacher.
         detach_teacher: Whether the soft targets' gradient stops at the teacher.
         **fields: Fields of `Recipe`.
 
@@ -46,26 +49,29 @@ class TESKD(Recipe):
 
     head: ClassVar[str] = "top_down"
 
-    label_weight: Scalar = 0.2
-    soft_target_weight: Scalar = 0.8
+    label_weight: PerExit = 0.2
+    soft_target_weight: PerExit = 0.8
     temperature: Scalar = 4.0
-    hint_weight: Scalar = 1.28e-5
+    hint_weight: PerExit = 1.28e-5
     detach_teacher: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
-        check_weight(self, "label_weight")
-        check_weight(self, "soft_target_weight")
-        check_weight(self, "hint_weight")
+        check_weight(self, "label_weight", per_exit=True)
+        check_weight(self, "soft_target_weight", per_exit=True)
+        check_weight(self, "hint_weight", per_exit=True)
 
     def weights(self, exit_names: Sequence[str]) -> dict[str, TermWeights]:
         """Return the weights of every exit."""
         *shallow, final = exit_names
-        taught = TermWeights(
-            label=self.label_weight,
-            soft_target=self.soft_target_weight,
-            hint=self.hint_weight,
-        )
-        weights = dict.fromkeys(shallow, taught)
-        return weights | {final: TermWeights(label=self.label_weight)}
+        labels = self.per_exit("label_weight", exit_names)
+        soft = self.per_exit("soft_target_weight", shallow)
+        hints = self.per_exit("hint_weight", shallow)
+        weights = {
+            name: TermWeights(
+                label=labels[name], soft_target=soft[name], hint=hints[name]
+            )
+            for name in shallow
+        }
+        return weights | {final: TermWeights(label=labels[final])}

@@ -12,13 +12,14 @@ from keras_selfdistill.exits.attach import ExitGraph, attach_exits
 from keras_selfdistill.exits.placement import Tap
 from keras_selfdistill.graph.add_classifier import with_classifier
 from keras_selfdistill.losses.keras_distillation import pair_losses
-from keras_selfdistill.training.external_teacher import teacher_network
+from keras_selfdistill.training.external_teacher import check_taught, teacher_network
 from keras_selfdistill.training.extra_terms import make_state
+from keras_selfdistill.training.objective import check_weights
 from keras_selfdistill.training.saved_wrapper import SavedWrapper
 from keras_selfdistill.training.trainer import Trainer
 from keras_selfdistill.utils.config import PACKAGE, did_you_mean
 from keras_selfdistill.utils.number_checks import is_positive_integer
-from keras_selfdistill.utils.schedules import Scalar
+from keras_selfdistill.utils.schedules import PerExit
 from keras_selfdistill.utils.table import Table, elided
 
 
@@ -42,7 +43,8 @@ class SelfDistiller(SavedWrapper, Trainer):
             softmax or logits of shape `(batch, classes)`. It may have nested models.
         taps: Layer names from shallow to deep, or a number of exits, which are then
             placed at the ends of blocks at nearly equal fractions of the multiply-adds;
-            `"auto"` also chooses their number. `suggest_taps` shows the choice.
+            `"auto"` also chooses their number. `suggest_taps` shows the choice. With 0,
+            the base learns alone: from `teacher`, or by the recipe's own terms.
             A layer of a nested model is named `"backbone/stage/layer"`, the second
             call of a layer that is called several times `"layer@2"`.
         recipe: `"byot"` (the default), `"separable_byot"`, `"attention_byot"`,
@@ -57,9 +59,9 @@ class SelfDistiller(SavedWrapper, Trainer):
         distillation_losses: Losses of `keras.distillation`, applied between each exit
             and its teachers: to features for a `FeatureDistillation`, to logits for
             others. Keras reduces them to a mean over the batch, so sample weights do
-            not apply.
+            not apply. One whose `compute_loss` has a parameter `labels` gets them.
         distillation_loss_weights: Weights of these losses, numbers or schedules, by
-            default 1.
+            default 1; or for a loss a list or dict of one for each exit with a teacher.
         freeze: `"base"` to train only the exits of a trained base; batch normalisation
             of a frozen base stays in inference mode. To train all weights later, set
             `model.base.trainable = True`, then compile and fit again.
@@ -102,7 +104,7 @@ class SelfDistiller(SavedWrapper, Trainer):
         head: str | heads.Head | None = None,
         teacher: keras.Model | None = None,
         distillation_losses: Sequence[DistillationLoss] | None = None,
-        distillation_loss_weights: Sequence[Scalar] | None = None,
+        distillation_loss_weights: Sequence[PerExit] | None = None,
         freeze: str | None = None,
         classes: int | None = None,
         task: str | None = None,
@@ -115,10 +117,12 @@ class SelfDistiller(SavedWrapper, Trainer):
                 "None."
             )
         pairs = pair_losses(distillation_losses, distillation_loss_weights)
+        check_taught(taps, recipe, teacher)
         head = None if head is None else heads.get(head)
         if classes is not None:
             model = with_classifier(model, classes)
         graph = attach_exits(model, taps, head, recipe, task)
+        check_weights(recipe, list(graph.exits), pairs)
         name = name or f"self_distilled_{model.name}"
         super().__init__(inputs=graph.inputs, outputs=graph.outputs, name=name)
         # In plain objects, so that Keras does not track layers and metrics twice.
@@ -132,9 +136,7 @@ class SelfDistiller(SavedWrapper, Trainer):
         )
         # Tracked: layers that only training uses, which are not in the outputs' graph.
         self._adapters = graph.adapters()
-        self._teacher = None
-        if teacher is not None:
-            self._teacher = teacher_network(teacher, model, graph.task)
+        self._teacher = teacher and teacher_network(teacher, model, graph.task)
         self._recipe_state = make_state(recipe, model)
         self._step = _counter("step", 0, "int32")
         self._distillation_scale = _counter("distillation_scale", 1.0, "float32")
@@ -199,8 +201,8 @@ class SelfDistiller(SavedWrapper, Trainer):
 
     @property
     def has_early_exits(self) -> bool:
-        """Whether exits can be cut off; false if their heads read the whole base."""
-        return not self._head.reads_whole_base
+        """Whether there are exits that can be cut off: none whose head reads all."""
+        return bool(self.taps) and not self._head.reads_whole_base
 
     def final_model(self) -> keras.Model:
         """Return the base, stripped of its exits: same layers, weights and cost.

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import keras
 
+from keras_selfdistill.exits.named_taps import are_none
 from keras_selfdistill.graph.ends.base_end import find_logits
 from keras_selfdistill.graph.flatten import flatten
 from keras_selfdistill.graph.nodes import input_structure, unrecorded
 from keras_selfdistill.graph.task import Task
-from keras_selfdistill.utils.type_aliases import Shape
+from keras_selfdistill.recipes.base import Recipe
+from keras_selfdistill.utils.type_aliases import Shape, TapsLike
 
 
 def teacher_network(teacher: keras.Model, base: keras.Model, task: Task) -> keras.Model:
@@ -74,6 +76,28 @@ def teacher_network(teacher: keras.Model, base: keras.Model, task: Task) -> kera
     network = keras.Model(input_structure(flat), logits, name=f"{teacher.name}_logits")
     network.trainable = False
     return network
+
+
+def check_taught(taps: TapsLike, recipe: Recipe, teacher: keras.Model | None) -> None:
+    """Refuse a wrapper without exits in which nothing teaches.
+
+    Args:
+        taps: The taps as the user gave them.
+        recipe: The recipe.
+        teacher: The external teacher, or `None`.
+
+    Raises:
+        ValueError: There are no taps, no teacher and no terms of the recipe's own.
+    """
+    if not are_none(taps) or teacher is not None or recipe.extra_term_names:
+        return
+    raise ValueError(
+        f"Without exits, nothing would teach. Received: taps={taps!r} with "
+        f"{type(recipe).__name__}, by which exits learn from each other. Expected: at "
+        "least one tap: a number of exits such as 3, or a list of layer names; or "
+        "teacher=, or a recipe with terms of its own (Recipe.extra_terms). For labels "
+        "alone, fit the base."
+    )
 
 
 def _takes(shapes: Sequence[Shape], inputs: Sequence[Shape]) -> bool:

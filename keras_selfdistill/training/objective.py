@@ -16,7 +16,7 @@ from keras_selfdistill.losses.sample_weights import (
     weights_at_positions,
 )
 from keras_selfdistill.losses.soft_target import BinarySoftTargetLoss
-from keras_selfdistill.recipes.base import Recipe
+from keras_selfdistill.recipes.base import Recipe, exit_weights, taught_exits
 from keras_selfdistill.recipes.fields import is_used
 from keras_selfdistill.utils.type_aliases import (
     ExitTensors,
@@ -69,19 +69,9 @@ class Objective:
         self.label_loss = as_loss(label_loss, task)
         self._loss_of_logits = on_logits(self.label_loss, task)
         self.pair_losses = list(pair_losses)
-        weights = recipe.at(0).weights(self.exit_names)
-        if set(weights) != set(self.exit_names):
-            raise ValueError(
-                f"{type(recipe).__name__}.weights must name every exit once. Received: "
-                f"weights of {sorted(weights)}. Expected: weights of "
-                f"{self.exit_names}, with TermWeights(label=0.0) for an exit without "
-                "losses."
-            )
-        taught = [
-            weights[name]
-            for name in self.exit_names
-            if recipe.teachers_of(name, self.exit_names)
-        ]
+        weights = exit_weights(recipe, self.exit_names)
+        self._taught = taught_exits(recipe, self.exit_names)
+        taught = [weights[name] for name in self._taught]
         used = {
             "label_loss": True,
             "soft_target_loss": any(is_used(each.soft_target) for each in taught),
@@ -173,6 +163,8 @@ class Objective:
         compares = self.task.compares
         soft_target_loss = _soft_target_loss(self.task, recipe, reduction)
         hint_loss = recipe.hint_loss(reduction=reduction)
+        external = recipe.per_exit("external_weight", self.exit_names)
+        pairs = [(each, each.weights(self._taught, step)) for each in self.pair_losses]
         for name, weights in recipe.weights(self.exit_names).items():
             student = exits[name]
             if is_used(weights.label):
@@ -195,14 +187,14 @@ class Objective:
                     )
                     share = _times(weights.hint, loss) / len(teachers)
                     yield "hint_loss", share
-                for pair_loss in self.pair_losses:
-                    share = pair_loss(teacher, student, step) / len(teachers)
-                    yield "distillation_loss", share
+                for pair_loss, of_exits in pairs:
+                    loss = pair_loss(teacher, student, labels)
+                    yield "distillation_loss", of_exits[name] * loss / len(teachers)
             if external_logits is not None:
                 loss = soft_target_loss(
                     external_logits, student[compares], copy_weights(sample_weight)
                 )
-                yield "external_loss", _times(recipe.external_weight, loss)
+                yield "external_loss", _times(external[name], loss)
 
     def _label_loss(
         self, labels: Labels, student: ExitTensors, sample_weight: Tensor | None
@@ -252,3 +244,21 @@ def _soft_target_loss(task: Task, recipe: Recipe, reduction: str) -> keras.losse
     if task.name == "regression":
         return OutputDistance(reduction=reduction)
     return BinarySoftTargetLoss(recipe.temperature, reduction=reduction)
+
+
+def check_weights(
+    recipe: Recipe, exit_names: Sequence[str], pair_losses: Sequence[PairLoss]
+) -> None:
+    """Refuse weights of exits that do not fit the exits.
+
+    Args:
+        recipe: The recipe.
+        exit_names: Names of the exits, shallow to deep.
+        pair_losses: Additional losses between each exit and its teachers.
+
+    Raises:
+        ValueError: There are more or fewer weights, or other names, than exits.
+    """
+    exit_weights(recipe, exit_names)
+    for pair_loss in pair_losses:
+        pair_loss.weights(taught_exits(recipe, exit_names))

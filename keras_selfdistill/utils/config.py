@@ -58,7 +58,7 @@ class Config:
         return cls(
             **{
                 name: keras.saving.deserialize_keras_object(value)
-                if isinstance(value, dict) and "class_name" in value
+                if isinstance(value, (dict, list))
                 else value
                 for name, value in config.items()
             }

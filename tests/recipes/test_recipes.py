@@ -1,5 +1,6 @@
 """Recipes are data: their constants, their weights, and what they refuse."""
 
+import json
 import math
 
 import keras
@@ -98,6 +99,62 @@ def test_weights_of_every_exit():
         assert recipe.adapted_exits(EXITS) == adapted
     teskd = recipes.TESKD(label_weight=0.3, soft_target_weight=0.6, hint_weight=0.5)
     assert rows(teskd) == [*[(0.3, 0.6, 0.5)] * 3, (0.3, 0.0, 0.0)]
+
+
+SCHEDULE = keras.optimizers.schedules.PolynomialDecay(0.0, 10, 1.0)
+# By class and field: names of the exits that have one, and the term that it weighs.
+PER_EXIT = {
+    (recipes.DeepSupervision, "exit_weight"): (EXITS[:3], "label"),
+    (recipes.BYOT, "alpha"): (EXITS[:3], "soft_target"),
+    (recipes.BYOT, "hint_weight"): (EXITS[:3], "hint"),
+    (recipes.AttentionBYOT, "alpha"): (EXITS[:3], "soft_target"),
+    (recipes.TESKD, "label_weight"): (EXITS, "label"),
+    (recipes.TESKD, "soft_target_weight"): (EXITS[:3], "soft_target"),
+    (recipes.TESKD, "hint_weight"): (EXITS[:3], "hint"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"), PER_EXIT, ids=lambda each: getattr(each, "__name__", each)
+)
+def test_an_exit_may_have_a_weight_of_its_own(kind, field):
+    names, term = PER_EXIT[kind, field]
+    numbers = [0.1, 0.75, 0.5, 0.3][: len(names)]
+    named = dict(zip(reversed(names), reversed(numbers), strict=True))
+    for value in (numbers, tuple(numbers), named):
+        weights = kind(**{field: value}).weights(EXITS)
+        assert [getattr(weights[name], term) for name in names] == numbers
+        if field == "alpha":
+            labels = [weights[name].label for name in names]
+            assert labels == [1.0 - number for number in numbers]
+    for value in (numbers[1:], [*numbers, 0.2], [], {**named, "exit_9": 0.1}):
+        with pytest.raises(ValueError, match=f"{kind.__name__}.{field} does not fit"):
+            kind(**{field: value}).weights(EXITS)
+    for wrong in (-0.1, math.nan):
+        with pytest.raises(ValueError, match=f"{field} is out of range"):
+            kind(**{field: [*numbers[1:], wrong]})
+    with pytest.raises(TypeError, match=f"{kind.__name__}.{field} must be a number"):
+        kind(**{field: [*numbers[1:], "0.5"]})
+
+
+def test_weights_of_exits_are_kept_scheduled_and_saved():
+    given = [0.2, SCHEDULE, 0.4]
+    recipe = recipes.BYOT(alpha=given, hint_weight=dict.fromkeys(EXITS[:3], 0.5))
+    given[0] = 0.9  # The recipe keeps its own.
+    assert recipe.alpha[0] == 0.2
+    alphas = [each.soft_target for each in recipe.at(5).weights(EXITS).values()]
+    assert [float(alpha) for alpha in alphas] == pytest.approx([0.2, 0.5, 0.4, 0.0])
+    text = json.dumps(keras.saving.serialize_keras_object(recipe))
+    back = keras.saving.deserialize_keras_object(json.loads(text))
+    assert back.hint_weight == recipe.hint_weight
+    assert back.alpha[::2] == recipe.alpha[::2]
+    assert back.alpha[1].get_config() == SCHEDULE.get_config()
+
+
+def test_a_single_number_is_not_for_each_exit():
+    for field in ("temperature", "final_label_weight"):
+        with pytest.raises(TypeError, match=f"{field} must be a number or a "):
+            recipes.BYOT(**{field: [0.5, 0.5]})
 
 
 def test_adapters_follow_a_schedule_and_not_its_first_value():

@@ -40,7 +40,10 @@ def byot(arrays, rows, sample_weight, *, alpha, temperature, beta, final, teache
     teacher_logits, teacher_feature = teacher
     loss = final * cross_entropy(rows, logits[-1])
     p = np.exp(log_softmax(teacher_logits / temperature))
-    for student, feature in zip(logits[:-1], features[:-1], strict=True):
+    alphas = np.broadcast_to(alpha, len(NAMES) - 1)
+    betas = np.broadcast_to(beta, len(NAMES) - 1)
+    shallow = zip(logits[:-1], features[:-1], alphas, betas, strict=True)
+    for student, feature, alpha, beta in shallow:
         q = log_softmax(student / temperature)
         kl = (p * (np.log(p) - q)).sum(axis=-1)
         hint = np.where(
@@ -104,6 +107,12 @@ RECIPES = {
     "reproduction": (
         recipes.BYOT(alpha=0.25, final_label_weight=0.75, hint_weight=0.0),
         lambda *a, **k: byot(*a, alpha=0.25, temperature=3, beta=0.0, final=0.75, **k),
+    ),
+    "per_exit": (
+        recipes.BYOT(alpha=[0.2, 0.6], hint_weight={"exit_2": 0.1, "exit_1": 0.3}),
+        lambda *a, **k: byot(
+            *a, alpha=[0.2, 0.6], temperature=3, beta=[0.3, 0.1], final=1.0, **k
+        ),
     ),
     "separable_byot": (
         recipes.get("separable_byot"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import keras_selfdistill as ksd
+from keras_selfdistill.losses.keras_distillation import pair_losses
 from keras_selfdistill.recipes import BYOT, TESKD, AttentionBYOT, DeepSupervision
 from keras_selfdistill.training.objective import Objective
 from tests.conftest import (
@@ -139,6 +140,81 @@ def test_keras_distillation_losses():
         for i in range(3)
     )
     assert float(found["distillation_loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+class LabelledLoss(keras.distillation.LogitsDistillation):
+    """Mean logit of the right class: a loss that reads the labels."""
+
+    def compute_loss(self, teacher_outputs, student_outputs, *, labels):
+        classes = keras.ops.one_hot(labels, 4)
+        return keras.ops.mean(keras.ops.sum(classes * student_outputs, axis=-1))
+
+
+@pytest.mark.parametrize("teacher", ["deepest", "ensemble"])
+def test_keras_losses_have_weights_of_exits_and_may_read_labels(teacher):
+    arrays = [array.astype("float64") for array in random_exits()]
+    taught = NAMES if teacher == "ensemble" else NAMES[:3]
+    weights = [0.1, 0.2, 0.4, 0.8][: len(taught)]
+    loss = LabelledLoss(loss=keras.losses.KLDivergence())
+    pairs = pair_losses([loss], [dict(zip(taught, weights, strict=True))])
+    recipe = DeepSupervision(teacher=teacher)
+    objective = Objective(recipe, NAMES, LOSS, pair_losses=pairs, task=TASK)
+    exits = exits_of([keras.ops.convert_to_tensor(a, "float32") for a in arrays])
+    found = objective(LABELS, exits, None)["distillation_loss"]
+    right = [logits[range(5), LABELS].mean() for logits in arrays[::2]]
+    assert float(found) == pytest.approx(np.dot(weights, right[: len(taught)]), 1e-4)
+
+
+def test_weights_that_do_not_fit_the_exits_are_refused_at_once():
+    losses = [keras.distillation.FeatureDistillation("mse")]
+    for weights in ([[0.1, 0.2, 0.3]], [{"final": 0.1}]):
+        with pytest.raises(ValueError, match="does not fit the exits"):
+            ksd.SelfDistiller(
+                *(small_base(), ["out_1"]),
+                distillation_losses=losses,
+                distillation_loss_weights=weights,
+            )
+    for recipe in (BYOT(alpha=[0.1, 0.2]), BYOT(external_weight=[0.1])):
+        with pytest.raises(ValueError, match="does not fit the exits"):
+            ksd.SelfDistiller(small_base(), ["out_1"], recipe)
+
+
+def test_an_external_teacher_has_a_weight_for_each_exit():
+    recipe = DeepSupervision(external_weight=[0.1, 0.2, 0.3, 0.4])
+    objective = Objective(recipe, NAMES, LOSS, external_teacher=True, task=TASK)
+    arrays = [array.astype("float64") for array in random_exits()]
+    exits = exits_of([keras.ops.convert_to_tensor(a, "float32") for a in arrays])
+    other = arrays[0][::-1].copy()
+    found = objective(LABELS, exits, None, external_logits=other)["external_loss"]
+    each = [
+        (np.exp(log_softmax(other)) * (log_softmax(other) - log_softmax(logits))).sum(
+            axis=-1
+        )
+        for logits in arrays[::2]
+    ]
+    expected = np.dot([0.1, 0.2, 0.3, 0.4], [loss.mean() for loss in each])
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_exits_the_base_learns_from_a_teacher(batch, tmp_path):
+    teacher = small_base(name="other")
+    recipe = AttentionBYOT(external_weight=0.5, temperature=1.0)
+    model = ksd.SelfDistiller(small_base(), 0, recipe, teacher=teacher)
+    assert (model.exit_names, model.taps) == (["final"], [])
+    assert not model.has_early_exits
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    logs = model.evaluate(*batch, batch_size=16, verbose=0, return_dict=True)
+    student, target = (
+        each.predict(batch[0]) for each in (model.final_model(), teacher)
+    )
+    hard = -np.log(student[range(16), batch[1]]).mean()
+    soft = -(target * np.log(student)).sum(axis=-1).mean()
+    assert logs["loss"] == pytest.approx(hard + 0.5 * soft, rel=1e-4)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    assert set(loaded.predict(batch[0], verbose=0)) == {"final"}
+    with pytest.raises(ValueError, match="needs an exit before the end"):
+        ksd.EarlyExit(model)
 
 
 def test_weights_of_keras_losses_may_be_schedules(batch, tmp_path):
