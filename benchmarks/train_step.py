@@ -2,9 +2,10 @@ r"""Time the wrapped training step against the plain base's, interleaved in one 
 
     python benchmarks/train_step.py --backend=jax
 
-prints the ratio of the two (median over rounds) beside the ratio of multiply-adds,
-how long wrapping took, and the peak memory of each, which a process of its own
-measures.
+prints how long wrapping took, the peak memory of each, which a process of its own
+measures, and last the ratio of the two (median over rounds) behind the ratio of
+multiply-adds. With `--tiny` the network is so small that the ratio is that of the fixed
+price of a step: its operations, not their arithmetic.
 """
 
 import os
@@ -33,9 +34,22 @@ flags.DEFINE_string("recipe", "byot", "Recipe of the wrapper.")
 flags.DEFINE_integer("rounds", 9, "Timed rounds; each times both models.", 7)
 flags.DEFINE_integer("steps", 2, "Training steps a round and model.", 1)
 flags.DEFINE_bool("memory", True, "Also measure peak memory.")
+flags.DEFINE_bool("tiny", False, "Measure the fixed price of a step on a tiny network.")
+flags.DEFINE_enum(
+    "jit_compile", "auto", ["auto", "true", "false"], "Whether to compile the steps."
+)
 flags.DEFINE_enum(
     "memory_of", "", ["", "plain", "wrapped"], "Only print this model's peak memory."
 )
+
+# Flags of a tiny network, unless they are given.
+TINY = {
+    "width_multiplier": 1 / 16,
+    "image_size": 8,
+    "batch_size": 8,
+    "steps": 30,
+    "memory": False,
+}
 
 
 def build(kind):
@@ -61,6 +75,7 @@ def build(kind):
         keras.optimizers.SGD(0.1, momentum=0.9),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
+        jit_compile={"auto": "auto", "true": True, "false": False}[FLAGS.jit_compile],
     )
     return model
 
@@ -76,7 +91,7 @@ def batches():
 
 
 def seconds_per_step(model, images, labels):
-    """Return the mean time of a step in one short `fit`.
+    """Return the median time of a step in one short `fit`.
 
     The clock stops with the last batch. On TensorFlow an epoch's end waits for the
     thread that tunes tf.data, which sleeps for 10, 20, 40, … ms: up to as long again
@@ -102,7 +117,11 @@ def seconds_per_step(model, images, labels):
         shuffle=False,
         callbacks=[clock],
     )
-    return (times[-1] - times[0]) / FLAGS.steps
+    # A step ends where the next begins: a pair of times for each.
+    ends = [*times[2::2], times[-1]]
+    return statistics.median(
+        end - start for start, end in zip(times[::2], ends, strict=True)
+    )
 
 
 def peak_memory(kind):
@@ -138,6 +157,9 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}. See --help.")
     os.environ["KERAS_BACKEND"] = FLAGS.backend
+    for name, value in TINY.items():
+        if FLAGS.tiny and FLAGS[name].using_default_value:
+            FLAGS[name].value = value
     if FLAGS.memory_of:
         print_peak_memory()
         return
@@ -158,18 +180,10 @@ def main(argv):
             if round_:  # The first one compiles.
                 times[kind].append(seconds)
     ratios = [w / p for p, w in zip(times["plain"], times["wrapped"], strict=True)]
-    cost = model_macs(wrapped)[0] / model_macs(plain)[0]
     print(
         f"{FLAGS.model}, batch {FLAGS.batch_size}, taps {wrapped.taps}, "
         f"{FLAGS.recipe}, {FLAGS.backend}, keras {keras.__version__}, "
         f"{len(os.sched_getaffinity(0))} cores"
-    )
-    for kind, values in times.items():
-        print(f"{kind:8} {1000 * statistics.median(values):8.1f} ms a step")
-    print(
-        f"ratio    {statistics.median(ratios):8.3f} (median of {len(ratios)}, "
-        f"{min(ratios):.3f} to {max(ratios):.3f}); of the fastest rounds "
-        f"{min(times['wrapped']) / min(times['plain']):.3f}; multiply-adds {cost:.3f}"
     )
     if memory:
         print(
@@ -178,6 +192,14 @@ def main(argv):
             f"{memory['wrapped']:.0f} MiB, ratio "
             f"{memory['wrapped'] / memory['plain']:.3f}"
         )
+    for kind, values in times.items():
+        print(f"{kind:8} {1000 * statistics.median(values):8.2f} ms a step")
+    print(
+        f"multiply-adds {model_macs(wrapped)[0] / model_macs(plain)[0]:.3f}, fastest "
+        f"rounds {min(times['wrapped']) / min(times['plain']):.3f}, all from "
+        f"{min(ratios):.3f} to {max(ratios):.3f}, median of {len(ratios)}: "
+        f"{statistics.median(ratios):.3f}"
+    )
 
 
 if __name__ == "__main__":
