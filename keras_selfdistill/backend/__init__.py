@@ -1,6 +1,6 @@
-"""Backend-specific code: compiling, rows of tensors, batch norm, random state.
+"""Backend-specific code: compiling, finite checks, rows, batch norm, random state.
 
 Internal.
 """
 
-__all__ = ["batch_norm", "compiled", "random_state", "tensors"]
+__all__ = ["batch_norm", "compiled", "finite", "random_state", "tensors"]

@@ -87,7 +87,9 @@ class DeferredUpdates(keras.StatelessScope):
             condition: Boolean scalar.
         """
         for variable, value in self.updates:
-            variable.assign(ops.where(condition, value, variable.value))
+            if condition is not True:
+                value = ops.where(condition, value, variable.value)
+            variable.assign(value)
 
 
 class FiniteCheck(NamedTuple):
@@ -119,29 +121,6 @@ class FiniteCheck(NamedTuple):
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             return self.forward
         return self.finite
-
-
-def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Return whether all values of all tensors are finite, as a boolean scalar.
-
-    Checks the sum of each tensor, which takes one pass and no copy: a sum with NaN or
-    infinity is not finite. Nor is a sum beyond the range of float32, but useful
-    gradients are far below it.
-
-    Args:
-        tensors: Tensors of any shape and dtype; integers are always finite.
-
-    Example:
-        >>> import numpy as np
-        >>> bool(all_finite([np.ones(3), np.array([np.inf, -np.inf])]))
-        False
-    """
-    sums = [
-        ops.sum(ops.cast(tensor, "float32"))
-        for tensor in tensors
-        if "float" in keras.backend.standardize_dtype(tensor.dtype)
-    ]
-    return ops.isfinite(ops.sum(ops.stack(sums))) if sums else ops.isfinite(0.0)
 
 
 class StopWithoutProgress(keras.callbacks.Callback):

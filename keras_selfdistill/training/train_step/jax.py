@@ -5,12 +5,9 @@ from typing import TypeAlias
 import jax
 import keras
 
+from keras_selfdistill.backend.finite import all_finite
 from keras_selfdistill.training.batch_loss import Step
-from keras_selfdistill.training.nonfinite import (
-    DeferredUpdates,
-    FiniteCheck,
-    all_finite,
-)
+from keras_selfdistill.training.nonfinite import DeferredUpdates, FiniteCheck
 from keras_selfdistill.utils.type_aliases import Logs, Tensor, TensorStructure
 
 State: TypeAlias = tuple[list[Tensor], ...]
@@ -39,9 +36,12 @@ def train_step(
     )
     with keras.StatelessScope(state_mapping=scaling):
         magnitudes = self._gradient_magnitudes(gradients)
-    updated = self.optimizer.stateless_apply(optimizer_variables, gradients, trainable)
-    trainable, optimizer_variables = _choose(
-        check.applies(self.optimizer), updated, (trainable, optimizer_variables)
+    trainable, optimizer_variables = jax.lax.cond(
+        check.applies(self.optimizer),
+        lambda: self.optimizer.stateless_apply(
+            optimizer_variables, gradients, trainable
+        ),
+        lambda: (trainable, optimizer_variables),
     )
     non_trainable = [
         value if new is None else _choose(check.finite, new, value)

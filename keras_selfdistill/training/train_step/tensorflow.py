@@ -5,12 +5,9 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from keras_selfdistill.backend.finite import all_finite
 from keras_selfdistill.training.batch_loss import Step
-from keras_selfdistill.training.nonfinite import (
-    DeferredUpdates,
-    FiniteCheck,
-    all_finite,
-)
+from keras_selfdistill.training.nonfinite import DeferredUpdates, FiniteCheck
 from keras_selfdistill.utils.type_aliases import Logs, Tensor, TensorStructure
 
 

@@ -3,11 +3,8 @@
 import keras
 import torch
 
-from keras_selfdistill.training.nonfinite import (
-    DeferredUpdates,
-    FiniteCheck,
-    all_finite,
-)
+from keras_selfdistill.backend.finite import all_finite
+from keras_selfdistill.training.nonfinite import DeferredUpdates, FiniteCheck
 from keras_selfdistill.utils.type_aliases import Logs, TensorStructure
 
 
@@ -31,7 +28,8 @@ def train_step(self: keras.Model, data: TensorStructure) -> Logs:
         )
         # First, because applying gradients may change the loss scale.
         magnitudes = self._gradient_magnitudes(gradients)
-        deferred.assign(check.finite)
+        if check.finite:
+            deferred.assign(True)
         if variables and check.applies(self.optimizer):
             self.optimizer.apply(gradients, variables)
     return self._update_logs(step, check, magnitudes)
