@@ -32,6 +32,7 @@ from accuracy_grid.methods import (
 )
 from accuracy_grid.table import write_table
 from accuracy_grid.training import OutOfTimeError, read_data
+from shared.device_augmentation import default_place
 
 OUT_OF_TIME = 75  # exit status EX_TEMPFAIL: run the same command again
 FLAGS = flags.FLAGS
@@ -61,6 +62,14 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("results_dir", "benchmarks/results", "Folder of the results.")
     flags.DEFINE_string("work_dir", "runs/accuracy", "Folder of the checkpoints.")
+    flags.DEFINE_enum(
+        "augment_on",
+        None,
+        ["device", "host"],
+        "Where images are cropped and mirrored, with the same result; by default on an "
+        "accelerator if there is one and the backend is not TensorFlow, which takes "
+        "batches from the host.",
+    )
     flags.DEFINE_float("time_limit_s", None, "Save and exit after it; status 75.")
     flags.DEFINE_integer(
         "checkpoint_every", None, "Epochs, instead of the preset's.", lower_bound=1
@@ -117,6 +126,7 @@ def main(argv: list[str]) -> int:
             work=pathlib.Path(FLAGS.work_dir).expanduser() / place,
             select=FLAGS.select,
             deadline=deadline,
+            augment_on=FLAGS.augment_on or default_place(),
         )
         for cell in todo:
             try:

@@ -43,6 +43,7 @@ class Grid:
     work: pathlib.Path
     select: bool
     deadline: float
+    augment_on: str = "host"  # or "device"; see `shared.device_augmentation`
 
     def result_path(self, cell: Cell) -> pathlib.Path:
         """Returns where a finished cell lies."""
@@ -90,6 +91,7 @@ def train_teacher(grid: Grid, cell: Cell) -> tuple[keras.Model, list[dict[str, f
         Checkpoint(grid.work / f"{name}-seed{cell.seed}.npz", settings),
         label=f"{cell.name} teacher",
         prepare=None,
+        augment_on=grid.augment_on,
         deadline=grid.deadline,
     )
 
@@ -107,6 +109,7 @@ def run_cell(grid: Grid, cell: Cell) -> None:
     if method.taught:
         teacher, stages["teacher"] = train_teacher(grid, cell)
     checkpoint = Checkpoint(grid.work / f"{cell.name}.npz", settings)
+    augment_on = "host" if method.mixes_images else grid.augment_on
     model, stages["student"] = train(
         cell,
         grid.data[0],
@@ -114,11 +117,18 @@ def run_cell(grid: Grid, cell: Cell) -> None:
         checkpoint,
         label=cell.name,
         prepare=method.prepare(cell) if method.prepare else None,
+        augment_on=augment_on,
         deadline=grid.deadline,
     )
     key = "validation_accuracy" if grid.select else "test_accuracy"
     found = accuracies(model, grid.data[1])
-    content = {key: found, **times(stages), "settings": settings, **origin()}
+    content = {
+        key: found,
+        **times(stages),
+        "augmented_on": augment_on,  # Decides no result, so it is no setting.
+        "settings": settings,
+        **origin(),
+    }
     if method.taught:
         content["teacher_accuracy"] = accuracies(teacher, grid.data[1])["final"]
     write_json(path, content)

@@ -117,6 +117,7 @@ class Method:
         fields: Named constants, which `--recipe_fields` overrides.
         prepare: `(cell) -> function` of a batch and its own random generator, for
             methods that change images or labels.
+        mixes_images: Whether `prepare` computes with images, which must be on the host.
         head: Name of the exits' head, where it is not the recipe's own.
         taught: Whether a deeper network is trained first and handed to `build`.
     """
@@ -124,6 +125,7 @@ class Method:
     build: Callable[..., keras.Model]
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prepare: Callable[[Cell], Callable[..., Batch]] | None = None
+    mixes_images: bool = False
     head: str | None = None
     taught: bool = False
 
@@ -240,6 +242,7 @@ METHODS: dict[str, Method] = {
         build=build_smoothed,
         fields={"alpha": 1.0, "probability": 0.5},
         prepare=prepare_cutmix,
+        mixes_images=True,
     ),
     "deep_supervision": Method(build=build_wrapped),
     "byot": Method(build=build_wrapped),

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import keras
 
 from accuracy_grid.methods import METHODS, TEACHERS, Cell, build_plain
-from accuracy_grid.training import augmented, batches, build_optimizer
+from accuracy_grid.training import batches, build_optimizer, count_batches
 from shared import cifar100
+from shared.device_augmentation import default_place
 from shared.environment import accelerators
 
 
@@ -22,7 +23,8 @@ def trainers(cell: Cell, train: cifar100.Split, steps: int) -> list[Callable[[],
     drawn_for = dataclasses.replace(cell, preset=endless)
 
     def trainer(model: keras.Model, prepare: Callable | None) -> Callable[[], None]:
-        drawn = batches(train, drawn_for, prepare, first_epoch=0)
+        place = "host" if method.mixes_images else default_place()
+        drawn = batches(train, drawn_for, prepare, first_epoch=0, augment_on=place)
 
         def run() -> None:
             for _ in range(steps):
@@ -31,7 +33,7 @@ def trainers(cell: Cell, train: cifar100.Split, steps: int) -> list[Callable[[],
         return run
 
     def optimizer() -> keras.optimizers.Optimizer:
-        return build_optimizer(cell.preset, augmented(train, cell).num_batches)
+        return build_optimizer(cell.preset, count_batches(train, cell.preset))
 
     teacher, found = None, []
     if method.taught:

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import copy
 import functools
 import json
 import os
@@ -15,6 +16,7 @@ import numpy as np
 
 import keras_selfdistill as ksd
 from accuracy_grid.methods import Batch, Cell, Preset, cifar100
+from shared import device_augmentation
 from shared.run_folder import refuse_changes, replacing
 
 LEARNING_RATE = 0.1
@@ -54,20 +56,37 @@ def ahead(tasks: Iterable[Callable[[], Batch]], depth: int = 16) -> Iterator[Bat
 
 
 def batches(
-    train: cifar100.Split, cell: Cell, prepare: Callable | None, first_epoch: int
+    train: cifar100.Split,
+    cell: Cell,
+    prepare: Callable | None,
+    first_epoch: int,
+    augment_on: str,
 ) -> Iterator[Batch]:
     """Yields the batches of all epochs from `first_epoch` on, one after the other.
 
     One iterator for all of them: the threads of a tf.data pipeline, which Keras would
     make for each epoch, end so late that every epoch takes up to twice the time.
+
+    Args:
+        train: Images to train on.
+        cell: Its seed draws the batches.
+        prepare: What changes images or labels further; see `Method`.
+        first_epoch: Number of the first epoch, from 0.
+        augment_on: `"device"` or `"host"`: where images are cropped. They are the same.
     """
-    return ahead(_tasks(train, cell, prepare, first_epoch))
+    tasks = _tasks(train, cell, prepare, first_epoch, augment_on)
+    if augment_on == "device":
+        # The device's own queue runs ahead of it; threads would fight for the host.
+        return (task() for task in tasks)
+    return ahead(tasks)
 
 
-def _tasks(train, cell, prepare, first_epoch):
+def _tasks(train, cell, prepare, first_epoch, augment_on):
+    images = augmented(train, cell, augment_on)
     for epoch in range(first_epoch, cell.preset.epochs):
-        # A data set of its own for each epoch: batches of two are drawn at a time.
-        data = augmented(train, cell)
+        # A copy for each epoch, of the same images: threads draw batches of two epochs
+        # at a time.
+        data = copy.copy(images)
         data.set_epoch(epoch)
         for index in range(data.num_batches):
             yield functools.partial(_draw, data, prepare, (cell.seed, epoch, index))
@@ -81,11 +100,20 @@ def _draw(data, prepare, key):
     return prepare(images, labels, np.random.default_rng([*key, 0]))
 
 
-def augmented(train: cifar100.Split, cell: Cell) -> cifar100.Augmented:
+def augmented(train: cifar100.Split, cell: Cell, augment_on: str) -> cifar100.Augmented:
     """Returns the training images, shuffled, cropped and mirrored."""
-    return cifar100.Augmented(
-        *train, cell.preset.batch_size, seed=cell.seed, crop_padding=CROP_PADDING
+    return device_augmentation.augmented(
+        *train,
+        cell.preset.batch_size,
+        seed=cell.seed,
+        place=augment_on,
+        crop_padding=CROP_PADDING,
     )
+
+
+def count_batches(train: cifar100.Split, preset: Preset) -> int:
+    """Returns the number of batches in an epoch, the last of which may be smaller."""
+    return -(-len(train.labels) // preset.batch_size)
 
 
 class OutOfTimeError(Exception):
@@ -210,6 +238,7 @@ def train(
     *,
     label: str,
     prepare: Callable | None,
+    augment_on: str,
     deadline: float,
 ) -> tuple[keras.Model, list[dict[str, float]]]:
     """Trains from the last checkpoint to the end; returns the model and its epochs.
@@ -219,7 +248,7 @@ def train(
     """
     preset = cell.preset
     keras.utils.set_random_seed(cell.seed)
-    steps = augmented(data, cell).num_batches
+    steps = count_batches(data, preset)
     model = build(build_optimizer(preset, steps))
     model.optimizer.build(model.trainable_variables)
     epochs = checkpoint.restore(model)
@@ -227,7 +256,7 @@ def train(
         if time.monotonic() > deadline:
             raise OutOfTimeError
         model.fit(
-            batches(data, cell, prepare, len(epochs)),
+            batches(data, cell, prepare, len(epochs), augment_on),
             steps_per_epoch=steps,
             initial_epoch=len(epochs),
             epochs=preset.epochs,

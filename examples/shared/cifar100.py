@@ -236,6 +236,8 @@ class Augmented:
     number, and on TensorFlow Keras would make a tf.data pipeline of it for each epoch,
     whose threads end so late that short epochs take half as long again.
 
+    `device_augmentation.AugmentedOnDevice` makes the same batches on an accelerator.
+
     Args:
         images: (n, height, width, 3), uint8.
         labels: (n, ...), returned as they are.
@@ -284,39 +286,63 @@ class Augmented:
         """Number of batches in an epoch."""
         return -(-len(self._images) // self._batch_size)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns batch `index` of the epoch: float32 images and their labels."""
+    def draw(self, index: int) -> "Draw":
+        """Returns which images batch `index` of the epoch has, and their crops."""
         if not 0 <= index < self.num_batches:
             raise IndexError(f"Batch {index} of {self.num_batches}.")
         start = index * self._batch_size
         indices = self._order[start : start + self._batch_size]
         # Stream 0 of the epoch shuffled it.
         rng = np.random.default_rng([self._seed, self._epoch, index + 1])
-        images = crop_and_mirror(self._images[indices], rng, self._crop_padding)
-        return normalize(images), self._labels[indices]
+        return Draw(indices, *draw_crops(len(indices), rng, self._crop_padding))
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns batch `index` of the epoch: float32 images and their labels."""
+        drawn = self.draw(index)
+        images = self._images[drawn.indices]
+        images = crop(images, drawn.corners, drawn.mirrored, self._crop_padding)
+        return normalize(images), self._labels[drawn.indices]
 
 
-def crop_and_mirror(
-    images: np.ndarray, rng: np.random.Generator, padding: int
+class Draw(NamedTuple):
+    """A batch before augmentation: which images, and how each of them is cropped."""
+
+    indices: np.ndarray
+    """(n,), of the images in the data set."""
+    corners: np.ndarray
+    """(n, 2), rows above and columns left of the crop in the padded image."""
+    mirrored: np.ndarray
+    """(n,), whether left and right change places."""
+
+
+def draw_crops(
+    count: int, rng: np.random.Generator, padding: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws uniform `corners` (count, 2), 0 to 2 · padding, and `mirrored` (count,)."""
+    corners = rng.integers(0, 2 * padding + 1, size=(2, count)).T
+    return corners, rng.random(count) < 0.5
+
+
+def crop(
+    images: np.ndarray, corners: np.ndarray, mirrored: np.ndarray, padding: int
 ) -> np.ndarray:
-    """Shifts each image by up to `padding` pixels over black, mirrors half of them.
+    """Shifts images over black, and mirrors some of them.
 
     Args:
         images: (n, height, width, channels).
-        rng: Source of the shifts and of the choice to mirror.
-        padding: Largest shift along either axis, in pixels.
+        corners: (n, 2), row and column of the crop's first pixel in the padded image.
+        mirrored: (n,), whether to mirror the crop.
+        padding: Width of the black border around an image, in pixels.
 
     Returns:
         Images of the same shape and type.
     """
-    count, height, width, _ = images.shape
+    _, height, width, _ = images.shape
     border = (padding, padding)
     padded = np.pad(images, ((0, 0), border, border, (0, 0)))
-    corners = rng.integers(0, 2 * padding + 1, size=(2, count)).T
-    mirrored = rng.random(count) < 0.5
     cropped = np.empty_like(images)
     # A third of the time that indexing all pixels of all images at once takes.
     for i, (top, left) in enumerate(corners.tolist()):
-        crop = padded[i, top : top + height, left : left + width]
-        cropped[i] = crop[:, ::-1] if mirrored[i] else crop
+        found = padded[i, top : top + height, left : left + width]
+        cropped[i] = found[:, ::-1] if mirrored[i] else found
     return cropped

@@ -138,12 +138,19 @@ def test_a_field_that_a_recipe_gained_later_is_no_change():
         refuse("file", begun, {"recipe": {"alpha": 0.2, "teacher": "final"}})
 
 
-def test_batches_go_through_the_epochs_in_order(grid):
-    drawn = list(training.batches(grid.data[0], cell("plain"), None, first_epoch=1))
+@pytest.mark.parametrize("augment_on", ["device", "host"])
+def test_batches_go_through_the_epochs_in_order(grid, augment_on):
+    drawn = list(
+        training.batches(
+            grid.data[0], cell("plain"), None, first_epoch=1, augment_on=augment_on
+        )
+    )
     expected = cifar100.Augmented(*grid.data[0], SMOKE.batch_size, seed=0)
     expected.set_epoch(1)
     assert len(drawn) == expected.num_batches == 2
     for index, (images, labels) in enumerate(drawn):
+        assert isinstance(images, np.ndarray) == (augment_on == "host")
+        images = keras.ops.convert_to_numpy(images)
         np.testing.assert_array_equal(images, expected[index][0])
         np.testing.assert_array_equal(labels, expected[index][1])
 

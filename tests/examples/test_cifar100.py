@@ -212,7 +212,8 @@ def test_normalize_equals_the_formula():
 def test_crops_are_shifts_over_black_and_half_are_mirrored():
     rng = np.random.default_rng(0)
     images = rng.integers(1, 256, (2000, 6, 6, 3), "uint8")
-    augmented = cifar100.crop_and_mirror(images, np.random.default_rng(1), 1)
+    drawn = cifar100.draw_crops(len(images), np.random.default_rng(1), 1)
+    augmented = cifar100.crop(images, *drawn, 1)
     found = collections.Counter()
     for image, result in zip(images, augmented, strict=True):
         canvas = np.zeros((8, 8, 3), "uint8")
