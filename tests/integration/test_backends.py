@@ -103,5 +103,7 @@ def test_the_suite_passes_on(backend, length):
         # A fifth of the time on PyTorch, whose threads wait for each other over tensors
         # of a few numbers.
         OMP_NUM_THREADS="1",
+        # Of the comparison with models by hand: XLA compiles each of its 600 cases.
+        KSD_TENTHS="1" if backend == "jax" else "10",
     )
     assert " passed" in result.stdout
