@@ -25,6 +25,7 @@ from keras_selfdistill.utils.keras_internals import mask_of
 from keras_selfdistill.utils.type_aliases import Node, SymbolicTensor, Tensor
 
 OUTPUTS = ("output", "logits")
+_SAMPLES = 7  # Of a symbolic batch: axes of other meanings seldom have this size.
 
 
 class Section(keras.Model):
@@ -104,8 +105,8 @@ def cut_sections(
         base that are used.
 
     Raises:
-        ValueError: An exit reads the base beyond its tap, or the base masks time
-            steps.
+        ValueError: An exit reads the base beyond its tap, the base masks time steps, or
+            a tensor at a cut has not one row for each sample.
 
     Example:
         >>> import keras_selfdistill as ksd
@@ -118,6 +119,7 @@ def cut_sections(
     pieces = _pieces(graph, outputs)
     cuts = [_alive(pieces, i) for i in range(len(pieces.ends) + 1)]
     _check_masks(graph, cuts)
+    _check_batch_axes(graph, cuts)
     sections = []
     for i, (name, end) in enumerate(zip(graph.exits, pieces.ends, strict=True)):
         returned = dict(zip(outputs, end, strict=True)) | {"alive": cuts[i + 1]}
@@ -186,6 +188,30 @@ def _check_masks(graph: ExitGraph, cuts: Sequence[Sequence[SymbolicTensor]]) -> 
     for tensor in (tensor for cut in cuts for tensor in cut):
         if mask_of(tensor) is not None:
             raise _masks_error(graph, original(producer(tensor).operation).name)
+
+
+def _check_batch_axes(
+    graph: ExitGraph, cuts: Sequence[Sequence[SymbolicTensor]]
+) -> None:
+    """Refuse cuts of tensors with other rows than the samples', which are selected."""
+    tensors = [tensor for cut in cuts for tensor in cut]
+    inputs = graph.base.inputs
+    fixed = next(filter(None, (each.shape[0] for each in inputs)), None)
+    samples = fixed or _SAMPLES
+    batch = [
+        keras.KerasTensor((samples, *each.shape[1:]), each.dtype) for each in inputs
+    ]
+    found = keras.Function(inputs, tensors).compute_output_spec(batch)
+    for tensor, each in zip(tensors, found, strict=True):
+        of_batch = ((samples,), (None,))  # Some layers do not tell.
+        if each.shape[:1] not in of_batch or not (fixed or tensor.shape[0] is None):
+            raise ValueError(
+                "A network can only be cut where every tensor has one row for each "
+                f"sample. Received: {original(producer(tensor).operation).name!r} of "
+                f"model {graph.base.name!r}, whose output has the shape "
+                f"{tuple(each.shape)} for {samples} samples. Expected: taps before or "
+                "behind it; or deploy exit_model(...), which is not cut."
+            )
 
 
 def _masks_error(graph: ExitGraph, layer: str) -> ValueError:

@@ -293,3 +293,53 @@ def test_masks_are_refused():
     model = wrap(keras.Model(inputs, layers.Dense(3, "softmax")(x)), ["tap"])
     with pytest.raises(ValueError, match=r"masks time steps(.|\n)*'words'"):
         cut_sections(model.exit_graph)
+
+
+def merged_batch(x):
+    """Features of samples and steps in one axis, which the end takes apart."""
+    rows = layers.Dense(8)(keras.ops.reshape(x, (-1, 8)))
+    tap = layers.Dense(8, name="tap")(
+        keras.ops.max(keras.ops.reshape(rows, (-1, 16, 8)), 1)
+    )
+    late = keras.ops.mean(keras.ops.reshape(layers.Dense(8)(rows), (-1, 16, 8)), 1)
+    return layers.Add()([late, tap])
+
+
+def steps_first(x):
+    """Features whose first axis is that of the steps."""
+    turned = keras.ops.transpose(layers.Dense(8)(x), (1, 0, 2))
+    tap = layers.Dense(8, name="tap")(keras.ops.max(turned, 0))
+    return layers.Add()([keras.ops.mean(layers.Dense(8)(turned), 0), tap])
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("batch", [None, 16])
+@pytest.mark.parametrize("features", [merged_batch, steps_first])
+def test_a_cut_of_other_rows_than_the_samples_is_refused(features, batch):
+    """16 rows of 256 would be taken for those of 16 samples."""
+    steps = 16 if batch is None or features is merged_batch else 12
+    inputs = keras.Input(batch_shape=(batch, steps, 8))
+    model = wrap(keras.Model(inputs, layers.Dense(3)(features(inputs))), ["tap"])
+    with pytest.raises(
+        ValueError, match=r"one row for each sample.*Received.*Expected"
+    ):
+        cut_sections(model.exit_graph)
+
+
+class Silent(layers.Layer):
+    """Does not tell the size of its batch."""
+
+    def call(self, inputs):
+        return inputs * 1.0
+
+    def compute_output_shape(self, input_shape):
+        return (None, *input_shape[1:])
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("batch", [None, 2])
+def test_a_layer_need_not_tell_the_size_of_the_batch(batch):
+    inputs = keras.Input(batch_shape=(batch, 8))
+    tap = layers.Dense(8, name="tap")(Silent()(inputs))
+    model = wrap(keras.Model(inputs, layers.Dense(3)(Silent()(tap))), ["tap"])
+    assert len(cut_sections(model.exit_graph)) == 2
