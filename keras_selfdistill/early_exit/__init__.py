@@ -14,5 +14,6 @@ __all__ = [
     "scheduler",
     "scoring",
     "section_models",
+    "temperature",
     "thresholds",
 ]

@@ -14,8 +14,8 @@ from keras_selfdistill.early_exit.exit_latency import (
     measured_latencies,
 )
 from keras_selfdistill.early_exit.scoring import Scorer
+from keras_selfdistill.early_exit.temperature import ScaledExits, no_logits
 from keras_selfdistill.early_exit.thresholds.choice import (
-    Choice,
     choose,
 )
 from keras_selfdistill.early_exit.thresholds.frontier import (
@@ -37,30 +37,17 @@ from keras_selfdistill.utils.table import Table, elided
 from keras_selfdistill.utils.type_aliases import Data, Labels
 
 
-class Calibration:
+class Calibration(ScaledExits):
     """The part of an `EarlyExit` that stores and chooses the thresholds."""
 
     def __init__(
-        self,
-        model: SelfDistiller,
-        scorer: Scorer,
-        cascade: Cascade,
-        thresholds: Thresholds | None,
+        self, model: SelfDistiller, scorer: Scorer, thresholds: Thresholds | None
     ):
-        self._model = model
-        self._scorer = scorer
-        self._cascade = cascade
-        self._outcomes: Outcomes | None = None
+        super().__init__(model, scorer)
         self._latencies: np.ndarray | None = None
         self._thresholds: tuple[float, ...] | None = None
-        self.calibration: Choice | None = None
         if thresholds is not None:
             self.thresholds = thresholds
-
-    @property
-    def exit_names(self) -> list[str]:
-        """Names of the exits, shallow to deep; the last is the last resort."""
-        return [*self._model.exit_names[:-1], self._scorer.last_resort]
 
     @property
     def thresholds(self) -> dict[str, float] | None:
@@ -101,6 +88,7 @@ class Calibration:
         latency_budget_ms: float | None = None,
         sample: Data = None,
         costs: Mapping[str, float] | None = None,
+        temperature: bool = False,
         guarantee: float | None = None,
         per_exit: bool = False,
         batch_size: int = 32,
@@ -140,6 +128,11 @@ class Calibration:
             costs: Instead of `sample`: latencies measured elsewhere, as a mapping of
                 all `exit_names` to milliseconds from the input to the prediction of
                 that exit, for one batch.
+            temperature: Whether to fit `temperatures` first, which make the exits'
+            probabilities fit their accuracy (Guo et al., arXiv 1706.04599). Needs `x`;
+            all exits' logits of the samples are kept in memory meanwhile. With a
+            guarantee they are fitted on the first half. Without a goal, only they are
+            fitted, and thresholds of an earlier calibration are dropped.
             guarantee: Confidence level, such as 0.95, of a bound on the accuracy drop.
             per_exit: Whether each exit gets its own threshold.
             batch_size: Number of samples a section processes at once.
@@ -155,6 +148,11 @@ class Calibration:
                 invalid; the data does not fit the base; or there are fewer than 12
                 samples and no guarantee.
         """
+        if temperature and x is None:
+            raise no_logits()
+        goals = (max_accuracy_drop, target_accuracy, macs_budget, latency_budget_ms)
+        if temperature and not any(each is not None for each in goals):
+            return self._fit_alone(x, y, batch_size)
         goal = ThresholdGoal(
             max_accuracy_drop=max_accuracy_drop,
             target_accuracy=target_accuracy,
@@ -166,20 +164,39 @@ class Calibration:
         )
         if goal.needs_costs:
             argument = "per_exit=True" if per_exit else f"macs_budget={macs_budget}"
-            self._check_costs(argument)
+            self._cascade.check_costs(argument)
         check_given(sample, costs, latency_budget_ms)
         if x is None:
             self._calibrated("Pass x and y.")  # An error before anything is measured.
         self._learn_latencies(sample, costs)
         if latency_budget_ms is not None and self._latencies is None:
             raise no_latencies()
-        if x is not None:
-            self._outcomes = self._cascade.observe(x, y, batch_size)
-        outcomes = self._calibrated("Pass x and y.")
+        fit_on = None if guarantee is None else seed
+        cascade, found = self._observed(x, y, batch_size, temperature, fit_on)
+        outcomes = dataclasses.replace(found, latencies=self._latencies)
         last_is_base = self._scorer.last_resort == "final"
         choice = choose(outcomes, goal, last_is_base=last_is_base)
+        self._use(cascade, outcomes)
         self.thresholds = choice.thresholds
         self.calibration = choice
+        return self
+
+    def _observed(
+        self, x: Data, y: Labels, batch_size: int, temperature: bool, seed: int | None
+    ) -> tuple[Cascade, Outcomes]:
+        """Return the outcomes of the data, or the last ones, and whose they are."""
+        if temperature:
+            return self._fit_temperatures(x, y, batch_size, seed)
+        if x is not None:
+            self._outcomes = self._cascade.observe(x, y, batch_size)
+        return self._cascade, self._calibrated("Pass x and y.")
+
+    def _fit_alone(self, x: Data, y: Labels, batch_size: int) -> Self:
+        """Fit temperatures, and drop thresholds that were chosen on other scores."""
+        was_calibrated = self.calibration is not None
+        self._use(*self._fit_temperatures(x, y, batch_size, None))
+        if was_calibrated:
+            self._thresholds = None
         return self
 
     def _learn_latencies(self, sample: Data, costs: Mapping[str, float] | None) -> None:
@@ -211,7 +228,7 @@ class Calibration:
                 unknown.
         """
         if by == "macs":
-            self._check_costs("frontier()")
+            self._cascade.check_costs("frontier()")
         outcomes = self._calibrated("Call calibrate(x, y, ...) first.")
         names = self.exit_names[:-1]
         return frontier_of(outcomes, names, self._thresholds, by, per_exit=per_exit)
@@ -264,32 +281,6 @@ class Calibration:
                 "thresholds=0.9 to EarlyExit."
             )
         return self._thresholds
-
-    def _missing_costs(self) -> str:
-        """Return why costs are missing, and what to do."""
-        reason = (
-            "The cost of exits is not defined, because the base has no multiply-adds "
-            "of which it could be a fraction. Choose "
-        )
-        if self._cascade.unknown:
-            reason = (
-                "The cost of exits is unknown, because the multiply-adds of some "
-                f"layers are: {', '.join(self._cascade.unknown)}. Register them with "
-                "keras_selfdistill.register_macs before creating EarlyExit, or choose "
-            )
-        return (
-            f"{reason}an exit by its latency: keras_selfdistill.pick_exit(model, "
-            "max_latency_ms=..., sample=x[:1]), or thresholds by calibrate(..., "
-            "latency_budget_ms=..., sample=x[:1])."
-        )
-
-    def _check_costs(self, argument: str) -> None:
-        if self._cascade.lacks_costs:
-            raise ValueError(
-                f"{self._missing_costs()} Received: {argument}, which needs costs. "
-                "Expected: latency_budget_ms=; or max_accuracy_drop= or "
-                "target_accuracy=, with thresholds that all exits share."
-            )
 
     def _calibrated(self, hint: str) -> Outcomes:
         if self._outcomes is None:

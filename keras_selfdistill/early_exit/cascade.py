@@ -1,5 +1,6 @@
 """The sections of a wrapper, run in order on the samples that have not exited."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,11 @@ from keras_selfdistill.costs.input_shapes import nominal_shapes
 from keras_selfdistill.criteria import Memory
 from keras_selfdistill.early_exit.scheduler import Chunk, bucket_sizes, run_sections
 from keras_selfdistill.early_exit.scoring import Scorer
-from keras_selfdistill.early_exit.section_models import cut_sections, section_costs
+from keras_selfdistill.early_exit.section_models import (
+    cut_sections,
+    missing_costs,
+    section_costs,
+)
 from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes
 from keras_selfdistill.evaluation.data_adapter import (
     DataAdapter,
@@ -52,6 +57,7 @@ class Cascade:
         costs: Multiply-adds of a sample as a fraction of the base's, by the index of
             its exit, shape `(exits,)`; NaN if unknown, or if the base has none.
         unknown: Names of the layers whose cost is unknown.
+        scorer: Computes predictions and scores from the outputs of sections.
 
     Raises:
         ValueError: An exit reads the base beyond its tap.
@@ -66,7 +72,8 @@ class Cascade:
         self.unknown = tuple(dict.fromkeys(names))
         spent = [Count.total(sections[:end]) for end in range(1, len(sections) + 1)]
         self.costs = np.array([macs_ratio(each, of_base) for each in spent])
-        self._scorer = scorer
+        self.scorer = scorer
+        self._graph = graph
         self._classes = graph.task.units
         self._sections = [CompiledModel(section) for section in models]
         places = {id(tensor): i for i, tensor in enumerate(graph.base.inputs)}
@@ -83,6 +90,15 @@ class Cascade:
     def compile_count(self) -> int:
         """Number of compilations of sections."""
         return sum(section.compile_count for section in self._sections)
+
+    def check_costs(self, argument: str) -> None:
+        """Refuse an argument that needs costs if some are not known."""
+        if self.lacks_costs:
+            raise ValueError(
+                f"{missing_costs(self.unknown)} Received: {argument}, which needs "
+                "costs. Expected: latency_budget_ms=; or max_accuracy_drop= or "
+                "target_accuracy=, with thresholds that all exits share."
+            )
 
     def warm_up(self, batch_size: int) -> None:
         """Compile every section for every batch size that it may get."""
@@ -122,7 +138,7 @@ class Cascade:
         exited = [Exited(nothing[0], *nothing, np.zeros(0))]
 
         def decide(index: int, outputs: np.ndarray, memory: Memory) -> np.ndarray:
-            predictions, scores = self._scorer(index, outputs, memory)
+            predictions, scores = self.scorer(index, outputs, memory)
             exits = scores >= limits[index]
             ids = memory["id"][exits]
             indices = np.full(len(ids), index)
@@ -144,11 +160,11 @@ class Cascade:
         Raises:
             ValueError: Labels are missing, or are not classes of the base.
         """
-        exits = self._scorer.exits
+        exits = self.scorer.exits
         seen: list[list[tuple[Any, ...]]] = [[] for _ in range(exits)]
 
         def decide(index: int, outputs: np.ndarray, memory: Memory) -> np.ndarray:
-            predictions, scores = self._scorer(index, outputs, memory)
+            predictions, scores = self.scorer(index, outputs, memory)
             # The outputs of the last section are those of the base.
             classes = best_classes(predictions), best_classes(outputs)
             seen[index].append((memory["id"], scores, *classes))
@@ -164,6 +180,53 @@ class Cascade:
             reference=(columns[-1][3] == labels).astype("int8"),
             costs=self.costs,
         )
+
+    def outputs(
+        self, x: Data, y: Labels, batch_size: int
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return the outputs of every section on all samples, and their labels.
+
+        Args:
+            x: Samples, as `DataAdapter.batches` takes them.
+            y: Labels; `None` if `x` gives (inputs, labels).
+            batch_size: Number of samples a section processes at once.
+
+        Raises:
+            ValueError: Labels are missing, or are not classes of the base.
+        """
+        last = self.scorer.exits - 1
+        seen: list[list[tuple[Any, ...]]] = [[] for _ in range(last + 1)]
+
+        def keep(index: int, outputs: np.ndarray, memory: Memory) -> np.ndarray:
+            seen[index].append((memory["id"], np.asarray(outputs, "float32")))
+            return np.full(len(outputs), index < last)
+
+        batches = self._run(self._adapter.batches(x, y), keep, batch_size)
+        labels = class_indices([each.labels for each in batches], self._classes)
+        return [_in_order(rows)[1] for rows in seen], labels
+
+    def outcomes(self, outputs: Sequence[np.ndarray], labels: np.ndarray) -> Outcomes:
+        """Return the outcome at every exit of outputs that `outputs` returned."""
+        memory: Memory = {}
+        scores, correct = [], []
+        for index, each in enumerate(outputs):
+            predictions, found = self.scorer(index, each, memory)
+            scores.append(found)
+            correct.append(best_classes(predictions) == labels)
+        return Outcomes(
+            scores=np.stack(scores[:-1], axis=1),
+            correct=np.stack(correct, axis=1).astype("int8"),
+            reference=(best_classes(outputs[-1]) == labels).astype("int8"),
+            costs=self.costs,
+        )
+
+    def with_scorer(self, scorer: Scorer) -> "Cascade":
+        """Return a cascade with another scorer, and if possible the same sections."""
+        if scorer.reads != self.scorer.reads:
+            return Cascade(self._graph, scorer)
+        other = copy.copy(self)
+        other.scorer = scorer
+        return other
 
     def _run(
         self,
@@ -188,7 +251,7 @@ class Cascade:
             self._sections,
             chunks(),
             decide,
-            output=self._scorer.reads,
+            output=self.scorer.reads,
             batch_size=batch_size,
             fixed=fixed,
         )

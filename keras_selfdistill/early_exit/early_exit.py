@@ -9,13 +9,12 @@ from absl import logging
 
 from keras_selfdistill import criteria
 from keras_selfdistill.early_exit.calibration import Calibration
-from keras_selfdistill.early_exit.cascade import Cascade
 from keras_selfdistill.early_exit.export.scored_section import scored_sections
 from keras_selfdistill.early_exit.export.writers import export_sections
 from keras_selfdistill.early_exit.file import read_early_exit, write_early_exit
 from keras_selfdistill.early_exit.result import EarlyExitResult, print_logs, result_logs
 from keras_selfdistill.early_exit.scoring import Scorer
-from keras_selfdistill.early_exit.section_models import check_wrapper
+from keras_selfdistill.early_exit.section_models import check_wrapper, missing_costs
 from keras_selfdistill.early_exit.thresholds.choice import Choice
 from keras_selfdistill.evaluation.data_adapter import Targets
 from keras_selfdistill.files.archive import RefusedFileError
@@ -37,8 +36,7 @@ class EarlyExit(Calibration):
         criterion: Confidence score: `"confidence"` (largest probability), `"margin"`,
             `"entropy"`, `"patience"` (number of consecutive exits that agree), a
             `Criterion`, or a function from probabilities of shape
-            `(samples, classes)` to scores of shape `(samples,)`, higher is more
-            confident.
+            `(samples, classes)` to scores of shape `(samples,)`, higher if surer.
         scores_from: Output that is scored: `"exit"` for each exit's own output,
             `"running_mean"` for the mean of the logits of all exits so far.
         last_resort: Prediction for samples that reach no threshold: `"final"` or
@@ -80,9 +78,9 @@ class EarlyExit(Calibration):
             softmax=end is keras.activations.softmax,
             exits=len(graph.exits),
         )
-        super().__init__(model, scorer, Cascade(graph, scorer), thresholds)
+        super().__init__(model, scorer, thresholds)
         if self._cascade.lacks_costs:
-            logging.warning("%s", self._missing_costs())
+            logging.warning("%s", missing_costs(self._cascade.unknown))
 
     @property
     def model(self) -> SelfDistiller:
@@ -200,7 +198,7 @@ class EarlyExit(Calibration):
         return self
 
     def save(self, path: PathLike) -> None:
-        """Save the model, the criterion, thresholds and latencies to one file.
+        """Save the model, criterion, thresholds, temperatures and latencies to a file.
 
         The file is written atomically. It contains data and no code: a custom
         criterion is saved by its registered name.
@@ -219,6 +217,7 @@ class EarlyExit(Calibration):
             "scores_from": self._scorer.scores_from,
             "last_resort": self._scorer.last_resort,
             "thresholds": None if self._thresholds is None else list(self._thresholds),
+            "temperatures": self._scorer.temperatures,
             "latencies_ms": self.latencies_ms,
             "calibration": self.calibration and dataclasses.asdict(self.calibration),
         }
@@ -290,6 +289,7 @@ class EarlyExit(Calibration):
                 last_resort=settings["last_resort"],
                 thresholds=settings["thresholds"],
             )
+            loaded.temperatures = settings["temperatures"]
             loaded._learn_latencies(None, settings["latencies_ms"])
         except (ValueError, TypeError) as error:
             raise RefusedFileError(path, str(error)) from error

@@ -118,6 +118,7 @@ def _complete(document: object) -> None:
     if not isinstance(document, dict):
         return
     document.setdefault("latencies_ms", None)
+    document.setdefault("temperatures", None)
     found = document.get("calibration")
     if isinstance(found, dict):
         found.setdefault("latency_ms", None)
@@ -144,6 +145,10 @@ def _are_thresholds(value: object) -> bool:
         is_finite_number(each) or (isinstance(each, str) and each in words)
         for each in value
     )
+
+
+def _are_temperatures(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(is_finite_number, value))
 
 
 def _are_latencies(value: object) -> bool:
@@ -188,6 +193,7 @@ _SCHEMA: dict[str, Check] = {
     "scores_from": lambda value: isinstance(value, str),
     "last_resort": lambda value: isinstance(value, str),
     "thresholds": _or_none(_are_thresholds),
+    "temperatures": _or_none(_are_temperatures),
     "latencies_ms": _or_none(_are_latencies),
     "calibration": _or_none(_is_calibration),
 }

@@ -1,6 +1,7 @@
 """Predictions and confidence scores of exits, on arrays or in a graph."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -29,6 +30,7 @@ class Scorer:
         last_resort: Prediction of the last exit: `"final"` or `"ensemble"`.
         softmax: Whether the base ends in softmax; else it ends in logits.
         exits: Number of exits, including the last.
+        temperatures: Numbers that the logits of each exit are divided by, or `None`.
     """
 
     criterion: Criterion
@@ -36,6 +38,7 @@ class Scorer:
     last_resort: str
     softmax: bool
     exits: int
+    temperatures: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -58,7 +61,8 @@ class Scorer:
     @property
     def reads(self) -> str:
         """Name of the section's output that is read: `"logits"` or `"output"`."""
-        return "logits" if self.averages else "output"
+        scaled = self.temperatures is not None
+        return "logits" if self.averages or scaled else "output"
 
     def __call__(
         self, index: int, outputs: Tensor, memory: Memory
@@ -77,17 +81,32 @@ class Scorer:
         """
         precise = "float64" if isinstance(outputs, np.ndarray) else "float32"
         outputs = _cast(outputs, "float32")
+        chosen = self._chosen(index, outputs, memory)
+        if self.temperatures is not None:
+            chosen = chosen / self.temperatures[index]
+        if self.softmax and self.reads == "output":
+            return chosen, self._scores(_cast(chosen, precise), memory)
+        probabilities = softmax(_cast(chosen, precise))
+        predictions = _cast(probabilities, "float32") if self.softmax else chosen
+        return predictions, self._scores(probabilities, memory)
+
+    def _chosen(self, index: int, outputs: Tensor, memory: Memory) -> Tensor:
+        """Return an exit's own outputs, or the mean of all so far."""
         averaged = self.scores_from == "running_mean"
         if index == self.exits - 1:
             averaged = self.last_resort == "ensemble"
         if self.averages:
             memory["sum"] = memory["sum"] + outputs if index else outputs
-        chosen = memory["sum"] / (index + 1) if averaged else outputs
-        if self.softmax and not self.averages:
-            return chosen, self._scores(_cast(chosen, precise), memory)
-        probabilities = softmax(_cast(chosen, precise))
-        predictions = _cast(probabilities, "float32") if self.softmax else chosen
-        return predictions, self._scores(probabilities, memory)
+        return memory["sum"] / (index + 1) if averaged else outputs
+
+    def logits(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the logits that predictions are made of, before any temperature.
+
+        Args:
+            outputs: Logits of every exit, shape `(samples, classes)`.
+        """
+        memory: Memory = {}
+        return [self._chosen(i, each, memory) for i, each in enumerate(outputs)]
 
     def remembered(self, index: int, classes: int) -> Memory:
         """Return an example of the memory that an exit gets.

@@ -94,12 +94,27 @@ def choose(
             "A guarantee needs samples to search on and others to test on. Received: "
             f"{len(outcomes)} samples. Expected: some thousands."
         )
-    order = np.random.default_rng(goal.seed).permutation(len(outcomes))
-    search, test = np.array_split(order, 2)
+    search, test = halves(len(outcomes), goal.seed)
     thresholds, bound = _guaranteed(
         priced.part(search), priced.part(test), goal, goal.guarantee, last_is_base
     )
     return _choice(outcomes.part(test), thresholds, goal.guarantee, bound)
+
+
+def halves(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows to search on and those to test a guarantee on.
+
+    Args:
+        samples: Number of samples.
+        seed: Seed of the split.
+
+    Example:
+        >>> [len(rows) for rows in halves(5, seed=0)]
+        [3, 2]
+    """
+    order = np.random.default_rng(seed).permutation(samples)
+    search, test = np.array_split(order, 2)
+    return search, test
 
 
 def _choose_by_order(

@@ -10,12 +10,15 @@ Thresholds: TypeAlias = float | Sequence[float] | Mapping[str, float]
 """One threshold for all exits, or one for each exit but the last."""
 
 
-def checked_thresholds(thresholds: Thresholds, names: list[str]) -> tuple[float, ...]:
-    """Return one number for each exit but the last.
+def checked_thresholds(
+    thresholds: Thresholds, names: list[str], argument: str = "thresholds"
+) -> tuple[float, ...]:
+    """Return one number for each exit.
 
     Args:
         thresholds: One number, or one for each exit, as a list or by name.
-        names: Names of all exits but the last.
+        names: Names of the exits, for thresholds all but the last.
+        argument: Name of the argument, for errors.
 
     Raises:
         ValueError: They do not fit the exits, or one is NaN.
@@ -27,7 +30,7 @@ def checked_thresholds(thresholds: Thresholds, names: list[str]) -> tuple[float,
     if isinstance(thresholds, Mapping):
         if set(thresholds) != set(names):
             raise ValueError(
-                "Thresholds must be given for every exit but the last. Received: "
+                f"`{argument}` must name every exit once. Received: "
                 f"{sorted(map(str, thresholds))}. Expected: {names}."
             )
         thresholds = [thresholds[name] for name in names]
@@ -35,8 +38,8 @@ def checked_thresholds(thresholds: Thresholds, names: list[str]) -> tuple[float,
     values = np.repeat(values, len(names)) if values.shape == (1,) else values
     if values.shape != (len(names),) or np.isnan(values).any():
         raise ValueError(
-            "`thresholds` does not fit the exits. Received: "
-            f"thresholds={thresholds!r}. Expected: one number, or one for each of "
+            f"`{argument}` does not fit the exits. Received: "
+            f"{argument}={thresholds!r}. Expected: one number, or one for each of "
             f"{names}."
         )
     return tuple(values.tolist())
