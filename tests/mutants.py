@@ -45,7 +45,10 @@ TESTS = {
     "losses": ["tests/losses/test_losses.py", "tests/training/test_objective.py"],
     "recipes": ["tests/recipes/test_recipes.py", "tests/training/test_objective.py"],
     "taps": ["tests/exits/test_named_taps.py", "tests/exits/test_taps.py"],
-    "calibration": ["tests/early_exit/test_calibration.py"],
+    "calibration": [
+        "tests/early_exit/test_calibration.py",
+        "tests/early_exit/test_latency_budget.py",
+    ],
 }
 SECONDS = 30  # Of computing, after which a mutant counts as noticed: it hangs.
 

@@ -25,7 +25,7 @@ from keras_selfdistill.early_exit.thresholds.frontier import (
     frontier_of,
 )
 from keras_selfdistill.early_exit.thresholds.goal import ThresholdGoal
-from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes, no_latencies
+from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes, known_latencies
 from keras_selfdistill.early_exit.thresholds.setting import (
     Thresholds,
     checked_thresholds,
@@ -169,8 +169,8 @@ class Calibration(ScaledExits):
         if x is None:
             self._calibrated("Pass x and y.")  # An error before anything is measured.
         self._learn_latencies(sample, costs)
-        if latency_budget_ms is not None and self._latencies is None:
-            raise no_latencies()
+        if latency_budget_ms is not None:
+            known_latencies(self._latencies)
         fit_on = None if guarantee is None else seed
         cascade, found = self._observed(x, y, batch_size, temperature, fit_on)
         outcomes = dataclasses.replace(found, latencies=self._latencies)

@@ -50,16 +50,20 @@ class Outcomes:
             >>> found.by_latency().costs.tolist()
             [2.0, 3.0]
         """
-        if self.latencies is None:
-            raise no_latencies()
-        return dataclasses.replace(self, costs=self.latencies)
+        return dataclasses.replace(self, costs=known_latencies(self.latencies))
 
 
-def no_latencies() -> ValueError:
-    """Return an error that says how exits get latencies."""
-    return ValueError(
-        "The latencies of the exits are not known. Received: neither `sample` nor "
-        "`costs`. Expected: calibrate(..., latency_budget_ms=5, sample=x[:1]) with a "
-        "batch of the size used in deployment, or costs={'exit_1': milliseconds, …} "
-        "in place of `sample`."
-    )
+def known_latencies(latencies: np.ndarray | None) -> np.ndarray:
+    """Return latencies as given, in milliseconds.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if latencies is None:
+        raise ValueError(
+            "The latencies of the exits are not known. Received: neither `sample` nor "
+            "`costs`. Expected: calibrate(..., latency_budget_ms=5, sample=x[:1]) with "
+            "a batch of the size used in deployment, or costs={'exit_1': milliseconds, "
+            "…} in place of `sample`."
+        )
+    return latencies
