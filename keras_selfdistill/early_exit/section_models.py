@@ -118,8 +118,7 @@ def cut_sections(
     _check_exits(graph)
     pieces = _pieces(graph, outputs)
     cuts = [_alive(pieces, i) for i in range(len(pieces.ends) + 1)]
-    _check_masks(graph, cuts)
-    _check_batch_axes(graph, cuts)
+    _check_tensors(graph, [tensor for cut in cuts for tensor in cut])
     sections = []
     for i, (name, end) in enumerate(zip(graph.exits, pieces.ends, strict=True)):
         returned = dict(zip(outputs, end, strict=True)) | {"alive": cuts[i + 1]}
@@ -183,33 +182,26 @@ def _alive(pieces: _Pieces, section: int) -> list[SymbolicTensor]:
     ]
 
 
-def _check_masks(graph: ExitGraph, cuts: Sequence[Sequence[SymbolicTensor]]) -> None:
-    """Refuse cuts of tensors with masks, which the next section would not get."""
-    for tensor in (tensor for cut in cuts for tensor in cut):
-        if mask_of(tensor) is not None:
-            raise _masks_error(graph, original(producer(tensor).operation).name)
+def _check_tensors(graph: ExitGraph, tensors: Sequence[SymbolicTensor]) -> None:
+    """Refuse cuts of tensors with masks, or with other rows than those of the samples.
 
-
-def _check_batch_axes(
-    graph: ExitGraph, cuts: Sequence[Sequence[SymbolicTensor]]
-) -> None:
-    """Refuse cuts of tensors with other rows than the samples', which are selected."""
-    tensors = [tensor for cut in cuts for tensor in cut]
+    Masks do not reach the next section, and rows are selected for samples that go on.
+    """
     inputs = graph.base.inputs
     fixed = next(filter(None, (each.shape[0] for each in inputs)), None)
-    samples = fixed or _SAMPLES
-    batch = [
-        keras.KerasTensor((samples, *each.shape[1:]), each.dtype) for each in inputs
-    ]
+    size = fixed or _SAMPLES
+    batch = [keras.KerasTensor((size, *each.shape[1:]), each.dtype) for each in inputs]
     found = keras.Function(inputs, tensors).compute_output_spec(batch)
     for tensor, each in zip(tensors, found, strict=True):
-        of_batch = ((samples,), (None,))  # Some layers do not tell.
+        name = original(producer(tensor).operation).name
+        if mask_of(tensor) is not None:
+            raise _masks_error(graph, name)
+        of_batch = ((size,), (None,))  # Some layers do not tell.
         if each.shape[:1] not in of_batch or not (fixed or tensor.shape[0] is None):
             raise ValueError(
                 "A network can only be cut where every tensor has one row for each "
-                f"sample. Received: {original(producer(tensor).operation).name!r} of "
-                f"model {graph.base.name!r}, whose output has the shape "
-                f"{tuple(each.shape)} for {samples} samples. Expected: taps before or "
+                f"sample. Received: {name!r} of model {graph.base.name!r}, with shape "
+                f"{tuple(each.shape)} for {size} samples. Expected: taps before or "
                 "behind it; or deploy exit_model(...), which is not cut."
             )
 
