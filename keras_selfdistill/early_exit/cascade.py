@@ -13,12 +13,8 @@ from keras_selfdistill.costs.input_shapes import nominal_shapes
 from keras_selfdistill.criteria import Memory
 from keras_selfdistill.early_exit.scheduler import Chunk, bucket_sizes, run_sections
 from keras_selfdistill.early_exit.scoring import Scorer
-from keras_selfdistill.early_exit.section_models import (
-    cut_sections,
-    missing_costs,
-    section_costs,
-)
-from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes
+from keras_selfdistill.early_exit.section_models import cut_sections, section_costs
+from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes, missing_costs
 from keras_selfdistill.evaluation.data_adapter import (
     DataAdapter,
     Targets,

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
-from absl import logging
 
 from keras_selfdistill import criteria
 from keras_selfdistill.early_exit.calibration import Calibration
@@ -14,7 +13,7 @@ from keras_selfdistill.early_exit.export.writers import export_sections
 from keras_selfdistill.early_exit.file import read_early_exit, write_early_exit
 from keras_selfdistill.early_exit.result import EarlyExitResult, print_logs, result_logs
 from keras_selfdistill.early_exit.scoring import Scorer
-from keras_selfdistill.early_exit.section_models import check_wrapper, missing_costs
+from keras_selfdistill.early_exit.section_models import check_wrapper
 from keras_selfdistill.early_exit.thresholds.choice import Choice
 from keras_selfdistill.evaluation.data_adapter import Targets
 from keras_selfdistill.files.archive import RefusedFileError
@@ -79,8 +78,6 @@ class EarlyExit(Calibration):
             exits=len(graph.exits),
         )
         super().__init__(model, scorer, thresholds)
-        if self._cascade.lacks_costs:
-            logging.warning("%s", missing_costs(self._cascade.unknown))
 
     @property
     def model(self) -> SelfDistiller:

@@ -273,26 +273,3 @@ def _check_exits(graph: ExitGraph) -> None:
                 "Expected: a head that reads its own tap alone, such as "
                 "head='bottleneck'; or deploy exit_model(...) or final_model()."
             )
-
-
-def missing_costs(unknown: Sequence[str]) -> str:
-    """Return why the costs of exits are missing, and what to do.
-
-    Args:
-        unknown: Names of the layers whose cost is unknown.
-    """
-    reason = (
-        "The cost of exits is not defined, because the base has no multiply-adds "
-        "of which it could be a fraction. Choose "
-    )
-    if unknown:
-        reason = (
-            "The cost of exits is unknown, because the multiply-adds of some "
-            f"layers are: {', '.join(unknown)}. Register them with "
-            "keras_selfdistill.register_macs before creating EarlyExit, or choose "
-        )
-    return (
-        f"{reason}an exit by its latency: keras_selfdistill.pick_exit(model, "
-        "max_latency_ms=..., sample=x[:1]), or thresholds by calibrate(..., "
-        "latency_budget_ms=..., sample=x[:1])."
-    )

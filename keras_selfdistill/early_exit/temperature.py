@@ -5,11 +5,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from absl import logging
 
 from keras_selfdistill.early_exit.cascade import Cascade
 from keras_selfdistill.early_exit.scoring import Scorer, softmax
 from keras_selfdistill.early_exit.thresholds.choice import Choice, halves
-from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes
+from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes, missing_costs
 from keras_selfdistill.early_exit.thresholds.setting import (
     Thresholds,
     checked_thresholds,
@@ -28,6 +29,8 @@ class ScaledExits:
         self._model = model
         self._scorer = scorer
         self._cascade = Cascade(model.exit_graph, scorer)
+        if self._cascade.lacks_costs:
+            logging.warning("%s", missing_costs(self._cascade.unknown))
         self._outcomes: Outcomes | None = None
         self.calibration: Choice | None = None
 
