@@ -18,6 +18,7 @@ import pathlib
 import re
 import time
 
+import keras
 from absl import app, flags
 
 import keras_selfdistill as ksd
@@ -106,6 +107,16 @@ def cells(preset: Preset) -> list[Cell]:
     ]
 
 
+def keep_compiled(folder: pathlib.Path) -> None:
+    """Lets JAX find its compiled steps again: for other seeds, and after a kill."""
+    if keras.backend.backend() != "jax":
+        return
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:  # An environment variable sets it.
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
 def main(argv: list[str]) -> int:
     """Runs the cells that are missing, and writes the table after each."""
     if len(argv) > 1:
@@ -117,13 +128,15 @@ def main(argv: list[str]) -> int:
         preset = dataclasses.replace(preset, checkpoint_every=FLAGS.checkpoint_every)
     place = pathlib.Path("selection" if FLAGS.select else "", name)
     results = pathlib.Path(FLAGS.results_dir).expanduser() / place
+    work = pathlib.Path(FLAGS.work_dir).expanduser()
     if not FLAGS.table:
         todo = cells(preset)
+        keep_compiled(work / "jax_cache")
         grid = Grid(
             preset_name=FLAGS.preset,
             data=tuple(read_data(preset, FLAGS.data_dir, FLAGS.select)),
             results=results,
-            work=pathlib.Path(FLAGS.work_dir).expanduser() / place,
+            work=work / place,
             select=FLAGS.select,
             deadline=deadline,
             augment_on=FLAGS.augment_on or default_place(),

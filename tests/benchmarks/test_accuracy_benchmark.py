@@ -31,7 +31,7 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def run(data_dir, folder, *flags, before=""):
+def run(data_dir, folder, *flags, before="", **environment):
     """Runs the script in its own process, after some Python code."""
     return run_script(
         SCRIPT,
@@ -41,6 +41,7 @@ def run(data_dir, folder, *flags, before=""):
         f"--work_dir={folder / 'work'}",
         *flags,
         before=before,
+        **environment,
     )
 
 
@@ -317,6 +318,28 @@ def test_wrong_flags_are_refused_before_the_first_cell(
     assert done.returncode
     assert message in done.stdout + done.stderr
     assert files(tmp_path) == set()
+
+
+@pytest.mark.long
+@pytest.mark.process
+def test_a_seed_of_several_in_a_process_ends_like_one_of_its_own(data_dir, tmp_path):
+    require_backend("jax")
+    for seeds in ("0,1", "1"):
+        done = run(
+            data_dir,
+            tmp_path / seeds,
+            "--methods=byot",
+            f"--seeds={seeds}",
+            KERAS_BACKEND="jax",
+        )
+        assert done.returncode == 0, done.stderr
+        kept = files(tmp_path / seeds / "work/jax_cache")
+        assert sum(name.startswith("jit_train_step-") for name in kept) == 1
+    found, expected = (
+        json.loads((tmp_path / seeds / "results/smoke/byot-seed1.json").read_text())
+        for seeds in ("0,1", "1")
+    )
+    assert without_times(found) == without_times(expected)
 
 
 @pytest.mark.long
