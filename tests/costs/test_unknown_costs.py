@@ -53,7 +53,7 @@ def both(request):
     with pytest.MonkeyPatch.context() as patch:
         said = []
         patch.setattr(
-            "keras_selfdistill.early_exit.early_exit.logging.warning",
+            "keras_selfdistill.early_exit.temperature.logging.warning",
             lambda template, *values: said.append(template % values),
         )
         fast = ksd.EarlyExit(wrapper(Mixer, request.param))
