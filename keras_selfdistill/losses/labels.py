@@ -104,6 +104,28 @@ def check_axis_of_units(
         )
 
 
+def as_one_hot(labels: Labels, logits: Tensor) -> Tensor:
+    """Return labels as distributions over classes, in the shape of the logits.
+
+    Args:
+        labels: Class indices, shape `(batch, ...)` or `(batch, ..., 1)`; or one-hot or
+            mixed labels, shape `(batch, ..., classes)`.
+        logits: Logits of several classes, shape `(batch, ..., classes)`.
+
+    Example:
+        >>> import numpy as np
+        >>> print(ops.convert_to_numpy(as_one_hot(np.array([[1]]), np.zeros((1, 2)))))
+        [[0. 1.]]
+    """
+    labels = ops.convert_to_tensor(labels)
+    if len(labels.shape) == len(logits.shape):
+        if labels.shape[-1] != 1:
+            return ops.cast(labels, logits.dtype)
+        labels = ops.squeeze(labels, axis=-1)
+    classes = ops.cast(labels, "int32")
+    return ops.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
+
+
 def all_exist(labels: Labels, outputs: Tensor, loss: losses.Loss) -> bool | Tensor:
     """Return whether all class indices are in the range of the outputs, as a scalar.
 

@@ -10,17 +10,21 @@ from keras_selfdistill.recipes.attention_byot import AttentionBYOT
 from keras_selfdistill.recipes.base import Recipe, TermWeights
 from keras_selfdistill.recipes.byot import BYOT, SeparableBYOT
 from keras_selfdistill.recipes.deep_supervision import DeepSupervision
+from keras_selfdistill.recipes.past_self import PastSelf
 from keras_selfdistill.recipes.registry import RECIPES, get
+from keras_selfdistill.recipes.teacher_free import TeacherFree
 from keras_selfdistill.recipes.teskd import TESKD
 
 __all__ = [
     "AttentionBYOT",
     "BYOT",
     "DeepSupervision",
+    "PastSelf",
     "RECIPES",
     "Recipe",
     "SeparableBYOT",
     "TESKD",
+    "TeacherFree",
     "TermWeights",
     "get",
 ]

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import keras
 
+from keras_selfdistill.graph.task import TASKS
 from keras_selfdistill.losses.hint import HintLoss
 from keras_selfdistill.losses.soft_target import SoftTargetLoss
 from keras_selfdistill.recipes.fields import check_temperature, check_weight, refuse
@@ -62,6 +63,7 @@ class Recipe(Config):
             reduction=…)`.
         hint_loss: Class of the loss on features, called with `(reduction=…)`.
         extra_term_names: Names of the terms of `extra_terms`, as they are logged.
+        tasks: Names of the tasks that `extra_terms` can compute, by default all.
 
     Args:
         teacher: Teacher of an exit: `"deepest"`, the final exit; `"next"`, the next
@@ -82,6 +84,7 @@ class Recipe(Config):
     soft_target_loss: ClassVar[type] = SoftTargetLoss
     hint_loss: ClassVar[type] = HintLoss
     extra_term_names: ClassVar[tuple[str, ...]] = ()
+    tasks: ClassVar[tuple[str, ...]] = TASKS
 
     teacher: str = "deepest"
     detach_teacher: bool = True

@@ -21,10 +21,18 @@ def is_used(weight: Scalar | Tensor) -> bool:
     return not isinstance(weight, numbers.Real) or weight != 0
 
 
-def check_share(recipe: Config, field: str) -> None:
-    """Refuse a field that is neither numbers from 0 to 1 nor schedules."""
-    if not all(0.0 <= value <= 1.0 for value in _numbers(recipe, field)):
-        refuse(recipe, field, "a number from 0 to 1, a schedule, or one for each exit")
+def check_share(recipe: Config, field: str, *, per_exit: bool = True) -> None:
+    """Refuse a field that is neither numbers from 0 to 1 nor schedules.
+
+    Args:
+        recipe: The recipe.
+        field: Name of the field.
+        per_exit: Whether there may be one for each exit.
+    """
+    values = _numbers(recipe, field, per_exit=per_exit)
+    if not all(0.0 <= value <= 1.0 for value in values):
+        expected = "a number from 0 to 1, or a schedule"
+        refuse(recipe, field, expected + (", or one for each exit" if per_exit else ""))
 
 
 def check_weight(recipe: Config, field: str, *, per_exit: bool = False) -> None:

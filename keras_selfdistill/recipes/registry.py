@@ -4,6 +4,8 @@ from keras_selfdistill.recipes.attention_byot import AttentionBYOT
 from keras_selfdistill.recipes.base import Recipe
 from keras_selfdistill.recipes.byot import BYOT, SeparableBYOT
 from keras_selfdistill.recipes.deep_supervision import DeepSupervision
+from keras_selfdistill.recipes.past_self import PastSelf
+from keras_selfdistill.recipes.teacher_free import TeacherFree
 from keras_selfdistill.recipes.teskd import TESKD
 from keras_selfdistill.utils.config import resolve
 
@@ -14,6 +16,8 @@ RECIPES: dict[str, type[Recipe]] = {
     "deep_supervision": DeepSupervision,
     "attention_byot": AttentionBYOT,
     "teskd": TESKD,
+    "teacher_free": TeacherFree,
+    "past_self": PastSelf,
 }
 
 
@@ -22,7 +26,8 @@ def get(identifier: "str | Recipe") -> Recipe:
 
     Args:
         identifier: `"byot"`, `"separable_byot"`, `"deep_supervision"`,
-            `"attention_byot"`, `"teskd"`, or a `Recipe`.
+            `"attention_byot"`, `"teskd"`, `"teacher_free"`, `"past_self"`, or a
+            `Recipe`.
 
     Raises:
         ValueError: No recipe has this name.

@@ -48,7 +48,8 @@ class SelfDistiller(SavedWrapper, Trainer):
             A layer of a nested model is named `"backbone/stage/layer"`, the second
             call of a layer that is called several times `"layer@2"`.
         recipe: `"byot"` (the default), `"separable_byot"`, `"attention_byot"`,
-            `"teskd"`, `"deep_supervision"`, or a `Recipe`.
+            `"teskd"`, `"deep_supervision"`, `"teacher_free"`, `"past_self"`, or a
+            `Recipe`.
         head: `"bottleneck"`, `"separable"`, `"attention"`, `"top_down"`, `"linear"`,
             or a `Head`; by default the head of the recipe. A default bottleneck is
             narrowed if it would add more than 15 % to the base's multiply-adds (see
@@ -137,7 +138,7 @@ class SelfDistiller(SavedWrapper, Trainer):
         # Tracked: layers that only training uses, which are not in the outputs' graph.
         self._adapters = graph.adapters()
         self._teacher = teacher and teacher_network(teacher, model, graph.task)
-        self._recipe_state = make_state(recipe, model)
+        self._recipe_state = make_state(recipe, model, graph.task.name)
         self._step = _counter("step", 0, "int32")
         self._distillation_scale = _counter("distillation_scale", 1.0, "float32")
         if freeze:

@@ -42,18 +42,21 @@ class EpochBegins(keras.callbacks.Callback):
         model.recipe.on_epoch_begin(epoch, model.recipe_state, model.base)
 
 
-def make_state(recipe: Recipe, base: keras.Model) -> keras.Layer | None:
+def make_state(
+    recipe: Recipe, base: keras.Model, task: str = "multiclass"
+) -> keras.Layer | None:
     """Return the frozen state of a recipe, or `None`.
 
     Args:
         recipe: Recipe that may have extra terms.
         base: The base.
+        task: Name of the base's task.
 
     Raises:
         TypeError: The names of the terms are not a tuple of strings, or the state is
             not a layer.
-        ValueError: A name is taken; the state has no variables yet, or shares some
-            with the base.
+        ValueError: A name is taken; the recipe is for other tasks; the state has no
+            variables yet, or shares some with the base.
     """
     kind, names = type(recipe).__name__, recipe.extra_term_names
     if not isinstance(names, tuple) or not all(isinstance(n, str) for n in names):
@@ -65,6 +68,11 @@ def make_state(recipe: Recipe, base: keras.Model) -> keras.Layer | None:
         raise ValueError(
             f"{kind}.extra_term_names must be different names that no other term has. "
             f"Received: {names!r}. Taken: {_TERMS}."
+        )
+    if task not in recipe.tasks:
+        raise ValueError(
+            f"{kind} is for bases of other tasks. Received: {base.name!r} of task "
+            f"{task!r}. Expected: {' or '.join(map(repr, recipe.tasks))}."
         )
     state = recipe.make_state(base)
     if state is None:

@@ -14,14 +14,22 @@ pytestmark = pytest.mark.once
 EXITS = ["exit_1", "exit_2", "exit_3", "final"]
 # The published constants, by name; hints are converted from sums over 128 samples.
 # `separable_byot` has no paper: what was chosen on held-out images.
+BYOT = {
+    "alpha": 0.1,
+    "temperature": 3.0,
+    "hint_weight": 128 * 1e-6,
+    "final_label_weight": 1.0,
+}
 CONSTANTS = {
     "deep_supervision": {"exit_weight": 1.0, "temperature": 1.0},
-    "byot": {
-        "alpha": 0.1,
-        "temperature": 3.0,
-        "hint_weight": 128 * 1e-6,
-        "final_label_weight": 1.0,
+    "byot": BYOT,
+    "teacher_free": {
+        **BYOT,
+        "regularization": 0.1,
+        "correct": 0.99,
+        "virtual_temperature": 20.0,
     },
+    "past_self": {**BYOT, "past_weight": 0.8},
     "separable_byot": {
         "alpha": 0.3,
         "temperature": 3.0,
@@ -76,6 +84,8 @@ def test_names_stand_for_classes_heads_and_losses():
         "separable_byot": ("SeparableBYOT", "separable", soft, hint),
         "attention_byot": ("AttentionBYOT", "attention", *own),
         "teskd": ("TESKD", "top_down", soft, hint),
+        "teacher_free": ("TeacherFree", "bottleneck", soft, hint),
+        "past_self": ("PastSelf", "bottleneck", soft, hint),
     }
 
 
@@ -170,13 +180,16 @@ FIELDS = {
     recipes.SeparableBYOT: ["alpha", "hint_weight", "final_label_weight"],
     recipes.AttentionBYOT: ["alpha", "hint_weight", "final_label_weight"],
     recipes.TESKD: ["label_weight", "soft_target_weight", "hint_weight"],
+    recipes.TeacherFree: ["regularization"],
+    recipes.PastSelf: ["past_weight"],
 }
+SHARES = ("alpha", "regularization", "past_weight")
 
 
 @pytest.mark.parametrize("kind", FIELDS, ids=lambda kind: kind.__name__)
 def test_fields_out_of_range_are_refused(kind):
     for field in [*FIELDS[kind], "external_weight"]:
-        for value in (-0.1, math.inf, math.nan, *([1.1] if field == "alpha" else [])):
+        for value in (-0.1, math.inf, math.nan, *([1.1] if field in SHARES else [])):
             with pytest.raises(ValueError, match=f"{kind.__name__}.{field} is out"):
                 kind(**{field: value})
         assert getattr(kind(**{field: 0}), field) == 0.0
@@ -190,6 +203,13 @@ def test_fields_out_of_range_are_refused(kind):
         kind(teacher="deepst")
     with pytest.raises(ValueError, match="detach_teacher is out"):
         kind(detach_teacher=1)
+    if kind is recipes.TeacherFree:
+        for value in (0.0, 1.0, "0.5", True):
+            with pytest.raises(ValueError, match="correct is out of range"):
+                kind(correct=value)
+            if value != 1.0:
+                with pytest.raises(ValueError, match="virtual_temperature is out"):
+                    kind(virtual_temperature=value)
     with pytest.raises(TypeError):
         kind(0.5)  # Fields have names.
     with pytest.raises(AttributeError):
