@@ -46,6 +46,7 @@ class Engine:
         initial_epoch: int = 0,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         verbose: int = 0,
+        validation_data: Any = None,
     ) -> keras.callbacks.History:
         """Trains a compiled model.
 
@@ -58,6 +59,8 @@ class Engine:
             initial_epoch: Number of epochs that the model has behind it.
             callbacks: Keras callbacks, as for `keras.Model.fit`.
             verbose: Verbosity, as for `keras.Model.fit`.
+            validation_data: Data as for `keras.Model.fit`; not with several workers of
+                TensorFlow.
         """
         return model.fit(
             self._data(batches),
@@ -66,6 +69,7 @@ class Engine:
             initial_epoch=initial_epoch,
             callbacks=list(callbacks),
             verbose=verbose,
+            validation_data=validation_data,
             shuffle=False,  # which Keras cannot do to such data
         )
 

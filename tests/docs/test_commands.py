@@ -22,6 +22,7 @@ from tests.conftest import ROOT
 from tests.docs.test_documents import check_command
 from tests.examples.test_cifar100 import write_fake
 from tests.examples.test_examples import NATIVE_NOISE
+from tests.examples.test_images_parts import make_folder
 
 pytestmark = [pytest.mark.once, pytest.mark.process]
 
@@ -53,6 +54,9 @@ SMALL = {
     "--rounds=1",
     "examples/train_cifar100.py": "--train_examples=100 --width_multiplier=0.125 "
     "--epochs=1",
+    "examples/train_images.py": "--data_dir=photos --model=resnet18 --weights=none "
+    "--width_multiplier=0.125 --image_size=8 --taps=1 --head_epochs=1 --epochs=1 "
+    "--batch_size=8",
     "examples/train_distributed.py": "--epochs=1 --train_examples=64",
     "tests.fuzz": "--mutations=9",
     "tests.training.nonfinite_probe": "",
@@ -156,6 +160,7 @@ def workshop(tmp_path_factory):
         shutil.copy(ROOT / name, root / name)
     (home / "tensorflow_datasets").mkdir()
     write_fake(home / "tensorflow_datasets", train_per_class=3)
+    make_folder(root / "photos")
     base = ksd.networks.resnet18(width_multiplier=0.125)
     wrapper = ksd.SelfDistiller(base, 3, "byot")
     for name, model in {

@@ -1,0 +1,279 @@
+r"""Trains a network with early exits on your own images, and makes what is deployed.
+
+    python examples/train_images.py --data_dir=FOLDER --model=EfficientNetV2B0 \
+        --weights=imagenet
+
+FOLDER has a sub-folder of images for each class. Instead of `--data_dir` alone,
+`--dataset=NAME` takes the training images of a data set of TensorFlow Datasets, which
+`--data_dir` then holds.
+
+All images are read once before anything is trained; files that are broken and classes
+that are too small are named. 30% of each class are held out: for early stopping, for
+the thresholds of early exit, and for the numbers that are told. `split.json` keeps who
+is where, so a later part of the run has the same.
+
+A first phase trains the heads and the last layer on a frozen network, a second one all
+of it, the network itself more slowly; each stops when it gets no better. The same
+command again goes on where it was killed, bit for bit. The same network without exits
+is trained beside it, to compare.
+
+Writes to `--output_dir`: `split.json`, `results.json`, the files of both trainings, and
+`artifact/`: the trained network, the chosen exit, early exit with a guarantee for
+LiteRT and for this library, pictures, and a `README.md` with all numbers. Networks take
+pixels from 0 to 255; their preprocessing is in them.
+"""
+
+import shared.quiet  # noqa: F401  # isort: skip  (first: it imports Keras)
+
+import functools
+import importlib.util
+import pathlib
+from typing import Any
+
+import keras
+from absl import app, flags, logging
+
+import keras_selfdistill as ksd
+from distributed import engines
+from images import batches, network, results, run_readme, split, tfds_images, training
+from shared import environment, run_folder
+
+FLAGS = flags.FLAGS
+# Where and on what it is trained may change between the parts of a run.
+CHANGEABLE = ("data_dir", "output_dir", "distribute", "cpu_devices")
+
+
+def define_flags() -> None:
+    """Defines the command line."""
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Folder with a sub-folder of images for each class; with --dataset, that of "
+        "TensorFlow Datasets.",
+        required=True,
+    )
+    flags.DEFINE_string("dataset", None, "Name of a data set of TensorFlow Datasets.")
+    flags.DEFINE_string("output_dir", "runs/images", "Folder of this run's files.")
+    flags.DEFINE_string(
+        "model",
+        "EfficientNetV2B0",
+        "Function of keras.applications, or a name in keras_selfdistill.networks.",
+    )
+    flags.DEFINE_string(
+        "weights", "imagenet", "imagenet, which are downloaded, a file, or none."
+    )
+    flags.DEFINE_float("width_multiplier", 1.0, "Factor on the layers' widths.", 0.0)
+    flags.DEFINE_list("image_size", ["224"], "Height and width, or one for both.")
+    flags.DEFINE_enum(
+        "recipe", "byot", list(ksd.recipes.RECIPES), "How the exits learn."
+    )
+    flags.DEFINE_integer("taps", 3, "Exits before the final one.", 1)
+    flags.DEFINE_float("held_out", 0.3, "Share of each class for the three tests.")
+    flags.DEFINE_integer("head_epochs", 5, "Epochs of the first phase, at most.", 0)
+    flags.DEFINE_integer("epochs", 20, "Epochs of the second phase, at most.", 1)
+    flags.DEFINE_integer("patience", 3, "Epochs without gain that end a phase.", 1)
+    flags.DEFINE_integer("batch_size", 32, "Images a step, of all devices.", 1)
+    flags.DEFINE_float("learning_rate", 1e-3, "Rate of exits and last layer.", 0.0)
+    flags.DEFINE_float("base_learning_rate", 1e-5, "Rate of the network itself.", 0.0)
+    flags.DEFINE_enum(
+        "class_weight", "none", ["none", "balanced"], "balanced: classes count alike."
+    )
+    flags.DEFINE_boolean("mirror", True, "Whether left and right may be exchanged.")
+    flags.DEFINE_enum(
+        "mixed_precision",
+        "none",
+        ["none", "mixed_float16", "mixed_bfloat16"],
+        "Keras dtype policy; none computes in float32.",
+    )
+    flags.DEFINE_float(
+        "max_accuracy_drop", 0.02, "What early exit may lose, 0.01 a point.", 0.0, 1.0
+    )
+    flags.DEFINE_float("guarantee", 0.95, "Confidence that it loses no more.")
+    flags.DEFINE_enum(
+        "distribute",
+        "none",
+        ["none", "mirrored", "data_parallel"],
+        "All devices of this machine: mirrored on TensorFlow, data_parallel on JAX.",
+    )
+    flags.DEFINE_integer("cpu_devices", 2, "Devices to make where there is no GPU.", 1)
+    flags.DEFINE_integer("seed", 0, "Seed of split, weights, order and crops.", 0)
+
+
+def image_size() -> batches.Size:
+    """Returns the height and width that `--image_size` gives."""
+    given = [int(each) if each.isdecimal() else 0 for each in FLAGS.image_size]
+    if len(given) not in (1, 2) or min(given) < 1:
+        raise app.UsageError(
+            f"Received --image_size={','.join(FLAGS.image_size)}; expected a number of "
+            "pixels, or a height and a width, such as 240,320."
+        )
+    return given[0], given[-1]
+
+
+def check_flags() -> None:
+    """Refuses what cannot be trained, before any image is read."""
+    for name in ("held_out", "guarantee"):
+        if not 0 < FLAGS[name].value < 1:
+            raise app.UsageError(
+                f"Received --{name}={FLAGS[name].value}; expected a number between 0 "
+                "and 1."
+            )
+    needed = {"mirrored": "tensorflow", "data_parallel": "jax"}.get(FLAGS.distribute)
+    if needed not in (None, keras.backend.backend()):
+        raise app.UsageError(
+            f"Received --distribute={FLAGS.distribute} with KERAS_BACKEND="
+            f"{keras.backend.backend()}; expected {needed}. On PyTorch, start from "
+            "train_distributed.py --engine=ddp."
+        )
+    if importlib.util.find_spec("matplotlib") is None:
+        raise app.UsageError(
+            "matplotlib is not installed, which draws the pictures. Expected: "
+            "python -m pip install matplotlib"
+        )
+
+
+def make_engine() -> engines.Engine:
+    """Returns the engine that `--distribute` names."""
+    match FLAGS.distribute:
+        case "mirrored":
+            return engines.MirroredEngine(FLAGS.cpu_devices)
+        case "data_parallel":
+            return engines.DataParallelEngine(FLAGS.cpu_devices)
+    return engines.Engine()
+
+
+def begin() -> tuple[pathlib.Path, split.Split]:
+    """Returns the run's folder and its split, of images that can all be read."""
+    settings = run_folder.own_settings("held_out", without=CHANGEABLE)
+    output_dir = run_folder.begin(FLAGS.output_dir, settings, kept="split.json")
+    root = pathlib.Path(FLAGS.data_dir).expanduser()
+    if FLAGS.dataset is not None:
+        tfds_images.write_folder(FLAGS.dataset, root, output_dir / "dataset")
+        root = output_dir / "dataset"
+    images = split.load_or_make(
+        root, output_dir / "split.json", share=FLAGS.held_out, seed=FLAGS.seed
+    )
+    if len(images.train.paths) < FLAGS.batch_size:
+        raise app.UsageError(
+            f"Received --batch_size={FLAGS.batch_size}; expected at most the "
+            f"{len(images.train.paths)} training images."
+        )
+    return output_dir, images
+
+
+def begin_anew(policy: str) -> None:
+    """Lets weights and names of layers not depend on what was built before.
+
+    Outside of an engine's scope, of which Keras would not know any more.
+    """
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(FLAGS.seed)
+    keras.config.set_dtype_policy(policy)
+
+
+def build(classes: int, *, exits: bool) -> keras.Model:
+    """Returns the untrained network, with exits or without."""
+    base = network.build(
+        FLAGS.model,
+        size=image_size(),
+        classes=classes,
+        weights=None if FLAGS.weights == "none" else FLAGS.weights,
+        width_multiplier=FLAGS.width_multiplier,
+    )
+    return ksd.SelfDistiller(base, FLAGS.taps, FLAGS.recipe) if exits else base
+
+
+def phases() -> list[training.Phase]:
+    """Returns the phases that the flags ask for."""
+    heads = training.Phase("heads", FLAGS.head_epochs, FLAGS.learning_rate, None)
+    everything = training.Phase(
+        "all",
+        FLAGS.epochs,
+        FLAGS.learning_rate,
+        FLAGS.base_learning_rate,
+        statistics=FLAGS.weights == "none",
+    )
+    return [heads, everything] if FLAGS.head_epochs else [everything]
+
+
+def train(output_dir: pathlib.Path, images: split.Split) -> dict[str, Any]:
+    """Trains the wrapper and the plain network; returns their logs by phase."""
+    size, classes = image_size(), len(images.classes)
+    engine = make_engine()
+    if FLAGS.batch_size % engine.replicas:
+        raise app.UsageError(
+            f"Received --batch_size={FLAGS.batch_size}; expected a multiple of the "
+            f"{engine.replicas} devices."
+        )
+    weights = None
+    if FLAGS.class_weight == "balanced":
+        weights = batches.balanced_weights(images.train.labels, classes)
+    data = batches.Batches(
+        images.train, size, FLAGS.batch_size, FLAGS.seed, FLAGS.mirror, weights
+    )
+    validation = batches.Whole(
+        images.validation, size, FLAGS.batch_size, multiple=engine.replicas
+    )
+    histories = {}
+    policy = FLAGS.mixed_precision
+    for name in ("distilled", "plain"):
+        begin_anew("float32" if policy == "none" else policy)
+        histories[name] = training.Training(
+            output_dir / name,
+            functools.partial(
+                build,
+                classes,
+                exits=name == "distilled",
+            ),
+            engine,
+            data,
+            validation,
+            FLAGS.patience,
+        ).run(phases())
+    return histories
+
+
+def load(output_dir: pathlib.Path, classes: int, name: str) -> keras.Model:
+    """Returns a trained network in float32 on one device."""
+    begin_anew("float32")
+    model = build(classes, exits=name == "distilled")
+    model.load_weights(training.weights_file(output_dir / name, phases()[-1]))
+    return model
+
+
+def main(argv: list[str]) -> None:
+    """Trains, or goes on, then measures and writes what is deployed."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
+    check_flags()
+    output_dir, images = begin()
+    histories = train(output_dir, images)
+    plain, model = (
+        load(output_dir, len(images.classes), name) for name in ("plain", "distilled")
+    )
+    of_part = functools.partial(
+        batches.Whole, size=image_size(), batch_size=FLAGS.batch_size
+    )
+    goal = results.Goal(FLAGS.max_accuracy_drop, FLAGS.guarantee)
+    measured = results.measure(model, plain, images, of_part, goal)
+    artifact = output_dir / "artifact"
+    told = {
+        **measured.numbers,
+        "no_litert": results.write_models(measured, images.classes, artifact),
+        "phases": training.summary(histories),
+        "image_size": image_size(),
+        "flags": run_folder.own_settings("held_out", without=CHANGEABLE),
+        "versions": environment.versions(),
+        "machine": environment.machine(),
+    }
+    results.draw(measured, histories["distilled"], images.test.labels, artifact)
+    told["bytes"] = results.sizes(artifact)
+    run_folder.write_json(output_dir / "results.json", told)
+    run_folder.write(artifact / "README.md", run_readme.render(told).encode())
+    print(f"{measured.report}\n\nWrote {artifact / 'README.md'}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    FLAGS.set_default("verbosity", logging.INFO)
+    app.run(main)
