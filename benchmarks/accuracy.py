@@ -33,7 +33,7 @@ from accuracy_grid.methods import (
 )
 from accuracy_grid.table import write_table
 from accuracy_grid.training import OutOfTimeError, read_data
-from shared.device_augmentation import default_place
+from shared.augmentation import AUGMENTED, default_place
 
 OUT_OF_TIME = 75  # exit status EX_TEMPFAIL: run the same command again
 FLAGS = flags.FLAGS
@@ -66,7 +66,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "augment_on",
         None,
-        ["device", "host"],
+        list(AUGMENTED),
         "Where images are cropped and mirrored, with the same result; by default on an "
         "accelerator if there is one and the backend is not TensorFlow, which takes "
         "batches from the host.",

@@ -24,7 +24,7 @@ import keras
 from absl import app, flags, logging
 
 import keras_selfdistill as ksd
-from shared import cifar100, environment, run_folder
+from shared import augmentation, cifar100, environment, run_folder
 
 FLAGS = flags.FLAGS
 
@@ -100,6 +100,14 @@ flags.DEFINE_integer(
     0,
     "Held-out training images evaluated after every epoch, a multiple of 100; 0: none.",
 )
+flags.DEFINE_enum(
+    "augment_on",
+    None,
+    list(augmentation.AUGMENTED),
+    "Where images are cropped and mirrored, with the same result; by default on an "
+    "accelerator if there is one and the backend is not TensorFlow, which takes "
+    "batches from the host.",
+)
 
 
 @flags.multi_flags_validator(
@@ -109,8 +117,8 @@ def _warmup_has_a_schedule(values: dict[str, Any]) -> bool:
     return values["schedule"] == "cosine" or not values["warmup_steps"]
 
 
-# Where things lie may change between the parts of one run; nothing else may.
-PLACES = ("data_dir", "output_dir")
+# Where things lie and are done may change between the parts of one run; nothing else.
+PLACES = ("augment_on", "data_dir", "output_dir")
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -237,9 +245,16 @@ def settings() -> dict[str, Any]:
     return run_folder.own_settings("recipe", without=PLACES)
 
 
+def augment_on() -> str:
+    """Returns where images are augmented, on the `"device"` or the `"host"`."""
+    return FLAGS.augment_on or augmentation.default_place()
+
+
 def train(data: cifar100.Cifar100, output_dir: pathlib.Path) -> keras.Model:
     """Trains from the last finished epoch to the last; returns the trained model."""
-    augmented = cifar100.Augmented(*data.train, FLAGS.batch_size, seed=FLAGS.seed)
+    augmented = augmentation.AUGMENTED[augment_on()](
+        *data.train, FLAGS.batch_size, seed=FLAGS.seed
+    )
     checkpoint = Checkpoint(output_dir / "checkpoint.keras")
     if (output_dir / "checkpoint.keras").exists():
         model, finished_epochs = checkpoint.restore()
@@ -291,6 +306,7 @@ def summary(accuracies: dict[str, float], history: pathlib.Path) -> dict[str, An
         "test_accuracy": accuracies,
         "seconds": seconds,
         "flags": settings(),
+        "augmented_on": augment_on(),
         "seed": FLAGS.seed,
         "versions": environment.versions(),
     }

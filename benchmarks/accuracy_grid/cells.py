@@ -43,7 +43,7 @@ class Grid:
     work: pathlib.Path
     select: bool
     deadline: float
-    augment_on: str = "host"  # or "device"; see `shared.device_augmentation`
+    augment_on: str = "host"  # or "device"; see `shared.augmentation`
 
     def result_path(self, cell: Cell) -> pathlib.Path:
         """Returns where a finished cell lies."""

@@ -11,7 +11,7 @@ import keras
 from accuracy_grid.methods import METHODS, TEACHERS, Cell, build_plain
 from accuracy_grid.training import batches, build_optimizer, count_batches
 from shared import cifar100
-from shared.device_augmentation import default_place
+from shared.augmentation import default_place
 from shared.environment import accelerators
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 import keras_selfdistill as ksd
 from accuracy_grid.methods import Batch, Cell, Preset, cifar100
-from shared import device_augmentation
+from shared import augmentation
 from shared.run_folder import refuse_changes, replacing
 
 LEARNING_RATE = 0.1
@@ -100,20 +100,30 @@ def _draw(data, prepare, key):
     return prepare(images, labels, np.random.default_rng([*key, 0]))
 
 
-def augmented(train: cifar100.Split, cell: Cell, augment_on: str) -> cifar100.Augmented:
+def augmented(
+    train: cifar100.Split, cell: Cell, augment_on: str
+) -> augmentation.Augmented:
     """Returns the training images, shuffled, cropped and mirrored."""
-    return device_augmentation.augmented(
-        *train,
-        cell.preset.batch_size,
-        seed=cell.seed,
-        place=augment_on,
-        crop_padding=CROP_PADDING,
+    return augmentation.AUGMENTED[augment_on](
+        *train, cell.preset.batch_size, seed=cell.seed, crop_padding=CROP_PADDING
     )
 
 
 def count_batches(train: cifar100.Split, preset: Preset) -> int:
     """Returns the number of batches in an epoch, the last of which may be smaller."""
     return -(-len(train.labels) // preset.batch_size)
+
+
+def steps_per_execution(steps: int) -> int:
+    """Returns how many steps Keras runs between its callbacks: a divisor of `steps`.
+
+    Not more than one on TensorFlow, which would compile all of them as one, nor on
+    PyTorch, which gains nothing.
+    """
+    if keras.backend.backend() != "jax":
+        return 1
+    # With any other number an epoch would end among the steps of the next.
+    return max(count for count in range(1, 33) if steps % count == 0)
 
 
 class OutOfTimeError(Exception):
@@ -250,6 +260,7 @@ def train(
     keras.utils.set_random_seed(cell.seed)
     steps = count_batches(data, preset)
     model = build(build_optimizer(preset, steps))
+    model.steps_per_execution = steps_per_execution(steps)
     model.optimizer.build(model.trainable_variables)
     epochs = checkpoint.restore(model)
     if len(epochs) < preset.epochs:

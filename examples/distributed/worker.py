@@ -15,7 +15,7 @@ from absl import app, flags
 
 import keras_selfdistill as ksd
 from distributed import engines
-from shared import cifar100, image_sets, run_folder
+from shared import augmentation, image_sets, run_folder
 
 # Where and by what means may change between the parts of a run.
 CHANGEABLE = ("data_dir", "output_dir", "devices", "timeout")
@@ -47,7 +47,7 @@ class Batches:
 
     def _epoch(self, epoch):
         if self.images.name == "cifar100":
-            data = cifar100.Augmented(
+            data = augmentation.Augmented(
                 *self.images.train, self.batch_size, seed=self.seed
             )
             return data.batches(epoch)

@@ -116,9 +116,10 @@ def fit(
     keras.utils.set_random_seed(seed)
     if images.name == "digits":
         return model.fit(*images.train, batch_size=batch_size, epochs=epochs)
-    from shared import cifar100
+    from shared import augmentation
 
-    data = cifar100.Augmented(*images.train, batch_size, seed=seed)
+    augmented = augmentation.AUGMENTED[augmentation.default_place()]
+    data = augmented(*images.train, batch_size, seed=seed)
     steps = data.num_batches
     return model.fit(
         data.batches(), steps_per_epoch=steps, epochs=epochs, shuffle=False

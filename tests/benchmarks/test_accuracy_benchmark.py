@@ -13,7 +13,7 @@ from absl import app
 import accuracy
 import keras_selfdistill as ksd
 from accuracy_grid import cells, methods, published, step_time, table, training
-from shared import cifar100
+from shared import augmentation, cifar100
 from tests.conftest import ROOT, require_backend
 from tests.examples.test_cifar100 import write_fake
 from tests.interruption import killed_replacing, run_script, run_whole_and_killed
@@ -146,7 +146,7 @@ def test_batches_go_through_the_epochs_in_order(grid, augment_on):
             grid.data[0], cell("plain"), None, first_epoch=1, augment_on=augment_on
         )
     )
-    expected = cifar100.Augmented(*grid.data[0], SMOKE.batch_size, seed=0)
+    expected = augmentation.Augmented(*grid.data[0], SMOKE.batch_size, seed=0)
     expected.set_epoch(1)
     assert len(drawn) == expected.num_batches == 2
     for index, (images, labels) in enumerate(drawn):

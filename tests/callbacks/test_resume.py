@@ -630,7 +630,7 @@ _AUGMENTED_EPOCH = """
 import sys
 import keras, numpy as np
 sys.path.insert(0, "examples")
-from shared import cifar100
+from shared import augmentation
 import keras_selfdistill as ksd
 
 with np.load(sys.argv[1]) as arrays:
@@ -649,7 +649,7 @@ def train(epochs):
     model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9),
                   "sparse_categorical_crossentropy")
-    data = cifar100.Augmented(images, labels, 50, seed=11)
+    data = augmentation.Augmented(images, labels, 50, seed=11)
     model.fit(data.batches(), steps_per_epoch=data.num_batches, epochs=epochs,
               shuffle=False, verbose=0)
     variables = [*model.variables, *model.optimizer.variables]
@@ -661,7 +661,7 @@ _, moved = train(2)
 print(np.abs(moved[0] - one[0]).max())
 
 # Every image in two epochs; then what the model's own layers make of one batch twice.
-numbered = cifar100.Augmented(images, np.arange(len(images)), 50, seed=11)
+numbered = augmentation.Augmented(images, np.arange(len(images)), 50, seed=11)
 seen = np.empty((2, *images.shape), "float32")
 for epoch in range(2):
     numbered.set_epoch(epoch)

@@ -16,7 +16,7 @@ from absl.testing import flagsaver
 
 import keras_selfdistill as ksd
 import train_cifar100
-from shared import cifar100
+from shared import augmentation, cifar100
 from tests.conftest import ROOT, small_base
 from tests.examples.test_cifar100 import write_fake
 from tests.interruption import killed_replacing, run_script, run_whole_and_killed
@@ -204,7 +204,7 @@ def test_a_resumed_fit_begins_with_its_epochs_batches(flags, tmp_path, monkeypat
     monkeypatch.setattr(train_cifar100.Checkpoint, "restore", lambda _: (Model(), 2))
     data = cifar100.load(flags.data_dir, train_examples=200)
     train_cifar100.train(data, tmp_path)
-    expected = cifar100.Augmented(*data.train, 50, seed=0)
+    expected = augmentation.Augmented(*data.train, 50, seed=0)
     expected.set_epoch(2)
     np.testing.assert_array_equal(drawn[0][0], expected[0][0])
 

@@ -4,7 +4,7 @@ import keras
 import pytest
 
 import keras_selfdistill as ksd
-from shared import cifar100
+from shared import augmentation, cifar100
 
 
 @pytest.mark.long
@@ -20,7 +20,7 @@ def test_two_epochs_on_5000_images(tfds_folder):
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
-    augmented = cifar100.Augmented(
+    augmented = augmentation.Augmented(
         data.train.images, data.train.labels, batch_size=32, seed=0
     )
     history = model.fit(
