@@ -213,20 +213,32 @@ def prepare_cutmix(cell: Cell) -> Callable[..., Batch]:
     alpha, probability = cell.fields["alpha"], cell.fields["probability"]
     # Its weights are drawn from Beta(a, a), with a from the range `factor`.
     layer = keras.layers.CutMix(factor=(alpha, alpha), dtype="float32")
+    generator = keras.random.SeedGenerator(0)
+
+    def transform(images: Any, targets: Any, state: Any) -> tuple[Any, Any]:
+        with keras.StatelessScope(state_mapping=[(generator.state, state)]):
+            drawn = layer.get_random_transformation(images, seed=generator)
+            mixed = layer.transform_images(images, drawn)
+            return mixed, layer.transform_labels(targets, drawn)
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        transform = jax.jit(transform)  # As single calls it would keep Python busy.
 
     def mix(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Batch:
         targets = one_hot(labels)
         if rng.random() >= probability:
             return images, targets
-        # The layer's own generator would go on from batch to batch, which a resumed
-        # training could not repeat. The accelerator is busy with the network.
+        # A generator that went on from batch to batch could not be repeated by a
+        # resumed training. The accelerator is busy with the network.
         with keras.device("cpu:0"):
-            seed = keras.random.SeedGenerator(int(rng.integers(2**31)))
-            drawn = layer.get_random_transformation(images, seed=seed)
-            mixed = layer.transform_images(images, drawn)
-            targets = keras.ops.convert_to_tensor(targets)
-            targets = layer.transform_labels(targets, drawn)
-            to_numpy = keras.ops.convert_to_numpy
+            to_tensor, to_numpy = (
+                keras.ops.convert_to_tensor,
+                keras.ops.convert_to_numpy,
+            )
+            state = to_tensor([int(rng.integers(2**31)), 0], generator.state.dtype)
+            mixed, targets = transform(images, to_tensor(targets), state)
             return to_numpy(mixed), to_numpy(targets)
 
     return mix

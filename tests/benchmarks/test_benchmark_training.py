@@ -44,6 +44,27 @@ def trained(folder):
     return model.steps_per_execution, logs, model.get_weights()
 
 
+def test_cutmix_is_keras_layer_with_a_seed_for_each_batch():
+    fields = {"alpha": 1.0, "probability": 1.0}
+    cell = methods.Cell(preset=SMOKE, method="cutmix", seed=0, fields=fields)
+    mix = methods.prepare_cutmix(cell)
+    images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype("float32")
+    labels, to_numpy = np.arange(6), keras.ops.convert_to_numpy
+    for key in (1, 2):
+        rng = np.random.default_rng(key)
+        rng.random()  # Whether to mix the batch.
+        seed = keras.random.SeedGenerator(int(rng.integers(2**31)))
+        layer = keras.layers.CutMix(factor=(1.0, 1.0))
+        drawn = layer.get_random_transformation(images, seed=seed)
+        targets = keras.ops.one_hot(labels, 100)
+        expected = layer.transform_images(images, drawn)
+        found, shares = mix(images, labels, np.random.default_rng(key))
+        np.testing.assert_array_equal(found, to_numpy(expected))
+        assert not np.array_equal(found, images)
+        expected = to_numpy(layer.transform_labels(targets, drawn))
+        np.testing.assert_allclose(shares, expected, atol=1e-6)
+
+
 def test_several_steps_at_a_time_train_as_one_by_one(tmp_path, monkeypatch):
     on_jax = keras.backend.backend() == "jax"
     for steps, expected in {391: 23, 79: 1, 64: 32}.items():
