@@ -16,6 +16,8 @@ from typing import TypeAlias
 import keras
 from keras import layers
 
+from keras_selfdistill.utils.initializers import initialize_as_papers
+
 Tensor: TypeAlias = keras.KerasTensor
 Width = Callable[[int], int]
 
@@ -31,6 +33,7 @@ def _network(features: Callable[[Tensor, Width], Tensor]) -> Callable[..., keras
         classes: int = 100,
         width_multiplier: float = 1.0,
         classifier_activation: str | None = "softmax",
+        paper_initialization: bool = False,
         name: str = features.__name__,
     ) -> keras.Model:
         _check_arguments(input_shape, classes, width_multiplier)
@@ -42,12 +45,10 @@ def _network(features: Callable[[Tensor, Width], Tensor]) -> Callable[..., keras
         x = layers.GlobalAveragePooling2D(name="avg_pool")(features(inputs, width))
         # A half-precision softmax saturates, and the losses are computed from it.
         predictions = layers.Dense(
-            classes,
-            activation=classifier_activation,
-            dtype="float32",
-            name="predictions",
+            classes, classifier_activation, dtype="float32", name="predictions"
         )
-        return keras.Model(inputs, predictions(x), name=name)
+        model = keras.Model(inputs, predictions(x), name=name)
+        return initialize_as_papers(model) if paper_initialization else model
 
     # Not functools.wraps: help() has to show the signature of `build`.
     build.__name__ = build.__qualname__ = features.__name__
@@ -66,8 +67,7 @@ def _check_arguments(
         )
     if classes < 2:
         raise ValueError(
-            f"Received classes={classes}; expected at least 2. Pass the number of "
-            "different labels in your dataset."
+            f"Received classes={classes}; expected at least 2, one for each label."
         )
     if not width_multiplier > 0:
         raise ValueError(
@@ -167,8 +167,7 @@ def _stages(
     for i, depth in enumerate(depths):
         for j in range(depth):
             stride = 2 if i > 0 and j == 0 else 1
-            name = f"stage{i + 1}_block{j + 1}"
-            x = block(x, channels * 2**i, width, stride, name)
+            x = block(x, channels * 2**i, width, stride, f"stage{i + 1}_block{j + 1}")
     return x
 
 
@@ -195,6 +194,9 @@ def resnet18(  # noqa: D417 (the arguments are those of the builder it becomes)
         width_multiplier: Factor on every layer's channels, above 0; each result is
             rounded to a multiple of 8, at least 8.
         classifier_activation: Activation of the last layer; `None` returns logits.
+        paper_initialization: Whether to draw weights as the code of the papers does:
+            He normal by fan-out, not truncated, and a uniform classifier within
+            ±1/√width. By default: He normal by fan-in, truncated, and Glorot uniform.
         name: Name of the model.
 
     Returns:

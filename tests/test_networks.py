@@ -288,6 +288,28 @@ def test_batch_normalization_follows_the_papers():
             assert not layer.use_bias
 
 
+def test_weights_may_be_drawn_as_by_the_papers_code():
+    """Variances by hand: a truncated draw has no value beyond two deviations."""
+    keras.utils.set_random_seed(0)
+    model = networks.resnext29_8(width_multiplier=0.25, paper_initialization=True)
+    plain = networks.resnext29_8(width_multiplier=0.25)
+    for name, outputs in (("stage1_block1_first", 128), ("stage2_block1_middle", 256)):
+        layer, other = (each.get_layer(f"{name}_conv") for each in (model, plain))
+        kernel, truncated = layer.get_weights()[0], other.get_weights()[0]
+        positions = kernel.shape[0] * kernel.shape[1]
+        deviation = (2 / (outputs * positions)) ** 0.5
+        assert kernel.std() == pytest.approx(deviation, rel=0.05)
+        assert np.abs(kernel).max() > 3 * deviation
+        assert np.abs(truncated).max() < 2.4 * truncated.std()
+    kernel, bias = model.get_layer("predictions").get_weights()
+    limit = kernel.shape[0] ** -0.5
+    for each in (kernel, bias):
+        assert 0.9 * limit < np.abs(each).max() <= limit
+    assert kernel.std() == pytest.approx(limit / 3**0.5, rel=0.05)
+    copied = keras.models.clone_model(model).get_layer("predictions").get_weights()
+    assert 0.9 * limit < np.abs(copied[1]).max() <= limit
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -307,6 +329,7 @@ def test_help_shows_the_arguments_and_the_examples_hold():
         "classes",
         "width_multiplier",
         "classifier_activation",
+        "paper_initialization",
         "name",
     ]
     result = doctest.testmod(networks)

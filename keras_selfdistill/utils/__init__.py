@@ -1,7 +1,8 @@
-"""Frozen configs, schedules, checks of numbers, text tables, type aliases. Internal."""
+"""Frozen configs, schedules, numbers, initializers, tables, type aliases. Internal."""
 
 __all__ = [
     "config",
+    "initializers",
     "keras_internals",
     "number_checks",
     "schedules",
