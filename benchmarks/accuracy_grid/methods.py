@@ -233,13 +233,10 @@ def prepare_cutmix(cell: Cell) -> Callable[..., Batch]:
         # A generator that went on from batch to batch could not be repeated by a
         # resumed training. The accelerator is busy with the network.
         with keras.device("cpu:0"):
-            to_tensor, to_numpy = (
-                keras.ops.convert_to_tensor,
-                keras.ops.convert_to_numpy,
-            )
-            state = to_tensor([int(rng.integers(2**31)), 0], generator.state.dtype)
-            mixed, targets = transform(images, to_tensor(targets), state)
-            return to_numpy(mixed), to_numpy(targets)
+            tensor, array = keras.ops.convert_to_tensor, keras.ops.convert_to_numpy
+            state = tensor([int(rng.integers(2**31)), 0], generator.state.dtype)
+            mixed, targets = transform(images, tensor(targets), state)
+            return array(mixed), array(targets)
 
     return mix
 
