@@ -21,9 +21,10 @@ class BYOT(Recipe):
     loss of the final exit: its label loss (section 3.2: α and β are zero there). The
     second and third term have no gradient in the final exit.
 
-    The defaults are the published constants. There, the hint loss is summed over a
-    batch of 128 and weighted by 1e-6. Here it is a mean over samples, so that its
-    weight does not depend on the batch size: 128 · 1e-6 = 1.28e-4.
+    The defaults are the constants of the public reproduction; the paper gives none.
+    There, the hint loss is summed over a batch of 128 and weighted by 1e-6. Here it is
+    a mean over samples, so that its weight does not depend on the batch size: 128 ·
+    1e-6 = 1.28e-4.
 
     Args:
         alpha: Share of the soft targets, α in [0, 1], or one for each exit but the
