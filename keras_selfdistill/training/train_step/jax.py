@@ -36,12 +36,10 @@ def train_step(
     )
     with keras.StatelessScope(state_mapping=scaling):
         magnitudes = self._gradient_magnitudes(gradients)
-    trainable, optimizer_variables = jax.lax.cond(
-        check.applies(self.optimizer),
-        lambda: self.optimizer.stateless_apply(
-            optimizer_variables, gradients, trainable
-        ),
-        lambda: (trainable, optimizer_variables),
+    updated = self.optimizer.stateless_apply(optimizer_variables, gradients, trainable)
+    # Not `jax.lax.cond`, with which a GPU waits: XLA reads the condition on the host.
+    trainable, optimizer_variables = _choose(
+        check.applies(self.optimizer), updated, (trainable, optimizer_variables)
     )
     non_trainable = [
         value if new is None else _choose(check.finite, new, value)
