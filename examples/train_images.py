@@ -28,6 +28,7 @@ import shared.quiet  # noqa: F401  # isort: skip  (first: it imports Keras)
 import functools
 import importlib.util
 import pathlib
+import sys
 from typing import Any
 
 import keras
@@ -246,6 +247,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
     check_flags()
+    # Names of any script are told where the terminal has not their letters, too.
+    sys.stdout.reconfigure(errors="backslashreplace")
     output_dir, images = begin()
     histories = train(output_dir, images)
     plain, model = (

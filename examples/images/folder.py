@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from absl import app
+from absl import app, logging
 from PIL import Image, ImageOps
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -148,6 +148,7 @@ def check(folder: pathlib.Path, paths: Sequence[str]) -> Mapping[str, int]:
     Raises:
         UsageError: Some images cannot be read; the message has their names.
     """
+    logging.info("Reading all %d images once, to find broken ones.", len(paths))
     workers = min(8, os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         found = list(pool.map(lambda path: _look_at(folder / path), paths))

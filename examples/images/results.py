@@ -182,6 +182,8 @@ def _write_litert(fast: ksd.EarlyExit, path: pathlib.Path) -> str | None:
         env={
             **os.environ,
             "KERAS_BACKEND": "tensorflow",
+            # The memory there is this process'.
+            "CUDA_VISIBLE_DEVICES": "-1",
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         },
         stderr=subprocess.PIPE,

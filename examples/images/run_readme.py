@@ -88,7 +88,8 @@ def _exits(results: Mapping[str, Any]) -> str:
         f"{_table(header, rows)}\n\nOn {tested} images that nothing was trained on or "
         "chosen by. `final` is the deployed base, `plain base` the same network "
         "trained without exits. ECE is the expected calibration error, ms the median "
-        "time of one image on the machine below."
+        "time of one image on the machine below. One training of each: small "
+        "differences may be those of two seeds."
     )
 
 

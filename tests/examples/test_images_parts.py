@@ -1,5 +1,7 @@
 """Parts of train_images.py: folder, split, batches, networks, early stopping."""
 
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from PIL import Image
 
 import keras_selfdistill as ksd
 from images import batches, folder, network, run_readme, split, training
-from tests.conftest import to_numpy
+from tests.conftest import ROOT, require_backend, run_python, to_numpy
 
 pytestmark = pytest.mark.once
 CLASSES = ("Zebra", "anatra", "кошки", "犬")  # As Python and Keras sort them.
@@ -123,6 +125,20 @@ def test_what_is_no_folder_of_classes_is_refused(tmp_path):
     make_folder(tmp_path / "one", (3,))
     with pytest.raises(app.UsageError, match="with 1 sub-folders; expected at least"):
         folder.find_images(tmp_path / "one")
+
+
+def test_names_that_are_no_unicode_are_kept(root, tmp_path):
+    strange = os.fsdecode(b"\xff.png")
+    try:
+        (root / "犬" / "0.png").rename(root / "犬" / strange)
+    except OSError:
+        pytest.skip("this file system has Unicode names alone")
+    kept = tmp_path / "split.json"
+    drawn = read_split(root, kept)
+    assert any(f"犬/{strange}" in getattr(drawn, part).paths for part in split.PARTS)
+    (root / "犬" / strange).write_bytes(b"")
+    with pytest.raises(app.UsageError, match=r"犬/\\udcff.png"):
+        read_split(root, tmp_path / "other.json")
 
 
 def test_images_that_are_lost_or_changed_later_are_named(root, tmp_path):
@@ -290,7 +306,7 @@ def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch):
     # Also where there is a connection.
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", unreachable)
     with pytest.raises(app.UsageError, match=r"URL fetch failure.*\n.*~/.keras/models"):
-        network.build("MobileNetV2", size=(96, 96), classes=3, weights="imagenet")
+        network.build("VGG16", size=(32, 32), classes=3, weights="imagenet")
 
 
 def test_phases_train_what_they_say(tmp_path):
@@ -318,6 +334,7 @@ def test_the_base_learns_at_its_own_rate():
     model = ksd.SelfDistiller(base, 1, "byot")
     before = {each.path: to_numpy(each) for each in model.trainable_variables}
     training.compile_for(model, training.Phase("all", 1, 0.1, 0.0, statistics=True))
+    model.run_eagerly = True
     random = np.random.default_rng(0)
     x, y = random.uniform(0, 255, (8, 8, 8, 3)).astype("float32"), np.arange(8) % 3
     model.train_on_batch(x, y)
@@ -382,3 +399,62 @@ def test_early_stopping_is_that_of_keras_also_after_a_kill(tmp_path):
 def test_cells_keep_to_themselves():
     text = run_readme._table(["a|b", "c"], [["d\n|", 1]])
     assert text.splitlines() == ["| a\\|b | c |", "| --- | --- |", "| d \\| | 1 |"]
+
+
+# In a program of its own, as TensorFlow Datasets looks for the files of a package.
+_PETS = """
+import pathlib, sys
+import shared.quiet
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import app
+from images import tfds_images
+
+class Pets(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(7, 5, 3)),
+            "label": tfds.features.ClassLabel(names=["犬", "cat"]),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for number, image in enumerate(np.load(sys.argv[1])):
+            yield number, {"image": image, "label": number % 2}
+
+folder = pathlib.Path(sys.argv[2])
+for name in ("pets", "pets", "dogs"):
+    try:
+        tfds_images.write_folder(name, folder / "tfds", folder / name)
+    except app.UsageError as error:
+        print(error)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.process
+def test_a_data_set_becomes_a_folder_of_its_images(tmp_path):
+    require_backend("tensorflow")
+    pytest.importorskip("tensorflow_datasets")
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 7, 5, 3), "uint8")
+    np.save(tmp_path / "pixels.npy", pixels)
+    done = run_python(
+        *("-c", _PETS, tmp_path / "pixels.npy", tmp_path),
+        PYTHONPATH=f"{ROOT / 'examples'}:{ROOT}",
+    )
+    assert "Received --dataset=dogs" in done.stdout
+    assert not (tmp_path / "dogs").exists()
+    assert folder.find_images(tmp_path / "pets").classes == ("cat", "犬")
+    for number, image in enumerate(pixels):
+        name = "cat" if number % 2 else "犬"
+        path = tmp_path / "pets" / name / f"{number:07d}.png"
+        np.testing.assert_array_equal(folder.read(path), image)
