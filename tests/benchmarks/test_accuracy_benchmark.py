@@ -41,7 +41,8 @@ def run(data_dir, folder, *flags, before="", **environment):
         f"--work_dir={folder / 'work'}",
         *flags,
         before=before,
-        **environment,
+        # Else JAX's cache would be among the files that the script writes.
+        **{"JAX_COMPILATION_CACHE_DIR": str(data_dir / "compiled"), **environment},
     )
 
 
@@ -331,6 +332,7 @@ def test_a_seed_of_several_in_a_process_ends_like_one_of_its_own(data_dir, tmp_p
             "--methods=byot",
             f"--seeds={seeds}",
             KERAS_BACKEND="jax",
+            JAX_COMPILATION_CACHE_DIR=None,
         )
         assert done.returncode == 0, done.stderr
         kept = files(tmp_path / seeds / "work/jax_cache")
