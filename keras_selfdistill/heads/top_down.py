@@ -2,15 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Self
 
 import keras
 from keras import layers
 
 from keras_selfdistill.graph.layout import dtype_policy
 from keras_selfdistill.heads.base import Head, Target
-from keras_selfdistill.heads.interpolation import _interpolate
+from keras_selfdistill.heads.interpolation import _aligned, _interpolate
 from keras_selfdistill.heads.pieces import (
     bn_relu,
     channels_last,
@@ -22,7 +22,7 @@ from keras_selfdistill.heads.pieces import (
     strides_to,
 )
 from keras_selfdistill.utils.config import PACKAGE
-from keras_selfdistill.utils.type_aliases import DType, SymbolicTensor
+from keras_selfdistill.utils.type_aliases import ConfigDict, DType, SymbolicTensor
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -38,10 +38,15 @@ class TopDown(Head):
     average pooling. All convolutions have batch normalisation and ReLU.
 
     The 1×1 convolution of `up` is computed before the interpolation, which is the same
-    function at a quarter of the cost. Interpolation aligns the centres of pixels, as
-    Keras does; the authors' code aligns corners.
+    function at a quarter of the cost.
+
+    Args:
+        align_corners: Whether the interpolation leaves the centres of corner pixels
+            corners, as the authors' code does; else it aligns the centres of all
+            pixels, as Keras does and files saved before this option had it.
 
     Raises:
+        TypeError: `align_corners` is not a boolean.
         ValueError: A tap does not have two spatial axes of known size.
 
     Example:
@@ -54,6 +59,21 @@ class TopDown(Head):
 
     reads_whole_base: ClassVar[bool] = True
 
+    align_corners: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the field."""
+        if not isinstance(self.align_corners, bool):
+            raise TypeError(
+                "TopDown.align_corners must be True or False. Received: "
+                f"align_corners={self.align_corners!r}."
+            )
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> Self:
+        """Make a head; one saved before there was the option aligned centres."""
+        return cls(**{"align_corners": False, **config})
+
     def features(
         self, taps: Mapping[str, SymbolicTensor], target: Target
     ) -> dict[str, SymbolicTensor]:
@@ -64,7 +84,8 @@ class TopDown(Head):
         for name, tap in reversed(list(taps.items())):
             dtype = dtype_policy(tap)
             lateral = _lateral(tap, target, name)
-            up = _enlarge(above, lateral, f"{name}_up", dtype)
+            interpolate = _aligned if self.align_corners else _interpolate
+            up = _enlarge(above, lateral, interpolate, f"{name}_up", dtype)
             both = layers.Add(name=f"{name}_sum", dtype=dtype)([up, lateral])
             both = layers.Concatenate(name=f"{name}_concat", dtype=dtype)([both, up])
             above = pointwise_bn_relu(both, target.width, f"{name}_fuse", dtype)
@@ -85,7 +106,11 @@ def _lateral(tensor: SymbolicTensor, target: Target, name: str) -> SymbolicTenso
 
 
 def _enlarge(
-    image: SymbolicTensor, like: SymbolicTensor, name: str, dtype: DType
+    image: SymbolicTensor,
+    like: SymbolicTensor,
+    interpolate: Callable[..., SymbolicTensor],
+    name: str,
+    dtype: DType,
 ) -> SymbolicTensor:
     """Add a 1×1 convolution and interpolate to another image's size; BN and ReLU."""
     _, height, width, channels = image.shape
@@ -98,7 +123,7 @@ def _enlarge(
         dtype=dtype,
     )(x)
     x = reshape_rows(x, (-1, height, width, like.shape[-1]), f"{name}_small")
-    x = _interpolate(x, like.shape[1:3], f"{name}_bilinear", dtype)
+    x = interpolate(x, like.shape[1:3], f"{name}_bilinear", dtype)
     x = reshape_rows(x, (-1, like.shape[-1]), f"{name}_pixels")
     x = bn_relu(x, name, dtype)
     return reshape_rows(x, (-1, *like.shape[1:]), f"{name}_image")
