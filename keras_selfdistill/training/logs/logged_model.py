@@ -101,20 +101,22 @@ class LoggedModel(keras.Model):
             replicas: Number of devices that train together, each with its own update
                 of the metrics.
         """
-        counted = True if check is None else check.forward
-        batch_size = ops.shape(step.labels)[0]
         losses = {"loss": step.loss, **step.terms}
+        if replicas > 1:
+            losses = {name: loss * replicas for name, loss in losses.items()}
         self._logs.show(step.terms)
-        for name, loss in losses.items():
-            mean = self._logs.losses[name]
-            mean.add(loss * replicas, counted=counted, weight=batch_size)
+        self._logs.losses.add(
+            losses,
+            counted=True if check is None else check.forward,
+            weight=ops.shape(step.labels)[0],
+        )
         if check is not None:
             skipped = ops.logical_not(check.finite)
             self._logs.nonfinite_steps.update_state(
                 ops.cast(skipped, "float32") / replicas
             )
-            for name, magnitude in (magnitudes or {}).items():
-                self._logs.gradients[name].add(magnitude, counted=check.finite)
+            if magnitudes:
+                self._logs.gradients.add(magnitudes, counted=check.finite)
         return self.compute_metrics(
             None, step.labels, step.outputs, sample_weight=step.sample_weight
         )

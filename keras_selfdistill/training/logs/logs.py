@@ -5,41 +5,10 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import keras
-from keras import ops
 
 from keras_selfdistill.training.logs.exit_metrics import exit_metrics
+from keras_selfdistill.training.logs.running_means import RunningMeans
 from keras_selfdistill.utils.type_aliases import MetricsLike, Tensor
-
-
-class MeanOfCounted(keras.metrics.Mean):
-    """A mean that ignores values on request, and is NaN without any value.
-
-    Example:
-        >>> mean = MeanOfCounted(name="loss")
-        >>> mean.add(2.0, counted=True)
-        >>> mean.add(float("nan"), counted=False)
-        >>> float(ops.convert_to_numpy(mean.result()))
-        2.0
-    """
-
-    def add(
-        self, value: Tensor, *, counted: Tensor | bool, weight: Tensor | float = 1.0
-    ) -> None:
-        """Add a value to the mean.
-
-        Args:
-            value: Scalar.
-            counted: Boolean scalar; if false, the value is ignored.
-            weight: Weight of the value.
-        """
-        self.update_state(
-            ops.where(counted, value, 0.0),
-            sample_weight=ops.where(counted, ops.cast(weight, "float32"), 0.0),
-        )
-
-    def result(self) -> Tensor:
-        """Return the mean."""
-        return ops.where(self.count > 0, super().result(), float("nan"))
 
 
 class ExitLogs:
@@ -59,9 +28,9 @@ class ExitLogs:
         metrics: Mapping of output names to metrics, as `keras.Model.compile` takes
             them.
         weighted_metrics: Mapping of output names to weighted metrics.
-        losses: Mapping of names to the means of the loss and of its terms.
+        losses: Means of the loss and of its terms.
         nonfinite_steps: Number of skipped steps.
-        gradients: Mapping of log names to mean gradient magnitudes.
+        gradients: Means of the gradient magnitudes.
 
     Raises:
         TypeError: `metrics` is a mapping, or a metric cannot be copied.
@@ -89,9 +58,9 @@ class ExitLogs:
             argument="weighted_metrics",
             taken=[metric.name for metric in self.metrics["final"]],
         )
-        self.losses = {name: MeanOfCounted(name=name) for name in ("loss", *terms)}
+        self.losses = RunningMeans(["loss", *terms])
         self.nonfinite_steps = keras.metrics.Sum(name="nonfinite_steps")
-        self.gradients = {name: MeanOfCounted(name=name) for name in gradients}
+        self.gradients = RunningMeans(list(gradients))
         self._training = True
         # By training: terms of the recipe that an overridden loss does not compute.
         self._missing: dict[bool, tuple[str, ...]] = {True: (), False: ()}
@@ -109,7 +78,7 @@ class ExitLogs:
             terms: Names of the terms that the step computes.
         """
         shown = {"loss", *terms}
-        missing = tuple(name for name in self.losses if name not in shown)
+        missing = tuple(name for name in self.losses.metrics if name not in shown)
         self._missing = {**self._missing, self._training: missing}
 
     def trackers(self, metrics: Iterable[keras.Metric]) -> list[keras.Metric]:
@@ -118,8 +87,8 @@ class ExitLogs:
         Args:
             metrics: Metrics of the exits.
         """
-        training = [self.nonfinite_steps, *self.gradients.values()]
-        return [*self.losses.values(), *metrics, *training]
+        training = [self.nonfinite_steps, *self.gradients.metrics.values()]
+        return [*self.losses.metrics.values(), *metrics, *training]
 
     @contextlib.contextmanager
     def of_evaluation(self) -> Iterator[None]:
@@ -145,7 +114,7 @@ class ExitLogs:
         Args:
             results: Mapping of the names that Keras gives to values.
         """
-        hidden = () if self._training else ("nonfinite_steps", *self.gradients)
+        hidden = () if self._training else ("nonfinite_steps", *self.gradients.metrics)
         hidden += self._missing[self._training]
         return {
             self._names.get(name, name): each
