@@ -188,7 +188,8 @@ class Recipe(Config):
 
         They are reduced and scaled by sample weights as the label loss is, summed to
         the loss, and logged. Fields of `self` have the values of their schedules at
-        the step. Teachers must be detached: `keras.ops.stop_gradient(…)`.
+        the step. Teachers must be detached: `keras.ops.stop_gradient(…)`. A mask of the
+        outputs is not applied to the terms.
 
         Args:
             labels: Labels of the batch, as passed to `fit`.

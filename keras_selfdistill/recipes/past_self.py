@@ -122,8 +122,8 @@ class PastSelf(BYOT):
         training: bool,
     ) -> dict[str, Tensor]:
         """Return the crossentropy under the past predictions."""
-        logits = exits["final"]["logits"]
-        past = ops.stop_gradient(ops.softmax(ops.cast(state(inputs), logits.dtype)))
+        logits = ops.cast(exits["final"]["logits"], "float32")
+        past = ops.stop_gradient(ops.softmax(ops.cast(state(inputs), "float32")))
         # The network before the first epoch knows nothing.
         target = ops.where(state.epochs > 1.0, past, as_one_hot(labels, logits))
         loss = -ops.sum(target * ops.log_softmax(logits), axis=-1)

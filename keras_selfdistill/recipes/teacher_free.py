@@ -86,7 +86,7 @@ class TeacherFree(BYOT):
         training: bool,
     ) -> dict[str, Tensor]:
         """Return the divergence from the virtual teacher."""
-        logits = exits["final"]["logits"]
+        logits = ops.cast(exits["final"]["logits"], "float32")
         right = as_one_hot(labels, logits)
         others = (1.0 - self.correct) / (logits.shape[-1] - 1)
         virtual = right * self.correct + (1.0 - right) * others

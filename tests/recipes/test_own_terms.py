@@ -112,3 +112,18 @@ def test_other_tasks_are_refused(recipe):
     base = keras.Sequential([keras.Input((5,)), layers.Dense(3, "sigmoid")])
     with pytest.raises(ValueError, match=r"'multilabel'. Expected: 'multiclass'"):
         wrapped(recipe, base=base)
+
+
+@pytest.mark.parametrize("recipe", ["teacher_free", "past_self"])
+def test_terms_of_a_half_precise_base_are_computed_in_full(recipe, mixed_precision):
+    mixed_precision("mixed_bfloat16")
+    base = build_base()
+    mixed_precision("float32")
+    model = wrapped(recipe, base=base)
+    name = model.recipe.extra_term_names[0]
+    logs = model.evaluate(X, Y, batch_size=12, verbose=0, return_dict=True)
+    full = wrapped(recipe)
+    full.set_weights(model.get_weights())
+    expected = full.evaluate(X, Y, batch_size=12, verbose=0, return_dict=True)
+    assert logs[name] == pytest.approx(expected[name], rel=0.02)
+    assert np.isfinite(fit(model, 2)[name]).all()
