@@ -113,6 +113,7 @@ def image_size() -> batches.Size:
 
 def check_flags() -> None:
     """Refuses what cannot be trained, before any image is read."""
+    image_size()
     for name in ("held_out", "guarantee"):
         if not 0 < FLAGS[name].value < 1:
             raise app.UsageError(
@@ -146,7 +147,10 @@ def make_engine() -> engines.Engine:
 def begin() -> tuple[pathlib.Path, split.Split]:
     """Returns the run's folder and its split, of images that can all be read."""
     settings = run_folder.own_settings("held_out", without=CHANGEABLE)
-    output_dir = run_folder.begin(FLAGS.output_dir, settings, kept="split.json")
+    output_dir = run_folder.begin(FLAGS.output_dir, settings, kept="distilled")
+    if not (output_dir / "distilled").exists():
+        # Nothing was trained by an earlier split, perhaps of other flags.
+        (output_dir / "split.json").unlink(missing_ok=True)
     root = pathlib.Path(FLAGS.data_dir).expanduser()
     if FLAGS.dataset is not None:
         tfds_images.write_folder(FLAGS.dataset, root, output_dir / "dataset")

@@ -14,6 +14,7 @@ import numpy as np
 
 import keras_selfdistill as ksd
 from images import batches, folder, split
+from keras_selfdistill.reporting.report_result import Report
 from shared import run_folder
 
 _EXPORT = """
@@ -27,7 +28,7 @@ ksd.EarlyExit.load(sys.argv[1]).export(sys.argv[2])
 class Measured(NamedTuple):
     """What is told of a training; `numbers` can be written as JSON."""
 
-    report: Any
+    report: Report
     fast: ksd.EarlyExit
     chosen: str
     probabilities: dict[str, np.ndarray]
