@@ -180,7 +180,7 @@ def _attach(
         input_structure(base),
         {"exits": {name: vars(e) for name, e in exits.items()}, "ensemble": ensemble},
     )
-    policy = dtype_policy([end.feature, *chosen.values()][-1])
+    policy = dtype_policy([*chosen.values()][-1]) if chosen else base.dtype_policy
     return ExitGraph(
         base, flat, tuple(chosen), head, end.task, exits, ensemble, network, policy
     )

@@ -11,7 +11,8 @@ from keras_selfdistill.files import config_budget, config_calls
 from keras_selfdistill.files.config_budget import check_budget
 from keras_selfdistill.files.config_calls import check_calls
 from keras_selfdistill.files.config_check import REFUSED
-from keras_selfdistill.graph.ends import check
+from keras_selfdistill.graph.ends import check, sizes
+from keras_selfdistill.graph.ends.run import Run
 from tests.files.test_keras_classes import serialisable
 from tests.fuzz.mutations import archive_of, function, parts_of, symbol
 
@@ -277,6 +278,17 @@ TOO_LARGE = {
     ),
     "a batch": lambda: end_of(keras.Input((2**29, 4)), keras.layers.Cropping1D(2**20)),
 }
+
+
+def test_pixels_that_are_reshaped_are_tried_with_one_sample(monkeypatch):
+    """As many as of a data set for segmentation: no fewer of them fit the reshape."""
+    monkeypatch.setattr(sizes, "_FEW_ELEMENTS", 100)
+    monkeypatch.setattr(sizes, "_MOST_ELEMENTS", 200)
+    inputs = keras.Input((2, 20, 2))
+    x = keras.layers.Conv2D(1, 1, name="tap")(inputs)
+    logits = keras.layers.Reshape((40, 1))(x)
+    runs = [Run(keras.Function(x, keras.layers.Softmax()(logits)))]
+    assert sizes.batch_shapes([x], runs) == [[1, 2, 20, 1]]
 
 
 @pytest.mark.parametrize("what", TOO_LARGE)

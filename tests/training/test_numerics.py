@@ -458,3 +458,11 @@ def test_gradients_of_an_embedding_are_summed_over_a_word_first():
     assert logs["section_1_gradient"] == pytest.approx(
         found.magnitude["model"][0], rel=1e-5
     )
+
+
+def test_an_evaluation_of_nan_leaves_nothing_in_later_logs():
+    model, x, y = two_layers(), np.ones((8, 3), "float32"), np.arange(8) % 2
+    expected = model.evaluate(x, y, verbose=0, return_dict=True)
+    found = model.evaluate(np.full_like(x, np.nan), y, verbose=0, return_dict=True)
+    assert math.isnan(found["loss"])
+    assert model.evaluate(x, y, verbose=0, return_dict=True) == expected

@@ -217,6 +217,22 @@ def test_without_exits_the_base_learns_from_a_teacher(batch, tmp_path):
         ksd.EarlyExit(model)
 
 
+def test_without_exits_the_loss_is_scaled_as_for_the_base():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        inputs = keras.Input((8, 8, 3))
+        pool = keras.layers.GlobalAveragePooling2D(dtype="float32")
+        x = pool(keras.layers.Conv2D(4, 3)(inputs))
+        end = keras.layers.Dense(4, "softmax", dtype="float32")(x)
+        base = keras.Model(inputs, end)
+        model = ksd.SelfDistiller(base, 0, "teacher_free")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for each in (base, model):
+        each.compile("sgd", "sparse_categorical_crossentropy")
+        assert isinstance(each.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
 def test_weights_of_keras_losses_may_be_schedules(batch, tmp_path):
     rising = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.0, 0.5])
     model = compiled(

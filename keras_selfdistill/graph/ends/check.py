@@ -29,7 +29,7 @@ def agrees(
     Both are computed in each mode from random inputs and random weights, because the
     base's own weights may be zeros, which hide a difference. Each runs from the same
     state, so that layers of both draw the same random numbers. The base is not changed.
-    If all axes together are very long, those of positions are shortened.
+    If the tensors are very large, `batch_shapes` shortens them.
 
     Args:
         inputs: Symbolic tensors from which both are computed.

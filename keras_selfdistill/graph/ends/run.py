@@ -29,8 +29,8 @@ class Run(keras.layers.Layer):
         """Return the function's output for values of any sizes."""
         return self._through(values, self._twins.of)
 
-    def known_numbers(self) -> float:
-        """Return how many numbers all tensors have; infinite if that is not known.
+    def known_elements(self) -> float:
+        """Return how many elements all tensors have; infinite if that is not known.
 
         Layers keep the batch axis; functions such as `keras.ops.repeat` may not.
         """
@@ -41,8 +41,8 @@ class Run(keras.layers.Layer):
             return math.inf
         return sum((shape[0] or BATCH_SIZE) * math.prod(shape[1:]) for shape in shapes)
 
-    def count_numbers(self, shapes: Sequence[Sequence[int]]) -> int:
-        """Return how many numbers inputs of these shapes and all that follows have.
+    def count_elements(self, shapes: Sequence[Sequence[int]]) -> int:
+        """Return how many elements inputs of these shapes and all that follows have.
 
         Raises:
             Exception: The layers do not run on such inputs.

@@ -6,8 +6,9 @@ from keras_selfdistill.graph.ends.run import BATCH_SIZE, Run
 from keras_selfdistill.utils.type_aliases import SymbolicTensor
 
 _UNKNOWN_SIZE = 16  # Of any unknown axis but the batch.
-# Numbers in all inputs, outputs and in between; a config can ask for any sizes.
-_MOST_NUMBERS = 1 << 26
+# Elements of all tensors of a run, which a config can make any number: of a batch, and
+# of a single sample where fewer positions do not do, as behind a reshape of an image.
+_FEW_ELEMENTS, _MOST_ELEMENTS = 1 << 26, 1 << 28
 
 
 def batch_shapes(
@@ -15,7 +16,8 @@ def batch_shapes(
 ) -> list[list[int]]:
     """Return a shape for each input with which the runs are not too long.
 
-    If all tensors together would be too large, the axes of positions are shortened.
+    If the tensors would be too large, the axes of positions are shortened, or else one
+    sample is all.
 
     Args:
         inputs: Symbolic inputs of all runs.
@@ -38,7 +40,7 @@ def batch_shapes(
         ]
         for each in inputs
     ]
-    if sum(run.known_numbers() for run in runs) <= _MOST_NUMBERS:
+    if max(run.known_elements() for run in runs) <= _FEW_ELEMENTS:
         return full
     short = [
         [min(each[0], BATCH_SIZE)]
@@ -46,10 +48,15 @@ def batch_shapes(
         + each[1:][-1:]
         for each in full
     ]
+    single = [
+        [tensor.shape[0] or 1, *each[1:]]
+        for tensor, each in zip(inputs, full, strict=True)
+    ]
     cause = None
-    for shapes in (full, short):
+    few, most = _FEW_ELEMENTS, _MOST_ELEMENTS
+    for shapes, limit in ((full, few), (short, few), (single, most)):
         try:
-            if sum(run.count_numbers(shapes) for run in runs) <= _MOST_NUMBERS:
+            if max(run.count_elements(shapes) for run in runs) <= limit:
                 return shapes
         # A user's layers may raise anything on unexpected sizes.
         except Exception as error:
@@ -57,6 +64,6 @@ def batch_shapes(
     raise ValueError(
         "The last layers of the base are too large to be tried on a random batch. "
         f"Received: inputs of shapes {[tuple(each.shape) for each in inputs]}. "
-        f"Expected: at most {_MOST_NUMBERS} numbers in all tensors from there to the "
+        f"Expected: at most {_MOST_ELEMENTS} elements of all tensors from there to the "
         "output, or layers that run on fewer positions, too."
     ) from cause

@@ -72,7 +72,7 @@ class RunningMeans:
     def reset(self, index: int) -> None:
         """Set one mean back."""
         others = np.arange(len(self.metrics)) != index
-        self._sums.assign(self._sums * others.astype(self._sums.dtype))
+        self._sums.assign(ops.where(others, self._sums, 0.0))
 
 
 class RunningMean(keras.Metric):
