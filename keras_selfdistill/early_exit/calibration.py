@@ -45,7 +45,6 @@ class Calibration(ScaledExits):
     ):
         super().__init__(model, scorer)
         self._latencies: np.ndarray | None = None
-        self._thresholds: tuple[float, ...] | None = None
         if thresholds is not None:
             self.thresholds = thresholds
 
@@ -129,10 +128,10 @@ class Calibration(ScaledExits):
                 all `exit_names` to milliseconds from the input to the prediction of
                 that exit, for one batch.
             temperature: Whether to fit `temperatures` first, which make the exits'
-            probabilities fit their accuracy (Guo et al., arXiv 1706.04599). Needs `x`;
-            all exits' logits of the samples are kept in memory meanwhile. With a
-            guarantee they are fitted on the first half. Without a goal, only they are
-            fitted, and thresholds of an earlier calibration are dropped.
+                probabilities fit their accuracy (Guo et al., arXiv 1706.04599). Needs
+                `x`; all exits' logits of the samples are kept in memory meanwhile. With
+                a guarantee they are fitted on the first half. Without a goal, only they
+                are fitted, and thresholds of an earlier calibration are dropped.
             guarantee: Confidence level, such as 0.95, of a bound on the accuracy drop.
             per_exit: Whether each exit gets its own threshold.
             batch_size: Number of samples a section processes at once.
@@ -192,11 +191,8 @@ class Calibration(ScaledExits):
         return self._cascade, self._calibrated("Pass x and y.")
 
     def _fit_alone(self, x: Data, y: Labels, batch_size: int) -> Self:
-        """Fit temperatures, and drop thresholds that were chosen on other scores."""
-        was_calibrated = self.calibration is not None
+        """Fit temperatures, and choose no thresholds."""
         self._use(*self._fit_temperatures(x, y, batch_size, None))
-        if was_calibrated:
-            self._thresholds = None
         return self
 
     def _learn_latencies(self, sample: Data, costs: Mapping[str, float] | None) -> None:

@@ -32,6 +32,7 @@ class ScaledExits:
         if self._cascade.lacks_costs:
             logging.warning("%s", missing_costs(self._cascade.unknown))
         self._outcomes: Outcomes | None = None
+        self._thresholds: tuple[float, ...] | None = None
         self.calibration: Choice | None = None
 
     @property
@@ -45,7 +46,8 @@ class ScaledExits:
 
         `calibrate(temperature=True)` fits them. Set them with one number, or one for
         each of `exit_names`, as a list or a dict by name. Scores and predictions are
-        then those of the scaled logits; this resets `calibration` to `None`.
+        then those of the scaled logits; this resets `calibration` to `None`, and drops
+        thresholds that `calibrate` chose on other scores. Those set by hand stay.
         """
         if self._scorer.temperatures is None:
             return None
@@ -66,7 +68,9 @@ class ScaledExits:
         self._use(self._with_temperatures(found), None)
 
     def _use(self, cascade: Cascade, outcomes: Outcomes | None) -> None:
-        """Run the exits by a cascade from now on."""
+        """Run the exits by a cascade; drop thresholds chosen on other scores."""
+        if self.calibration is not None:
+            self._thresholds = None
         self._cascade, self._scorer = cascade, cascade.scorer
         self._outcomes, self.calibration = outcomes, None
 

@@ -108,6 +108,26 @@ def test_thresholds_are_chosen_on_scaled_scores():
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("temperatures", [0.2, None])
+def test_temperatures_drop_thresholds_that_were_chosen_on_other_scores(temperatures):
+    model = make_model()
+    x, y = labelled(model, 40)
+    fast = ksd.EarlyExit(model)
+    fast.temperatures = 2.0
+    fast.calibrate(x, y, macs_budget=0.9)
+    chosen = fast.thresholds
+    with pytest.raises(ValueError, match="temperatures"):
+        fast.temperatures = -1.0
+    assert fast.thresholds == chosen  # An error changes nothing.
+    fast.temperatures = temperatures
+    assert (fast.thresholds, fast.calibration) == (None, None)
+    fast.thresholds = chosen  # Set by hand, they stay.
+    fast.temperatures = 3.0
+    assert fast.thresholds == chosen
+    assert fast.calibrate(x, y, temperature=True).thresholds == chosen
+
+
+@pytest.mark.once
 def test_a_guarantee_is_tested_on_samples_that_nothing_was_fitted_on():
     model = make_model()
     x, y = labelled(model, 80)
