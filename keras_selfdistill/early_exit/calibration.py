@@ -14,10 +14,8 @@ from keras_selfdistill.early_exit.exit_latency import (
     measured_latencies,
 )
 from keras_selfdistill.early_exit.scoring import Scorer
-from keras_selfdistill.early_exit.temperature import ScaledExits, no_logits
-from keras_selfdistill.early_exit.thresholds.choice import (
-    choose,
-)
+from keras_selfdistill.early_exit.temperature import ScaledExits, check_alone, no_logits
+from keras_selfdistill.early_exit.thresholds.choice import choose
 from keras_selfdistill.early_exit.thresholds.frontier import (
     ExitShares,
     Frontier,
@@ -151,7 +149,10 @@ class Calibration(ScaledExits):
             raise no_logits()
         goals = (max_accuracy_drop, target_accuracy, macs_budget, latency_budget_ms)
         if temperature and not any(each is not None for each in goals):
-            return self._fit_alone(x, y, batch_size)
+            options = {"guarantee": guarantee, "per_exit": per_exit}
+            check_alone({**options, "sample": sample, "costs": costs})
+            self._use(*self._fit_temperatures(x, y, batch_size, None))
+            return self
         goal = ThresholdGoal(
             max_accuracy_drop=max_accuracy_drop,
             target_accuracy=target_accuracy,
@@ -161,12 +162,7 @@ class Calibration(ScaledExits):
             per_exit=per_exit,
             seed=seed,
         )
-        if goal.needs_costs:
-            argument = "per_exit=True" if per_exit else f"macs_budget={macs_budget}"
-            self._cascade.check_costs(argument)
-        check_given(sample, costs, latency_budget_ms)
-        if x is None:
-            self._calibrated("Pass x and y.")  # An error before anything is measured.
+        self._check(goal, sample, costs, reuse=x is None)
         self._learn_latencies(sample, costs)
         if latency_budget_ms is not None:
             known_latencies(self._latencies)
@@ -180,6 +176,22 @@ class Calibration(ScaledExits):
         self.calibration = choice
         return self
 
+    def _check(
+        self,
+        goal: ThresholdGoal,
+        sample: Data,
+        costs: Mapping[str, float] | None,
+        *,
+        reuse: bool,
+    ) -> None:
+        """Check what a goal needs, before anything is measured."""
+        if goal.needs_costs:
+            budget = f"macs_budget={goal.macs_budget}"
+            self._cascade.check_costs("per_exit=True" if goal.per_exit else budget)
+        check_given(sample, costs, goal.latency_budget_ms)
+        if reuse:
+            self._calibrated("Pass x and y.")
+
     def _observed(
         self, x: Data, y: Labels, batch_size: int, temperature: bool, seed: int | None
     ) -> tuple[Cascade, Outcomes]:
@@ -189,11 +201,6 @@ class Calibration(ScaledExits):
         if x is not None:
             self._outcomes = self._cascade.observe(x, y, batch_size)
         return self._cascade, self._calibrated("Pass x and y.")
-
-    def _fit_alone(self, x: Data, y: Labels, batch_size: int) -> Self:
-        """Fit temperatures, and choose no thresholds."""
-        self._use(*self._fit_temperatures(x, y, batch_size, None))
-        return self
 
     def _learn_latencies(self, sample: Data, costs: Mapping[str, float] | None) -> None:
         """Take the latencies of exits from a table, or measure them with a sample."""

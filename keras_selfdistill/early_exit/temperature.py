@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
@@ -142,6 +142,27 @@ def fit_temperature(logits: np.ndarray, labels: Sequence[int] | np.ndarray) -> f
         if abs(inverse - before) <= 1e-9 * before:
             break
     return float(1 / inverse)
+
+
+def check_alone(options: Mapping[str, object]) -> None:
+    """Check that options which only thresholds need are not given.
+
+    Args:
+        options: Arguments of `calibrate` without a goal, by name.
+
+    Raises:
+        ValueError: One of them is neither `None` nor false.
+    """
+    given = [
+        name for name, each in options.items() if each is not None and each is not False
+    ]
+    if given:
+        raise ValueError(
+            "Without a goal only temperatures are fitted, and no thresholds are "
+            f"chosen. Received: {', '.join(given)} with temperature=True and no goal. "
+            "Expected: a goal, such as max_accuracy_drop=0.01, or none of "
+            f"{', '.join(options)}."
+        )
 
 
 def no_logits() -> ValueError:

@@ -154,6 +154,18 @@ def test_a_goal_that_is_not_reached_changes_nothing():
 
 
 @pytest.mark.once
+def test_options_of_thresholds_are_refused_without_a_goal():
+    model = make_model()
+    x, y = labelled(model, 20)
+    fast = ksd.EarlyExit(model)
+    options = {"guarantee": 0.9, "per_exit": True, "sample": x[:1], "costs": {}}
+    for name, value in options.items():
+        with pytest.raises(ValueError, match=f"Received: {name} with temperature=True"):
+            fast.calibrate(x, y, temperature=True, **{name: value})
+    assert fast.temperatures is None
+
+
+@pytest.mark.once
 def test_temperatures_are_set_by_hand_and_checked():
     fast = ksd.EarlyExit(make_model(), thresholds=0.5)
     x, _ = data(20)
