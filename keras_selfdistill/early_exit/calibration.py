@@ -15,7 +15,7 @@ from keras_selfdistill.early_exit.exit_latency import (
 )
 from keras_selfdistill.early_exit.scoring import Scorer
 from keras_selfdistill.early_exit.temperature import ScaledExits, check_alone, no_logits
-from keras_selfdistill.early_exit.thresholds.choice import choose
+from keras_selfdistill.early_exit.thresholds.choice import check_untouched, choose
 from keras_selfdistill.early_exit.thresholds.frontier import (
     ExitShares,
     Frontier,
@@ -131,6 +131,7 @@ class Calibration(ScaledExits):
                 a guarantee they are fitted on the first half. Without a goal, only they
                 are fitted, and thresholds of an earlier calibration are dropped.
             guarantee: Confidence level, such as 0.95, of a bound on the accuracy drop.
+                It does not hold for samples that temperatures were fitted on before.
             per_exit: Whether each exit gets its own threshold.
             batch_size: Number of samples a section processes at once.
             seed: Seed of the split into halves.
@@ -140,7 +141,8 @@ class Calibration(ScaledExits):
 
         Raises:
             TypeError: `costs` is not a mapping.
-            ValueError: The number of goals is not one, no thresholds reach the goal,
+            ValueError: The number of goals is not one, no thresholds reach the goal, a
+                guarantee would be tested on samples that temperatures were fitted on,
                 or the goal needs costs that are missing; `sample` or `costs` is
                 invalid; the data does not fit the base; or there are fewer than 12
                 samples and no guarantee.
@@ -190,7 +192,7 @@ class Calibration(ScaledExits):
             self._cascade.check_costs("per_exit=True" if goal.per_exit else budget)
         check_given(sample, costs, goal.latency_budget_ms)
         if reuse:
-            self._calibrated("Pass x and y.")
+            check_untouched(self._calibrated("Pass x and y."), goal)
 
     def _observed(
         self, x: Data, y: Labels, batch_size: int, temperature: bool, seed: int | None

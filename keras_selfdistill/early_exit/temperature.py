@@ -99,7 +99,9 @@ class ScaledExits:
             for logits in plain.scorer.logits(outputs)
         )
         scaled = self._with_temperatures(found)
-        return scaled, scaled.outcomes(outputs, labels)
+        outcomes = scaled.outcomes(outputs, labels)
+        fitted = np.isin(np.arange(len(labels)), rows)
+        return scaled, dataclasses.replace(outcomes, fitted=fitted)
 
 
 def fit_temperature(logits: np.ndarray, labels: Sequence[int] | np.ndarray) -> float:

@@ -140,6 +140,29 @@ def test_a_guarantee_is_tested_on_samples_that_nothing_was_fitted_on():
 
 
 @pytest.mark.once
+def test_samples_that_temperatures_were_fitted_on_give_no_guarantee():
+    model = make_model()
+    x, y = labelled(model, 80)
+    later = {"macs_budget": 0.9, "guarantee": 0.9}
+    fast = ksd.EarlyExit(model).calibrate(x, y, temperature=True)
+    with pytest.raises(ValueError, match=r"fitted on 80 of .* Expected: calibrate\("):
+        fast.calibrate(**later)
+    assert fast.thresholds is None
+    fast.calibrate(macs_budget=0.9)  # Without a guarantee they may be used again.
+    with pytest.raises(ValueError, match="fitted on 80"):
+        fast.calibrate(**later)
+    fast.calibrate(x, y, temperature=True, seed=3, **later)
+    chosen = fast.calibration
+    with pytest.raises(ValueError, match=r"fitted on 40 .* Expected: the seed"):
+        fast.calibrate(seed=1, **later)
+    assert fast.calibration == chosen
+    assert fast.calibrate(seed=3, **later).calibration == chosen
+    other, labels = data(40, seed=7)  # Nothing was fitted on new samples.
+    fast.calibrate(other, labels, seed=1, **later)
+    fast.calibrate(seed=2, **later)
+
+
+@pytest.mark.once
 def test_a_goal_that_is_not_reached_changes_nothing():
     model = make_model()
     x, y = labelled(model, 40)

@@ -117,6 +117,34 @@ def halves(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return search, test
 
 
+def check_untouched(outcomes: Outcomes, goal: ThresholdGoal) -> None:
+    """Check that a guarantee is tested on samples that nothing was fitted on.
+
+    Args:
+        outcomes: Outcomes on validation data.
+        goal: Goal of the calibration.
+
+    Raises:
+        ValueError: Temperatures were fitted on some of these samples.
+    """
+    if goal.guarantee is None or outcomes.fitted is None:
+        return
+    _, test = halves(len(outcomes), goal.seed)
+    if not outcomes.fitted[test].any():
+        return
+    fitted = int(outcomes.fitted.sum())
+    same_seed = (
+        "" if fitted == len(outcomes) else "the seed of the call that fitted them, or "
+    )
+    raise ValueError(
+        "A guarantee is tested on samples that nothing was fitted on. Received: "
+        f"guarantee={goal.guarantee} and seed={goal.seed} without x, after "
+        f"temperatures were fitted on {fitted} of the {len(outcomes)} samples of the "
+        f"last call. Expected: {same_seed}calibrate(x, y, ...) with other samples, or "
+        "with temperature=True, which fits them again on one half."
+    )
+
+
 def _choose_by_order(
     outcomes: Outcomes, goal: ThresholdGoal, last_is_base: bool
 ) -> Choice:

@@ -17,6 +17,8 @@ class Outcomes:
         costs: Cost of a sample by its exit, ascending, shape `(exits,)`; NaN if
             unknown, which only `choice.choose` accepts.
         latencies: Milliseconds by exit, ascending, shape `(exits,)`, if known.
+        fitted: Whether temperatures were fitted on a sample, shape `(samples,)`;
+            `None` if on none of them.
     """
 
     scores: np.ndarray
@@ -24,6 +26,7 @@ class Outcomes:
     reference: np.ndarray
     costs: np.ndarray
     latencies: np.ndarray | None = None
+    fitted: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -36,6 +39,7 @@ class Outcomes:
             scores=self.scores[rows],
             correct=self.correct[rows],
             reference=self.reference[rows],
+            fitted=None if self.fitted is None else self.fitted[rows],
         )
 
     def by_latency(self) -> "Outcomes":
