@@ -20,6 +20,8 @@ from keras_selfdistill.utils.type_aliases import Data, Labels
 
 # Of exits that are always right, or no better than chance, none is the best.
 _SMALLEST, _LARGEST = 0.05, 20.0
+# Beyond, float32 overflows on ordinary logits, or leaves no difference of classes.
+_RANGE = 1e-3, 1e3
 
 
 class ScaledExits:
@@ -45,9 +47,10 @@ class ScaledExits:
         """Numbers that the exits' logits are divided by, by name; `None` for none.
 
         `calibrate(temperature=True)` fits them. Set them with one number, or one for
-        each of `exit_names`, as a list or a dict by name. Scores and predictions are
-        then those of the scaled logits; this resets `calibration` to `None`, and drops
-        thresholds that `calibrate` chose on other scores. Those set by hand stay.
+        each of `exit_names`, as a list or a dict by name; from 0.001 to 1000. Scores
+        and predictions are then those of the scaled logits; this resets `calibration`
+        to `None`, and drops thresholds that `calibrate` chose on other scores. Those
+        set by hand stay.
         """
         if self._scorer.temperatures is None:
             return None
@@ -60,10 +63,12 @@ class ScaledExits:
             found = checked_thresholds(
                 temperatures, self.exit_names, argument="temperatures"
             )
-            if not all(math.isfinite(each) and each > 0 for each in found):
+            low, high = _RANGE
+            if not all(low <= each <= high for each in found):
                 raise ValueError(
                     "`temperatures` are out of range. Received: temperatures="
-                    f"{temperatures!r}. Expected: finite numbers above 0."
+                    f"{temperatures!r}. Expected: numbers from {low} to {high:.0f}; 1 "
+                    "leaves logits as they are, and more makes exits less sure."
                 )
         self._use(self._with_temperatures(found), None)
 

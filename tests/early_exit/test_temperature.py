@@ -1,11 +1,14 @@
 """Temperature scaling of exits: fitted, predicted with, saved and exported."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 
 import keras_selfdistill as ksd
 from keras_selfdistill.early_exit.temperature import fit_temperature
+from keras_selfdistill.files.archive import RefusedFileError
 from tests.conftest import small_base
 from tests.early_exit.test_early_exit import data, labelled, make_model, softmax
 from tests.early_exit.test_export import answer_of, check, on_tensorflow
@@ -197,7 +200,10 @@ def test_temperatures_are_set_by_hand_and_checked():
     assert fast.temperatures == dict.fromkeys(fast.exit_names, 2.0)
     fast.temperatures = {"final": 3.0, "exit_1": 1.0, "exit_2": 2.0}
     assert fast.temperatures == {"exit_1": 1.0, "exit_2": 2.0, "final": 3.0}
-    for wrong in (0.0, -1.0, np.inf, np.nan, [1.0, 2.0], {"exit_1": 1.0}):
+    fast.temperatures = [1e-3, 1e3, 1.0]
+    assert np.isfinite(fast.predict(x).predictions).all()
+    beyond = 1e-40, 9e-4, 1001, 1e300  # Float32 divides to NaN, or to equal logits.
+    for wrong in (0.0, -1.0, np.inf, np.nan, *beyond, [1.0, 2.0], {"exit_1": 1.0}):
         with pytest.raises(ValueError, match="temperatures"):
             fast.temperatures = wrong
     fast.temperatures = None
@@ -225,6 +231,15 @@ def test_temperatures_are_saved(scaled, tmp_path):
     assert loaded.temperatures == fast.temperatures
     predictions = loaded.predict(x).predictions
     np.testing.assert_allclose(predictions, fast.predict(x).predictions, atol=1e-6)
+
+
+@pytest.mark.once
+def test_a_file_with_temperatures_out_of_range_is_refused(scaled, tmp_path):
+    fast, _ = scaled
+    fast._scorer = dataclasses.replace(fast._scorer, temperatures=(1e-40, 0.5))
+    fast.save(tmp_path / "model.earlyexit")
+    with pytest.raises(RefusedFileError, match="`temperatures` are out of range"):
+        ksd.EarlyExit.load(tmp_path / "model.earlyexit")
 
 
 @on_tensorflow
