@@ -117,8 +117,9 @@ def fit_temperature(logits: np.ndarray, labels: Sequence[int] | np.ndarray) -> f
     whose zero of the derivative Newton's method finds; T stays between 0.05 and 20.
 
     Args:
-        logits: Logits, shape `(samples, classes)`; samples that are not finite are
-            left out.
+        logits: Logits, shape `(samples, classes)`. Classes may be masked by -inf.
+            Samples with NaN, +inf, or a right class of -inf are left out, as no
+            temperature makes their crossentropy finite.
         labels: Class indices, shape `(samples,)`.
 
     Example:
@@ -128,10 +129,11 @@ def fit_temperature(logits: np.ndarray, labels: Sequence[int] | np.ndarray) -> f
         >>> print(round(fit_temperature(logits, [0, 0, 0, 1]), 3))
         1.82
     """
-    finite = np.isfinite(logits).all(axis=-1)
-    logits = np.asarray(logits, "float64")[finite]
-    right = np.take_along_axis(logits, np.asarray(labels)[finite, None], axis=-1)
-    logits = logits - right
+    logits = np.asarray(logits, "float64")
+    right = np.take_along_axis(logits, np.asarray(labels)[:, None], axis=-1)
+    kept = (logits < np.inf).all(axis=-1) & np.isfinite(right[:, 0])
+    # Of a masked class the probability is 0, but 0 times infinity is not.
+    logits = np.maximum(logits[kept], -1e30) - right[kept]
     low, high, inverse = 1 / _LARGEST, 1 / _SMALLEST, 1.0
     for _ in range(100):
         probabilities = softmax(inverse * logits)

@@ -48,6 +48,23 @@ def test_the_fit_is_the_minimum_of_the_crossentropy(scale):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("mask", [-np.inf, np.finfo("float32").min, -1e300])
+def test_masked_classes_do_not_change_the_fit(mask):
+    random = np.random.default_rng(0)
+    logits = 7 * random.normal(size=(400, 5))
+    labels = np.array([random.choice(5, p=row) for row in softmax(logits / 9)])
+    expected = fit_temperature(logits, labels)
+    assert expected == pytest.approx(9, rel=0.2)
+    masked = np.insert(logits, 2, mask, axis=1)
+    moved = labels + (labels >= 2)
+    assert fit_temperature(masked, moved) == pytest.approx(expected, rel=1e-6)
+    # A right class that is masked has no finite crossentropy at any temperature.
+    if mask == -np.inf:
+        more, known = np.concatenate([masked, masked[:9]]), np.append(moved, [2] * 9)
+        assert fit_temperature(more, known) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.once
 def test_exits_that_are_always_right_or_wrong_stay_in_range():
     logits, labels = np.eye(3)[[0, 1, 2, 0]] * 4, np.array([0, 1, 2, 0])
     assert fit_temperature(logits, labels) == pytest.approx(0.05)
