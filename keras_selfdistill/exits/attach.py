@@ -9,7 +9,7 @@ from absl import logging
 from keras import layers
 
 from keras_selfdistill.exits.head_budget import features_within_budget
-from keras_selfdistill.exits.named_taps import are_none, named_taps
+from keras_selfdistill.exits.named_taps import has_no_taps, named_taps
 from keras_selfdistill.exits.placement import Tap, flatten_to_place, placed_taps
 from keras_selfdistill.graph.ends.base_end import BaseEnd, find_base_end
 from keras_selfdistill.graph.flatten import FlatModel, flatten
@@ -205,7 +205,7 @@ def _are_placed(taps: TapsLike) -> bool:
 def _choose_taps(
     flat: FlatModel, end: BaseEnd, taps: TapsLike
 ) -> dict[str, SymbolicTensor]:
-    if are_none(taps):
+    if has_no_taps(taps):
         return {}
     if _are_placed(taps):
         placed = placed_taps(flat, end, taps)

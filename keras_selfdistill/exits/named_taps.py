@@ -13,11 +13,11 @@ from keras_selfdistill.utils.config import did_you_mean
 from keras_selfdistill.utils.type_aliases import SymbolicTensor, TapsLike
 
 
-def are_none(taps: TapsLike) -> bool:
-    """Return whether `taps` of a wrapper are none: the number 0, or an empty list.
+def has_no_taps(taps: TapsLike) -> bool:
+    """Return whether a wrapper has no taps: the number 0, or an empty list.
 
     Example:
-        >>> [are_none(taps) for taps in (0, [], 1, ["conv"], "auto", False)]
+        >>> [has_no_taps(taps) for taps in (0, [], 1, ["conv"], "auto", False)]
         [True, True, False, False, False, False]
     """
     if isinstance(taps, (list, tuple)):

@@ -39,6 +39,38 @@ def ignored_class(loss: losses.Loss) -> int | None:
     return options.get("ignore_class")
 
 
+def without_ignored(
+    loss: losses.Loss, labels: Labels, outputs: Tensor
+) -> tuple[Labels, Tensor | None]:
+    """Return labels with class 0 for the ignored class, and which are not ignored.
+
+    Args:
+        loss: The label loss.
+        labels: Labels in the format of the loss.
+        outputs: Outputs of the base, shape `(batch, *positions, classes)`.
+
+    Returns:
+        The labels, and booleans of shape `(batch, *positions)`, or `None` if the loss
+        ignores no class.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = losses.SparseCategoricalCrossentropy(ignore_class=255)
+        >>> _, valid = without_ignored(loss, np.array([255, 1]), np.zeros((2, 3)))
+        >>> ops.convert_to_numpy(valid).tolist()
+        [False, True]
+    """
+    ignored = ignored_class(loss)
+    if ignored is None or label_form(loss, labels, outputs) != SPARSE:
+        return labels, None
+    labels = _widened(labels)
+    valid = ops.not_equal(labels, ignored)
+    labels = ops.where(valid, labels, ops.zeros_like(labels))
+    if len(valid.shape) == len(outputs.shape):
+        valid = ops.squeeze(valid, axis=-1)
+    return labels, valid
+
+
 def check_form(loss: losses.Loss, labels: Labels, outputs: Tensor) -> None:
     """Refuse class indices where a loss takes one-hot labels, and the reverse.
 
@@ -139,9 +171,7 @@ def all_exist(labels: Labels, outputs: Tensor, loss: losses.Loss) -> bool | Tens
     """
     if label_form(loss, labels, outputs) != SPARSE:
         return True
-    # In the labels' own dtype, uint8, a number of 256 classes would become 0.
-    labels = ops.convert_to_tensor(labels)
-    labels = ops.cast(labels, _wide(keras.backend.standardize_dtype(labels.dtype)))
+    labels = _widened(labels)
     exists = ops.logical_and(labels >= 0, labels < outputs.shape[-1])
     ignored = ignored_class(loss)
     if ignored is not None:
@@ -149,8 +179,15 @@ def all_exist(labels: Labels, outputs: Tensor, loss: losses.Loss) -> bool | Tens
     return ops.all(exists)
 
 
-def _wide(dtype: str) -> str:
-    """Return a dtype that represents the labels and any number of classes."""
+def _widened(labels: Labels) -> Tensor:
+    """Return labels in a dtype that represents them and any number of classes.
+
+    In their own dtype, uint8, a number of 256 classes would become 0.
+    """
+    labels = ops.convert_to_tensor(labels)
+    dtype = keras.backend.standardize_dtype(labels.dtype)
     if "float" in dtype:
-        return "float64" if dtype == "float64" else "float32"
-    return "int64" if dtype in ("int64", "uint64") else "int32"
+        wide = "float64" if dtype == "float64" else "float32"
+    else:
+        wide = "int64" if dtype in ("int64", "uint64") else "int32"
+    return ops.cast(labels, wide)

@@ -63,6 +63,9 @@ class Recipe(Config):
             reduction=…)`.
         hint_loss: Class of the loss on features, called with `(reduction=…)`.
         extra_term_names: Names of the terms of `extra_terms`, as they are logged.
+        reads_labels: Whether every term of `extra_terms` compares with the labels.
+            Positions whose label the label loss ignores (`ignore_class`) are then left
+            out of the terms, and their labels are passed as class 0.
         tasks: Names of the tasks that `extra_terms` can compute, by default all.
 
     Args:
@@ -84,6 +87,7 @@ class Recipe(Config):
     soft_target_loss: ClassVar[type] = SoftTargetLoss
     hint_loss: ClassVar[type] = HintLoss
     extra_term_names: ClassVar[tuple[str, ...]] = ()
+    reads_labels: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = TASKS
 
     teacher: str = "deepest"
@@ -154,7 +158,10 @@ class Recipe(Config):
         """Return what `extra_terms` remember from step to step; nothing by default.
 
         Called once, when a wrapper is made. The wrapper freezes the layer, saves its
-        variables, and has it as `recipe_state`; a `keras.Model` is its `teacher`.
+        variables, and has it as `recipe_state`; a `keras.Model` is its `teacher`. What
+        `extra_terms` assigns to it is assigned in evaluation too, unless only `if
+        training`. On several devices, a variable that they sum must be a sum that its
+        dtype represents: float32 counts exactly to 2²⁴ only.
 
         Args:
             base: The base, whose weights the state must not share. A network with its
@@ -168,6 +175,9 @@ class Recipe(Config):
         self, epoch: int, state: keras.Layer | None, base: keras.Model
     ) -> None:
         """Change the state at the beginning of an epoch of `fit`.
+
+        Fields of `self` are as they were passed: a schedule is not evaluated here, as
+        it is in `extra_terms`. Loops over `train_on_batch` do not call this.
 
         Args:
             epoch: Number of the epoch, as `fit` counts them.
@@ -188,15 +198,17 @@ class Recipe(Config):
 
         They are reduced and scaled by sample weights as the label loss is, summed to
         the loss, and logged. Fields of `self` have the values of their schedules at
-        the step. Teachers must be detached: `keras.ops.stop_gradient(…)`. A mask of the
-        outputs is not applied to the terms.
+        the step. Teachers must be detached: `keras.ops.stop_gradient(…)`. Terms with
+        a value for each position leave out the positions that the base masks, such as
+        padding, as the label loss does.
 
         Args:
-            labels: Labels of the batch, as passed to `fit`.
+            labels: Labels of the batch, as passed to `fit`, but for `reads_labels`.
             exits: Mapping of exit names to their `output` and `logits`, shape `(batch,
                 classes)`, and their `feature`, shape `(batch, width)`.
-            state: The layer that `make_state` returned. Its variables may be assigned;
-                a step that is not finite is not kept.
+            state: The layer that `make_state` returned. Its variables may be assigned,
+                also in evaluation unless only `if training`; a training step that is
+                not finite is not kept.
             inputs: Inputs of the batch.
             training: Whether the batch is trained. Terms that evaluation leaves out
                 are not logged there.
@@ -280,18 +292,3 @@ def exit_weights(recipe: Recipe, exit_names: Sequence[str]) -> dict[str, TermWei
             "with TermWeights(label=0.0) for an exit without losses."
         )
     return weights
-
-
-def taught_exits(recipe: Recipe, exit_names: Sequence[str]) -> list[str]:
-    """Return the exits that have a teacher among the exits.
-
-    Args:
-        recipe: The recipe.
-        exit_names: Names of the exits, shallow to deep.
-
-    Example:
-        >>> from keras_selfdistill.recipes import BYOT
-        >>> taught_exits(BYOT(), ["exit_1", "final"])
-        ['exit_1']
-    """
-    return [name for name in exit_names if recipe.teachers_of(name, exit_names)]

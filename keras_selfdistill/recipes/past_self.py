@@ -37,9 +37,9 @@ class PastNetwork(keras.Model):
     """
 
     def __init__(self, base: keras.Model):
-        super().__init__(name=f"past_{base.name}")
-        self.copied = keras.models.clone_model(base)
-        self.copied.set_weights(base.get_weights())
+        # With autocast, float inputs such as ids would be rounded before any layer.
+        super().__init__(name=f"past_{base.name}", autocast=False)
+        self.copied = _copy(base)
         flat = flatten(self.copied).model
         with unrecorded(flat):
             logits = find_logits(flat, "multiclass")
@@ -52,6 +52,21 @@ class PastNetwork(keras.Model):
     def call(self, inputs: TensorStructure) -> Tensor:
         """Return the logits, shape `(batch, classes)`."""
         return self.network(inputs, training=False)
+
+
+def _copy(base: keras.Model) -> keras.Model:
+    """Return a copy of a model with weights of its own."""
+    try:
+        copied = keras.models.clone_model(base)
+        copied.set_weights(base.get_weights())
+    except Exception as error:  # Whatever the code of a layer raises.
+        raise ValueError(
+            "PastSelf needs a copy of the base, which clone_model could not make. "
+            f"Received: base {base.name!r} ({type(error).__name__}: {error}). "
+            "Expected: layers with a get_config() that returns all their arguments, "
+            "registered by @keras.saving.register_keras_serializable()."
+        ) from error
+    return copied
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -73,15 +88,18 @@ class PastSelf(BYOT):
     image, as it was made during the previous epoch. Here a copy of the base with the
     weights after that epoch predicts the batch at hand, in inference mode: the data
     need no indices, and a step costs another forward pass of the base. `fit` renews
-    the copy; the wrapper has it as `teacher`.
+    the copy, which the wrapper has as `teacher`; loops over `train_on_batch` never do,
+    and without a `fit` before train on the labels alone. The copy has the averaged
+    weights with `keras.callbacks.SwapEMAWeights(swap_on_epoch=True)`, as the base has
+    between epochs.
 
     Args:
         past_weight: Share of the past predictions, αₜ in [0, 1].
         **fields: Fields of `BYOT`; `final_label_weight` scales both terms.
 
     Raises:
-        ValueError: A field is out of its range or not finite, or a wrapper's task is
-            not multiclass.
+        ValueError: A field is out of its range or not finite, a wrapper's task is not
+            multiclass, or its base cannot be cloned.
 
     Example:
         >>> PastSelf(past_weight=0.25).weights(["final"])["final"].label
@@ -89,6 +107,7 @@ class PastSelf(BYOT):
     """
 
     extra_term_names: ClassVar[tuple[str, ...]] = ("past_loss",)
+    reads_labels: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...]] = ("multiclass",)
 
     past_weight: Scalar = 0.8

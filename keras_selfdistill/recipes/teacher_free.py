@@ -55,6 +55,7 @@ class TeacherFree(BYOT):
     """
 
     extra_term_names: ClassVar[tuple[str, ...]] = ("virtual_teacher_loss",)
+    reads_labels: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...]] = ("multiclass",)
 
     regularization: Scalar = 0.1

@@ -174,7 +174,7 @@ class BatchLoss(keras.Model):
             inputs=batch.inputs,
             training=batch.training,
             sample_weight=sample_weight,
-            reduction=self._objective.label_loss.reduction,
+            label_loss=self._objective.label_loss,
         )
         scale = self._distillation_scale.value
         return {name: ops.cast(scale, v.dtype) * v for name, v in found.items()}

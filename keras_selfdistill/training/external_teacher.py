@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_selfdistill.exits.named_taps import are_none
+from keras_selfdistill.exits.named_taps import has_no_taps
 from keras_selfdistill.graph.ends.base_end import find_logits
 from keras_selfdistill.graph.flatten import flatten
 from keras_selfdistill.graph.nodes import input_structure, unrecorded
@@ -89,7 +89,7 @@ def check_taught(taps: TapsLike, recipe: Recipe, teacher: keras.Model | None) ->
     Raises:
         ValueError: There are no taps, no teacher and no terms of the recipe's own.
     """
-    if not are_none(taps) or teacher is not None or recipe.extra_term_names:
+    if not has_no_taps(taps) or teacher is not None or recipe.extra_term_names:
         return
     raise ValueError(
         f"Without exits, nothing would teach. Received: taps={taps!r} with "

@@ -1,12 +1,14 @@
 """Further loss terms of a recipe, and the state that they read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import keras
 from keras import ops
 
+from keras_selfdistill.losses.labels import without_ignored
 from keras_selfdistill.losses.sample_weights import copy_weights, weights_at_positions
 from keras_selfdistill.recipes.base import Recipe
+from keras_selfdistill.utils.keras_internals import mask_of, set_mask
 from keras_selfdistill.utils.type_aliases import (
     ExitTensors,
     Labels,
@@ -25,7 +27,7 @@ _TERMS = (
 )
 
 
-class OwnValues(keras.losses.Loss):
+class PrecomputedLoss(keras.losses.Loss):
     """Reduces values that are losses already, as Keras reduces every loss."""
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
@@ -33,7 +35,7 @@ class OwnValues(keras.losses.Loss):
         return y_pred
 
 
-class EpochBegins(keras.callbacks.Callback):
+class RecipeEpochs(keras.callbacks.Callback):
     """Tells the recipe of a wrapper that an epoch of `fit` begins."""
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
@@ -98,6 +100,29 @@ def make_state(
     return state
 
 
+def check_log_names(recipe: Recipe, taken: Iterable[str]) -> None:
+    """Refuse terms that would be logged under the name of something else.
+
+    Args:
+        recipe: Recipe that may have extra terms.
+        taken: Names of all other logs but loss terms.
+
+    Raises:
+        ValueError: A term of the recipe has the name of another log.
+    """
+    found = [
+        name
+        for name in recipe.extra_term_names
+        if name in {*taken, "learning_rate"} or name.startswith("val_")
+    ]
+    if found:
+        raise ValueError(
+            f"{type(recipe).__name__}.extra_term_names must not be names of other "
+            f"logs, nor begin with 'val_'. Received: {found}. Rename the terms, e.g. "
+            f"{found[0].removeprefix('val_') + '_loss'!r}, or the metrics of compile()."
+        )
+
+
 def extra_terms(
     recipe: Recipe,
     labels: Labels,
@@ -107,7 +132,7 @@ def extra_terms(
     inputs: TensorStructure,
     training: bool,
     sample_weight: Tensor | None,
-    reduction: str,
+    label_loss: keras.losses.Loss,
 ) -> dict[str, Tensor]:
     """Return the recipe's extra terms, reduced to scalars.
 
@@ -119,7 +144,7 @@ def extra_terms(
         inputs: Inputs of the batch.
         training: Whether the batch is trained.
         sample_weight: Sample weights, or `None`.
-        reduction: Reduction over the batch, as in every Keras loss.
+        label_loss: The label loss, whose reduction, mask and ignored class they share.
 
     Raises:
         ValueError: A term has an unknown name, or no value for each sample.
@@ -131,22 +156,49 @@ def extra_terms(
         ...     extra_term_names = ("constant_loss",)
         ...     def extra_terms(self, labels, exits, state, *, inputs, training):
         ...         return {"constant_loss": ops.ones((2,))}
+        >>> exits = {"final": {"output": np.ones((2, 1))}}
         >>> found = extra_terms(
-        ...     Constant(), np.zeros(2), {}, None, inputs=np.zeros((2, 1)),
+        ...     Constant(), np.zeros(2), exits, None, inputs=np.zeros((2, 1)),
         ...     training=True, sample_weight=np.array([0.0, 3.0]),
-        ...     reduction="sum_over_batch_size")
+        ...     label_loss=keras.losses.SparseCategoricalCrossentropy())
         >>> float(found["constant_loss"])
         1.5
     """
     if not recipe.extra_term_names:
         return {}
+    final = exits["final"]["output"]
+    mask = mask_of(final)
+    if recipe.reads_labels:
+        labels, valid = without_ignored(label_loss, labels, final)
+        mask = _both(mask, valid)
     found = recipe.extra_terms(labels, exits, state, inputs=inputs, training=training)
     _check(recipe, found, labels)
-    loss = OwnValues(reduction=reduction)
-    return {
-        name: loss(values, values, copy_weights(_weights_of(values, sample_weight)))
-        for name, values in found.items()
-    }
+    loss = PrecomputedLoss(reduction=label_loss.reduction)
+    terms = {}
+    for name, values in found.items():
+        values = _masked(values, mask)
+        weights = copy_weights(_weights_of(values, sample_weight))
+        terms[name] = loss(values, values, weights)
+    return terms
+
+
+def _both(mask: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Return what two masks leave; `None` leaves everything."""
+    if mask is None or other is None:
+        return other if mask is None else mask
+    return ops.logical_and(mask, other)
+
+
+def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return values with the mask, which every Keras loss applies, if it fits them."""
+    if mask is None or len(mask.shape) != len(values.shape):
+        return values
+    sizes = zip(mask.shape, values.shape, strict=True)
+    if any(None not in pair and pair[0] != pair[1] for pair in sizes):
+        return values
+    values = ops.copy(values)  # The recipe may have returned one tensor twice.
+    set_mask(values, mask)
+    return values
 
 
 def _check(recipe: Recipe, found: Mapping[str, Tensor], labels: Labels) -> None:

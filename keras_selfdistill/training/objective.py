@@ -16,7 +16,7 @@ from keras_selfdistill.losses.sample_weights import (
     weights_at_positions,
 )
 from keras_selfdistill.losses.soft_target import BinarySoftTargetLoss
-from keras_selfdistill.recipes.base import Recipe, exit_weights, taught_exits
+from keras_selfdistill.recipes.base import Recipe, exit_weights
 from keras_selfdistill.recipes.fields import is_used
 from keras_selfdistill.utils.type_aliases import (
     ExitTensors,
@@ -262,3 +262,18 @@ def check_weights(
     exit_weights(recipe, exit_names)
     for pair_loss in pair_losses:
         pair_loss.weights(taught_exits(recipe, exit_names))
+
+
+def taught_exits(recipe: Recipe, exit_names: Sequence[str]) -> list[str]:
+    """Return the exits that have a teacher among the exits.
+
+    Args:
+        recipe: The recipe.
+        exit_names: Names of the exits, shallow to deep.
+
+    Example:
+        >>> from keras_selfdistill.recipes import BYOT
+        >>> taught_exits(BYOT(), ["exit_1", "final"])
+        ['exit_1']
+    """
+    return [name for name in exit_names if recipe.teachers_of(name, exit_names)]

@@ -2,6 +2,7 @@
 
 import inspect
 import types
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ from keras_selfdistill.losses.label_loss import check_task, warn_of_logits
 from keras_selfdistill.training import train_step as backend_step
 from keras_selfdistill.training.batch_loss import BatchLoss
 from keras_selfdistill.training.data_checks import check_training_data
-from keras_selfdistill.training.extra_terms import EpochBegins
+from keras_selfdistill.training.extra_terms import RecipeEpochs, check_log_names
 from keras_selfdistill.training.logs.logged_model import LoggedModel
 from keras_selfdistill.training.logs.logs import ExitLogs
 from keras_selfdistill.training.logs.progress_bar import with_progress_bar
@@ -115,8 +116,9 @@ class Trainer(BatchLoss, LoggedModel):
 
         Raises:
             TypeError: `loss` is not a single loss, or `metrics` is a mapping.
-            ValueError: `loss` is unknown or does not fit the task of the base, or
-                `loss_weights` is given.
+            ValueError: `loss` is unknown or does not fit the task of the base,
+                `loss_weights` is given, or a term of the recipe has the name of
+                another log.
         """
         if loss_weights is not None:
             raise ValueError(
@@ -133,6 +135,7 @@ class Trainer(BatchLoss, LoggedModel):
             weighted_metrics,
             gradients=[f"{section}_gradient" for section in sections],
         )
+        check_log_names(self._recipe, logs.names)
         super().compile(
             optimizer=optimizer,
             metrics=logs.metrics,
@@ -144,8 +147,7 @@ class Trainer(BatchLoss, LoggedModel):
         )
         self._objective = objective
         # Overrides written for older versions of Keras do not take it.
-        parameters = inspect.signature(self.compute_loss).parameters
-        self._loss_takes_training = "training" in parameters
+        self._loss_takes_training = _takes(self.compute_loss, "training")
         self._logs = logs
         self._sections = types.MappingProxyType(sections)  # Not to be tracked.
         self._compile_arguments = types.SimpleNamespace(
@@ -214,7 +216,7 @@ class Trainer(BatchLoss, LoggedModel):
             validation = given.get("validation_data")
             if isinstance(validation, (tuple, list)) and len(validation) > 1:
                 self._check_labels(validation[1])
-        own: list[keras.callbacks.Callback] = [StopWithoutProgress(), EpochBegins()]
+        own: list[keras.callbacks.Callback] = [StopWithoutProgress(), RecipeEpochs()]
         # First, so that no other one saves or reports an epoch that stops training.
         if isinstance(callbacks, keras.callbacks.CallbackList):
             others = callbacks.callbacks
@@ -254,3 +256,8 @@ class Trainer(BatchLoss, LoggedModel):
         check_config(config, code=True)
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
+
+
+def _takes(method: Callable[..., Any], argument: str) -> bool:
+    """Return whether a method has an argument of a name."""
+    return argument in inspect.signature(method).parameters

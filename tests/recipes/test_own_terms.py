@@ -7,6 +7,7 @@ from keras import layers
 
 import keras_selfdistill as ksd
 from keras_selfdistill.recipes import PastSelf, TeacherFree
+from tests.conftest import to_numpy
 from tests.training.test_extra_terms import X, Y, assert_same_weights, build_base, fit
 
 ONE_HOT = np.eye(3)[Y]
@@ -127,3 +128,84 @@ def test_terms_of_a_half_precise_base_are_computed_in_full(recipe, mixed_precisi
     expected = full.evaluate(X, Y, batch_size=12, verbose=0, return_dict=True)
     assert logs[name] == pytest.approx(expected[name], rel=0.02)
     assert np.isfinite(fit(model, 2)[name]).all()
+
+
+@pytest.mark.once
+def test_a_base_that_cannot_be_cloned_is_refused():
+    class Scaled(layers.Layer):  # Without get_config.
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def call(self, x):
+            return self.factor * x
+
+    inputs = keras.Input((5,))
+    base = keras.Model(inputs, layers.Dense(3, "softmax")(Scaled(2.0)(inputs)))
+    with pytest.raises(ValueError, match="PastSelf needs a copy of the base"):
+        wrapped("past_self", base=base)
+
+
+def test_the_past_reads_ids_as_the_base_does(mixed_precision):
+    """In bfloat16, 257 would be 256, and 511 would be 512."""
+    mixed_precision("mixed_bfloat16")
+    inputs = keras.Input((2,))
+    x = layers.Flatten()(layers.Embedding(513, 4)(inputs))
+    base = keras.Model(inputs, layers.Dense(3, dtype="float32")(x))
+    ids = np.array([[257.0, 511.0]], "float32")
+    past = PastSelf().make_state(base)(ids)
+    np.testing.assert_array_equal(to_numpy(past), to_numpy(base(ids, training=False)))
+    np.testing.assert_raises(
+        AssertionError,
+        np.testing.assert_array_equal,
+        to_numpy(past),
+        to_numpy(base(np.array([[256.0, 512.0]], "float32"), training=False)),
+    )
+
+
+def tagger(mask_zero):
+    """A base with a distribution over three classes at each of four positions."""
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((4,))
+    x = layers.Embedding(9, 5, mask_zero=mask_zero)(inputs)
+    return keras.Model(inputs, layers.Dense(3, "softmax")(layers.Dense(6, "tanh")(x)))
+
+
+IDS = np.array([[3, 5, 0, 0], [1, 2, 7, 0]], "float32")
+TAGS = np.array([[0, 1, 2, 2], [2, 0, 1, 1]])
+WEIGHTS = np.linspace(0.5, 2.0, 8, dtype="float32").reshape(2, 4)
+
+
+def values_by_position(name, model, tags):
+    """What each position adds to the recipe's term, in float64."""
+    log_p = np.log(model.base.predict(IDS, verbose=0).astype("float64"))
+    rows = np.eye(3)[tags]
+    if name == "past_self":  # Before an epoch, the past predicts the labels.
+        return -0.8 * (rows * log_p).sum(axis=-1)
+    u = np.array([virtual(each, 0.99, 0.5) for each in rows])
+    return 0.1 * (u * (np.log(u) - log_p)).sum(axis=-1)
+
+
+@pytest.mark.parametrize("last_axis", [False, True], ids=["2d", "3d"])
+@pytest.mark.parametrize("name", ["past_self", "teacher_free"])
+@pytest.mark.parametrize("kind", ["padding", "ignored", "both"])
+def test_terms_leave_out_what_the_label_loss_does(name, kind, last_axis):
+    padded = IDS == 0
+    ignored = np.array([[0, 1, 0, 0], [0, 0, 0, 1]], bool)
+    left_out = {"padding": padded, "ignored": ignored, "both": padded | ignored}[kind]
+    ignore = None if kind == "padding" else 255
+    loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=ignore)
+    recipe = PastSelf() if name == "past_self" else TeacherFree(virtual_temperature=0.5)
+    model = wrapped(recipe, loss=loss, base=tagger(kind != "ignored"))
+    term = model.recipe.extra_term_names[0]
+    tags = TAGS if ignore is None else np.where(ignored, 255, TAGS)
+    tags = tags.astype("uint8")
+    others = np.where(left_out, (tags + 1) % 3, tags) if kind == "padding" else tags
+    values = values_by_position(name, model, TAGS)
+    options = {"batch_size": 2, "verbose": 0, "return_dict": True}
+    for weights in (None, WEIGHTS):
+        every = values if weights is None else values * weights
+        for labels in (tags, others):
+            labels = labels[..., None] if last_axis else labels
+            logs = model.evaluate(IDS, labels, sample_weight=weights, **options)
+            assert logs[term] == pytest.approx(every[~left_out].mean(), rel=1e-4)

@@ -269,3 +269,24 @@ def test_an_assigned_state_follows_the_steps():
     assert fit(model, 2)["count_loss"] == [1.5, 3.5]
     assert to_numpy(model.recipe_state.count) == 4.0
     assert model.teacher is None
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "name",
+    [
+        "accuracy",
+        "exit_1_accuracy",
+        "ensemble_accuracy",
+        "final_accuracy",
+        "nonfinite_steps",
+        "section_1_gradient",
+        "learning_rate",
+        "val_past_loss",
+    ],
+)
+def test_names_of_other_logs_are_refused(name):
+    model = build(with_terms(names=(name,)), compile=False)
+    with pytest.raises(ValueError, match=f"names of other logs.*{name}"):
+        model.compile("sgd", LOSS, metrics=["accuracy"], log_gradients=True)
+    assert not model.compiled

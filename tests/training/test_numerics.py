@@ -186,7 +186,7 @@ def test_a_list_of_callbacks_of_the_users_own_serves_every_fit():
     for _ in range(2):
         assert "loss" in model.fit(x, y, callbacks=callbacks, verbose=0).history
         kinds = [type(callback).__name__ for callback in callbacks.callbacks]
-        own = ["StopWithoutProgress", "EpochBegins"]
+        own = ["StopWithoutProgress", "RecipeEpochs"]
         assert kinds == [*own, "TerminateOnNaN", "History"]
     model.get_layer("a").kernel.assign(np.full((3, 4), np.nan))
     with pytest.raises(FloatingPointError):

@@ -71,6 +71,12 @@ class ExitLogs:
             for metric in self.metrics[output] + self.weighted_metrics[output]
         }
 
+    @property
+    def names(self) -> set[str]:
+        """Names of all logs but the loss and its terms, also those Keras gives them."""
+        training = {"nonfinite_steps", *self.gradients.metrics}
+        return {*self._names, *self._names.values(), *training}
+
     def show(self, terms: Iterable[str]) -> None:
         """Hide the loss terms that a step does not compute.
 
