@@ -34,7 +34,7 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     if keras.backend.backend() == "torch":
         import torch
 
-        return torch.isfinite(torch.stack(torch._foreach_norm(floating, 1)).sum())
+        return torch.isfinite(torch.nn.utils.get_total_norm(floating, 1.0))
     vectors = [tensor for tensor in floating if len(tensor.shape) == 1]
     others = [ops.sum(tensor) for tensor in floating if len(tensor.shape) != 1]
     joined = ops.concatenate([*vectors, *([ops.stack(others)] if others else [])])
