@@ -72,7 +72,8 @@ class RunningMeans:
     def reset(self, index: int) -> None:
         """Set one mean back."""
         others = np.arange(len(self.metrics)) != index
-        self._sums.assign(ops.where(others, self._sums, 0.0))
+        sums = ops.convert_to_tensor(self._sums)  # JAX's `where` takes no variables.
+        self._sums.assign(ops.where(others, sums, 0.0))
 
 
 class RunningMean(keras.Metric):
