@@ -146,7 +146,7 @@ def as_one_hot(labels: Labels, logits: Tensor) -> Tensor:
 
     Example:
         >>> import numpy as np
-        >>> print(ops.convert_to_numpy(as_one_hot(np.array([[1]]), np.zeros((1, 2)))))
+        >>> print(ops.convert_to_numpy(as_one_hot(np.array([1]), ops.zeros((1, 2)))))
         [[0. 1.]]
     """
     labels = ops.convert_to_tensor(labels)
