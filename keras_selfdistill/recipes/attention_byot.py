@@ -69,7 +69,7 @@ class AttentionBYOT(Recipe):
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
-        check_share(self, "alpha")
+        check_share(self, "alpha", per_exit=True)
         check_weight(self, "hint_weight", per_exit=True)
         check_weight(self, "final_label_weight")
         if self.skipped_hint not in SKIPPED_HINTS:

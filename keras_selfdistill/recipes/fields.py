@@ -21,7 +21,7 @@ def is_used(weight: Scalar | Tensor) -> bool:
     return not isinstance(weight, numbers.Real) or weight != 0
 
 
-def check_share(recipe: Config, field: str, *, per_exit: bool = True) -> None:
+def check_share(recipe: Config, field: str, *, per_exit: bool = False) -> None:
     """Refuse a field that is neither numbers from 0 to 1 nor schedules.
 
     Args:
@@ -31,8 +31,7 @@ def check_share(recipe: Config, field: str, *, per_exit: bool = True) -> None:
     """
     values = _numbers(recipe, field, per_exit=per_exit)
     if not all(0.0 <= value <= 1.0 for value in values):
-        expected = "a number from 0 to 1, or a schedule"
-        refuse(recipe, field, expected + (", or one for each exit" if per_exit else ""))
+        refuse(recipe, field, _or_schedule("a number from 0 to 1", per_exit=per_exit))
 
 
 def check_weight(recipe: Config, field: str, *, per_exit: bool = False) -> None:
@@ -45,19 +44,20 @@ def check_weight(recipe: Config, field: str, *, per_exit: bool = False) -> None:
     """
     values = _numbers(recipe, field, per_exit=per_exit)
     if not all(math.isfinite(value) and value >= 0.0 for value in values):
-        expected = "a finite number of at least 0, or a schedule"
-        refuse(recipe, field, expected + (", or one for each exit" if per_exit else ""))
+        expected = "a finite number of at least 0"
+        refuse(recipe, field, _or_schedule(expected, per_exit=per_exit))
 
 
 def check_temperature(recipe: Config) -> None:
     """Refuse a temperature that is neither finite and above 0 nor a schedule."""
     values = _numbers(recipe, "temperature", per_exit=False)
     if not all(math.isfinite(value) and value > 0.0 for value in values):
-        refuse(
-            recipe,
-            "temperature",
-            "a finite number above 0 (the papers use 3 or 4), or a schedule",
-        )
+        expected = "a finite number above 0 (the papers use 3 or 4)"
+        refuse(recipe, "temperature", _or_schedule(expected, per_exit=False))
+
+
+def _or_schedule(expected: str, *, per_exit: bool) -> str:
+    return f"{expected}, or a schedule{', or one for each exit' if per_exit else ''}"
 
 
 def refuse(recipe: Config, field: str, expected: str) -> None:
@@ -68,7 +68,7 @@ def refuse(recipe: Config, field: str, expected: str) -> None:
     )
 
 
-def _numbers(recipe: Config, field: str, *, per_exit: bool = True) -> list[float]:
+def _numbers(recipe: Config, field: str, *, per_exit: bool) -> list[float]:
     """Return the numbers of a field, without schedules, and store them as floats."""
     value = getattr(recipe, field)
     stored: PerExit

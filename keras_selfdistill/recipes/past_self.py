@@ -115,7 +115,7 @@ class PastSelf(BYOT):
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
-        check_share(self, "past_weight", per_exit=False)
+        check_share(self, "past_weight")
 
     def weights(self, exit_names: Sequence[str]) -> dict[str, TermWeights]:
         """Return the weights of every exit."""

@@ -65,7 +65,7 @@ class TeacherFree(BYOT):
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
-        check_share(self, "regularization", per_exit=False)
+        check_share(self, "regularization")
         if not is_number(self.correct) or not 0.0 < self.correct < 1.0:
             refuse(self, "correct", "a number between 0 and 1")
         finite = is_number(self.virtual_temperature)

@@ -166,6 +166,8 @@ class BatchLoss(keras.Model):
         self, batch: types.SimpleNamespace, y: Labels, sample_weight: Tensor | None
     ) -> dict[str, Tensor]:
         """Return the recipe's own further terms of a batch."""
+        if not self._recipe.extra_term_names:
+            return {}
         found = extra_terms(
             self._recipe.at(self._step.value),
             y,

@@ -164,8 +164,6 @@ def extra_terms(
         >>> float(found["constant_loss"])
         1.5
     """
-    if not recipe.extra_term_names:
-        return {}
     final = exits["final"]["output"]
     mask = mask_of(final)
     if recipe.reads_labels:

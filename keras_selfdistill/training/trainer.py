@@ -122,9 +122,8 @@ class Trainer(BatchLoss, LoggedModel):
         """
         if loss_weights is not None:
             raise ValueError(
-                "The recipe weights the losses of the exits. Received: "
-                f"loss_weights={loss_weights!r}. Expected: None. Set the weights in "
-                "the recipe, e.g. recipe=recipes.BYOT(alpha=0.3)."
+                "The recipe weights the exits' losses: recipe=recipes.BYOT(alpha=0.3). "
+                f"Received: loss_weights={loss_weights!r}. Expected: None."
             )
         objective = self._objective_of(loss)
         sections = section_weights(self.exit_graph) if log_gradients else {}
