@@ -14,6 +14,7 @@ __all__ = [
     "scheduler",
     "scoring",
     "section_models",
+    "serving",
     "temperature",
     "thresholds",
 ]

@@ -59,8 +59,9 @@ class Calibration(ScaledExits):
 
     @thresholds.setter
     def thresholds(self, thresholds: Thresholds) -> None:
-        self._thresholds = checked_thresholds(thresholds, self.exit_names[:-1])
-        self.calibration = None
+        found = checked_thresholds(thresholds, self.exit_names[:-1])
+        with self._lock:
+            self._thresholds, self.calibration = found, None
 
     @property
     def latencies_ms(self) -> dict[str, float] | None:
@@ -173,9 +174,10 @@ class Calibration(ScaledExits):
         outcomes = dataclasses.replace(found, latencies=self._latencies)
         last_is_base = self._scorer.last_resort == "final"
         choice = choose(outcomes, goal, last_is_base=last_is_base)
-        self._use(cascade, outcomes)
-        self.thresholds = choice.thresholds
-        self.calibration = choice
+        with self._lock:
+            self._use(cascade, outcomes)
+            self.thresholds = choice.thresholds
+            self.calibration = choice
         return self
 
     def _check(
@@ -212,12 +214,6 @@ class Calibration(ScaledExits):
             arrays = one_batch(self._model.exit_graph.base, sample)
             found = measured_latencies(self._cascade, self.exit_names, arrays)
             self._latencies = np.array(list(found.values()))
-
-    def _mean_latency(self, exits: np.ndarray) -> float | None:
-        """Return the mean latency of samples with the given exit indices."""
-        if self._latencies is None:
-            return None
-        return float(self._latencies[exits].sum()) / max(1, len(exits))
 
     def frontier(self, *, per_exit: bool = False, by: str = "macs") -> Frontier:
         """Return the Pareto front of thresholds on the calibration data.

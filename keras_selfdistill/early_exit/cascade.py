@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,8 +11,14 @@ from keras_selfdistill.backend.compiled import CompiledModel
 from keras_selfdistill.costs.counting import Count, macs_ratio, model_macs
 from keras_selfdistill.costs.input_shapes import nominal_shapes
 from keras_selfdistill.criteria import Memory
-from keras_selfdistill.early_exit.scheduler import Chunk, bucket_sizes, run_sections
-from keras_selfdistill.early_exit.scoring import Scorer
+from keras_selfdistill.early_exit.scheduler import (
+    Chunk,
+    Decide,
+    SectionQueues,
+    bucket_sizes,
+    run_sections,
+)
+from keras_selfdistill.early_exit.scoring import Exited, Scorer, exiting, in_order
 from keras_selfdistill.early_exit.section_models import cut_sections, section_costs
 from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes, missing_costs
 from keras_selfdistill.evaluation.data_adapter import (
@@ -24,22 +30,6 @@ from keras_selfdistill.evaluation.data_adapter import (
 from keras_selfdistill.exits.attach import ExitGraph
 from keras_selfdistill.utils.number_checks import is_positive_integer
 from keras_selfdistill.utils.type_aliases import Data, Labels, Tensor
-
-
-class Exited(NamedTuple):
-    """Predictions of samples that have exited.
-
-    Args:
-        ids: Positions of the samples in the input, shape `(samples,)`.
-        exits: Indices of their exits, shape `(samples,)`.
-        predictions: Outputs in the base's own form, shape `(samples, classes)`.
-        scores: Confidence scores, shape `(samples,)`.
-    """
-
-    ids: np.ndarray
-    exits: np.ndarray
-    predictions: np.ndarray
-    scores: np.ndarray
 
 
 class Cascade:
@@ -54,6 +44,7 @@ class Cascade:
             its exit, shape `(exits,)`; NaN if unknown, or if the base has none.
         unknown: Names of the layers whose cost is unknown.
         scorer: Computes predictions and scores from the outputs of sections.
+        classes: Number of classes.
 
     Raises:
         ValueError: An exit reads the base beyond its tap.
@@ -70,7 +61,7 @@ class Cascade:
         self.costs = np.array([macs_ratio(each, of_base) for each in spent])
         self.scorer = scorer
         self._graph = graph
-        self._classes = graph.task.units
+        self.classes = graph.task.units
         self._sections = [CompiledModel(section) for section in models]
         places = {id(tensor): i for i, tensor in enumerate(graph.base.inputs)}
         self._inputs = {places[id(tensor)]: tensor for tensor in models[0].inputs}
@@ -129,21 +120,32 @@ class Cascade:
             Predictions of all samples, in the order of the input, and the targets of
             the data, batch by batch.
         """
-        limits = [*thresholds, -np.inf]  # All remaining samples exit at the last exit.
-        nothing = np.zeros(0, "int64"), np.zeros((0, self._classes), "float32")
-        exited = [Exited(nothing[0], *nothing, np.zeros(0))]
-
-        def decide(index: int, outputs: np.ndarray, memory: Memory) -> np.ndarray:
-            predictions, scores = self.scorer(index, outputs, memory)
-            exits = scores >= limits[index]
-            ids = memory["id"][exits]
-            indices = np.full(len(ids), index)
-            exited.append(Exited(ids, indices, predictions[exits], scores[exits]))
-            return ~exits
-
+        exited = [Exited.none(self.classes)]
+        decide = exiting(self.scorer, thresholds, exited.append)
         batches = self._adapter.batches(x, y, sample_weight)
         targets = self._run(batches, decide, batch_size)
-        return Exited(*_in_order(exited)), targets
+        return Exited(*in_order(exited)), targets
+
+    def queues(self, decide: Decide, batch_size: int) -> SectionQueues:
+        """Return the sections with empty queues in front of them."""
+        batch_size, fixed = self._batch_size(batch_size)
+        return SectionQueues(
+            self._sections,
+            decide,
+            output=self.scorer.reads,
+            batch_size=batch_size,
+            fixed=fixed,
+        )
+
+    def request(self, x: Data) -> list[np.ndarray]:
+        """Return copies of arrays, those of the inputs that sections read.
+
+        Raises:
+            TypeError: `x` is not arrays.
+            ValueError: The arrays do not fit the base.
+        """
+        arrays = self._adapter.arrays(x)
+        return [np.array(arrays[i]) for i in self._inputs]
 
     def observe(self, x: Data, y: Labels, batch_size: int) -> Outcomes:
         """Run all samples through all sections and return the outcome at every exit.
@@ -167,8 +169,8 @@ class Cascade:
             return np.full(len(scores), index < exits - 1)
 
         batches = self._run(self._adapter.batches(x, y), decide, batch_size)
-        labels = class_indices([each.labels for each in batches], self._classes)
-        columns = [_in_order(rows) for rows in seen]
+        labels = class_indices([each.labels for each in batches], self.classes)
+        columns = [in_order(rows) for rows in seen]
         correct = np.stack([column[2] == labels for column in columns], axis=1)
         return Outcomes(
             scores=np.stack([column[1] for column in columns[:-1]], axis=1),
@@ -198,8 +200,8 @@ class Cascade:
             return np.full(len(outputs), index < last)
 
         batches = self._run(self._adapter.batches(x, y), keep, batch_size)
-        labels = class_indices([each.labels for each in batches], self._classes)
-        return [_in_order(rows)[1] for rows in seen], labels
+        labels = class_indices([each.labels for each in batches], self.classes)
+        return [in_order(rows)[1] for rows in seen], labels
 
     def outcomes(self, outputs: Sequence[np.ndarray], labels: np.ndarray) -> Outcomes:
         """Return the outcome at every exit of outputs that `outputs` returned."""
@@ -231,7 +233,7 @@ class Cascade:
         batch_size: int,
     ) -> list[Targets]:
         """Run samples through the sections and return a list of their targets."""
-        batch_size, fixed = self._batch_size(batch_size)
+        queues = self.queues(decide, batch_size)
         seen = []
 
         def chunks() -> Iterator[Chunk]:
@@ -243,14 +245,7 @@ class Cascade:
                 yield Chunk(tensors, rows, {"id": rows + start})
                 start += len(rows)
 
-        run_sections(
-            self._sections,
-            chunks(),
-            decide,
-            output=self.scorer.reads,
-            batch_size=batch_size,
-            fixed=fixed,
-        )
+        run_sections(queues, chunks(), self._batch_size(batch_size)[0])
         return seen
 
     def _batch_size(self, batch_size: int) -> tuple[int, bool]:
@@ -274,13 +269,6 @@ def _fixed_batch_size(base: keras.Model) -> int | None:
             "each, as in keras.Input(shape=...)."
         )
     return sizes.pop() if sizes else None
-
-
-def _in_order(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
-    """Concatenate the columns of several batches, sorted by the first column."""
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    order = np.argsort(columns[0])
-    return [column[order] for column in columns]
 
 
 def _check_batch_size(batch_size: int) -> None:

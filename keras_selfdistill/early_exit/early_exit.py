@@ -4,16 +4,15 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
-import numpy as np
 
 from keras_selfdistill import criteria
-from keras_selfdistill.early_exit.calibration import Calibration
+from keras_selfdistill.early_exit import file
 from keras_selfdistill.early_exit.export.scored_section import scored_sections
 from keras_selfdistill.early_exit.export.writers import export_sections
-from keras_selfdistill.early_exit.file import read_early_exit, write_early_exit
 from keras_selfdistill.early_exit.result import EarlyExitResult, print_logs, result_logs
 from keras_selfdistill.early_exit.scoring import Scorer
 from keras_selfdistill.early_exit.section_models import check_wrapper
+from keras_selfdistill.early_exit.serving.served import ServedExits
 from keras_selfdistill.early_exit.thresholds.choice import Choice
 from keras_selfdistill.evaluation.data_adapter import Targets
 from keras_selfdistill.files.archive import RefusedFileError
@@ -22,13 +21,13 @@ from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.utils.type_aliases import Data, Labels, PathLike, Tensor
 
 
-class EarlyExit(Calibration):
+class EarlyExit(ServedExits):
     """Predict each sample at the first exit whose confidence score is high enough.
 
     The wrapper is cut into sections at its taps. After each section, samples whose
     score reaches the threshold exit, and only the others are passed to the next
     section. Weights are shared with the wrapper, not copied. `predict` may be called
-    from several threads.
+    from several threads; `submit` batches the samples of several calls.
 
     Args:
         model: A `SelfDistiller`.
@@ -50,6 +49,7 @@ class EarlyExit(Calibration):
             with one prediction per sample, or an exit reads the whole base.
 
     Example:
+        >>> import numpy as np
         >>> base = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a"),
         ...     keras.layers.Dense(4), keras.layers.Dense(3, "softmax")])
         >>> model = SelfDistiller(base, taps=["a"], recipe="byot", head="linear")
@@ -168,19 +168,11 @@ class EarlyExit(Calibration):
         self, x: Data, y: Labels, sample_weight: Tensor | None, batch_size: int
     ) -> tuple[EarlyExitResult, list[Targets]]:
         """Return the result, and the targets of the data, batch by batch."""
-        limits = self._limits("predict or evaluate")
-        exited, targets = self._cascade.predict(
-            x, y, sample_weight, thresholds=limits, batch_size=batch_size
+        setting = self._setting("predict or evaluate")
+        exited, targets = setting.cascade.predict(
+            x, y, sample_weight, thresholds=setting.thresholds, batch_size=batch_size
         )
-        result = EarlyExitResult(
-            predictions=exited.predictions,
-            exits=np.array(self.exit_names)[exited.exits],
-            scores=exited.scores,
-            macs_ratio=float(self._cascade.costs[exited.exits].sum())
-            / max(1, len(exited.exits)),
-            latency_ms=self._mean_latency(exited.exits),
-        )
-        return result, targets
+        return setting.result(exited), targets
 
     def warm_up(self, batch_size: int = 32) -> "EarlyExit":
         """Compile the sections for all batch sizes that `predict` may use.
@@ -209,16 +201,24 @@ class EarlyExit(Calibration):
             FileExistsError: Something else exists at the path.
             OSError: The file cannot be written.
         """
-        settings = {
-            "criterion": criteria.to_config(self._scorer.criterion),
-            "scores_from": self._scorer.scores_from,
-            "last_resort": self._scorer.last_resort,
-            "thresholds": None if self._thresholds is None else list(self._thresholds),
-            "temperatures": self._scorer.temperatures,
-            "latencies_ms": self.latencies_ms,
-            "calibration": self.calibration and dataclasses.asdict(self.calibration),
-        }
-        write_early_exit(path, self._model, settings)
+        with self._lock:
+            settings = {
+                "criterion": criteria.to_config(self._scorer.criterion),
+                "scores_from": self._scorer.scores_from,
+                "last_resort": self._scorer.last_resort,
+                "thresholds": None
+                if self._thresholds is None
+                else list(self._thresholds),
+                "temperatures": self._scorer.temperatures,
+                "latencies_ms": self.latencies_ms,
+                "calibration": self.calibration
+                and dataclasses.asdict(self.calibration),
+            }
+        file.write_early_exit(path, self._model, settings)
+
+    def __reduce__(self) -> tuple[Callable, tuple[Callable, bytes]]:
+        """Pickle the content of the file of `save`: no thread, no requests."""
+        return file.from_bytes, (type(self).load, file.as_bytes(self.save))
 
     def export(self, path: PathLike, format: str | None = None) -> None:
         """Export an early-exit artifact that needs neither Keras nor this library.
@@ -277,7 +277,7 @@ class EarlyExit(Calibration):
             OSError: The file cannot be opened, is not a regular file, or the temporary
                 folder has no space for a copy.
         """
-        model, settings = read_early_exit(path)
+        model, settings = file.read_early_exit(path)
         try:
             loaded = cls(
                 model,

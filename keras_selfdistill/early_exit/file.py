@@ -8,8 +8,9 @@ import json
 import math
 import os
 import pathlib
+import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -92,6 +93,22 @@ def read_early_exit(path: PathLike) -> tuple[Any, dict[str, Any]]:
             inside = archive.extract(_MODEL, copy.parent / "inside")
         model = load_private(pathlib.Path(inside))
     return model, _decoded(document)
+
+
+def as_bytes(save: Callable[[PathLike], None]) -> bytes:
+    """Return what a function writes to the path of a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "pickled.earlyexit"
+        save(path)
+        return path.read_bytes()
+
+
+def from_bytes(load: Callable[[PathLike], Any], content: bytes) -> Any:
+    """Return what a function loads from a file of the given content."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "pickled.earlyexit"
+        path.write_bytes(content)
+        return load(path)
 
 
 def _check_earlier_file(path: pathlib.Path) -> None:

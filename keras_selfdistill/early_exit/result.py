@@ -3,9 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from keras_selfdistill.early_exit.cascade import Cascade
+from keras_selfdistill.early_exit.scoring import Exited
 from keras_selfdistill.evaluation.data_adapter import (
     Targets,
     best_classes,
@@ -58,6 +61,36 @@ class EarlyExitResult:
         ratio = f"{self.macs_ratio:.1%}" if known else "an unknown share"
         latency = "" if self.latency_ms is None else f", {self.latency_ms:.3f} ms"
         return f"{ratio} of the base's multiply-adds{latency}"
+
+
+class Setting(NamedTuple):
+    """What samples are predicted with, at one moment.
+
+    Args:
+        cascade: The sections, and the scores of their exits.
+        thresholds: Thresholds of all exits but the last.
+        exit_names: Names of the exits.
+        latencies: Milliseconds until the prediction of each exit, if they are known.
+    """
+
+    cascade: Cascade
+    thresholds: tuple[float, ...]
+    exit_names: tuple[str, ...]
+    latencies: tuple[float, ...] | None
+
+    def result(self, exited: Exited) -> EarlyExitResult:
+        """Return the result for samples that have exited."""
+        exits, samples = exited.exits, max(1, len(exited.exits))
+        latency = None
+        if self.latencies is not None:
+            latency = float(np.array(self.latencies)[exits].sum()) / samples
+        return EarlyExitResult(
+            predictions=exited.predictions,
+            exits=np.array(self.exit_names)[exits],
+            scores=exited.scores,
+            macs_ratio=float(self.cascade.costs[exits].sum()) / samples,
+            latency_ms=latency,
+        )
 
 
 def result_logs(

@@ -16,6 +16,7 @@ from keras_selfdistill.utils.type_aliases import Tensor
 # Samples queued together: a section that runs many times in a row keeps its weights in
 # the cache, but queued tensors take memory.
 _AT_ONCE = 64
+_PASSED_OVER = 2  # Batches of other sections that samples wait for.
 _MOST_PADDING = (
     0.25  # Fraction of a bucket; with more, two smaller batches are cheaper.
 )
@@ -142,21 +143,40 @@ class _Queue:
         return joined(found)
 
 
-def run_sections(
-    sections: Sequence[Callable[[list[Tensor]], dict[str, Tensor]]],
-    chunks: Iterable[Chunk],
-    decide: Callable[[int, np.ndarray, dict[str, np.ndarray]], np.ndarray],
-    *,
-    output: str,
-    batch_size: int,
-    fixed: bool = False,
-) -> None:
-    """Run samples through the sections until all have exited.
+def next_section(waiting: Sequence[int], passed: Sequence[int], most: int) -> int:
+    """Return the index of the section to run next, where requests keep arriving.
+
+    It is the one that fills the largest batch, the deepest if there are several; before
+    it those that were passed over twice, so that few samples left at a deep section do
+    not wait until many have joined them.
+
+    Args:
+        waiting: Number of samples in front of each section; not all are 0.
+        passed: How often each section was passed over while samples waited.
+        most: Largest number of samples per batch.
+
+    Example:
+        >>> next_section([9, 4, 0], [0, 0, 0], 8), next_section([9, 8, 1], [0, 0, 0], 8)
+        (0, 1)
+        >>> next_section([9, 8, 1], [0, 0, 2], 8)
+        2
+    """
+    return max(
+        (index for index, samples in enumerate(waiting) if samples),
+        key=lambda i: (passed[i] >= _PASSED_OVER, min(waiting[i], most), i),
+    )
+
+
+Section = Callable[[list[Tensor]], dict[str, Tensor]]
+Decide = Callable[[int, np.ndarray, dict[str, np.ndarray]], np.ndarray]
+
+
+class SectionQueues:
+    """Sections, and the samples that wait in front of each.
 
     Args:
         sections: Functions from the tensors alive before a section to a dict with the
             output of its exit and, under `"alive"`, the inputs of the next section.
-        chunks: The samples, in chunks of any size.
         decide: Function of the index of a section, outputs of shape
             `(samples, classes)` and the memory of the samples, which it may update.
             Returns whether each sample continues, shape `(samples,)`. It is called once
@@ -165,34 +185,78 @@ def run_sections(
         batch_size: Largest number of samples per batch.
         fixed: Whether this is the only batch size, so that smaller batches are padded.
     """
-    buckets = bucket_sizes(batch_size, fixed=fixed)
-    queues = [_Queue() for _ in range(len(sections) + 1)]
 
-    def step(index: int) -> None:
-        waiting = queues[index]
-        bucket = next_bucket(waiting.samples, buckets)
-        chunk = waiting.take(bucket)
-        if chunk.size != bucket:
-            chunk = chunk.compact(bucket)
-        results = sections[index](chunk.tensors)
-        outputs = to_numpy(results[output])[chunk.rows]
-        goes_on = decide(index, outputs, chunk.memory)
+    def __init__(
+        self,
+        sections: Sequence[Section],
+        decide: Decide,
+        *,
+        output: str,
+        batch_size: int,
+        fixed: bool = False,
+    ) -> None:
+        self._sections = sections
+        self._decide = decide
+        self._output = output
+        self._buckets = bucket_sizes(batch_size, fixed=fixed)
+        self._queues = [_Queue() for _ in range(len(sections) + 1)]
+
+    @property
+    def waiting(self) -> list[int]:
+        """Number of samples in front of each section."""
+        return [queue.samples for queue in self._queues[:-1]]
+
+    def put(self, chunk: Chunk) -> None:
+        """Queue samples in front of the first section."""
+        self._queues[0].put(chunk)
+
+    def take(self, index: int) -> Chunk:
+        """Remove the next batch from the queue in front of a section."""
+        waiting = self._queues[index]
+        bucket = next_bucket(waiting.samples, self._buckets)
+        return self._fitted(waiting.take(bucket), bucket)
+
+    def part(self, chunk: Chunk, chosen: np.ndarray) -> Chunk:
+        """Return some samples of a batch as a batch."""
+        part = chunk.part(chosen)
+        enough = next(size for size in self._buckets if size >= len(part))
+        return self._fitted(part, enough)
+
+    def run(self, index: int, chunk: Chunk) -> None:
+        """Run a section on a batch, and queue what continues for the next section."""
+        results = self._sections[index](chunk.tensors)
+        outputs = to_numpy(results[self._output])[chunk.rows]
+        goes_on = self._decide(index, outputs, chunk.memory)
         if not goes_on.any():
             return
         rest = Chunk(results["alive"], chunk.rows, chunk.memory)
         rest = rest if goes_on.all() else rest.part(goes_on)
         # Gathering pays off unless the next batch has the same size. It also frees the
         # rows of samples that have exited, while the others wait.
-        if next_bucket(len(rest), buckets) != bucket:
+        if next_bucket(len(rest), self._buckets) != chunk.size:
             rest = rest.compact()
-        queues[index + 1].put(rest)
+        self._queues[index + 1].put(rest)
 
+    @staticmethod
+    def _fitted(chunk: Chunk, bucket: int) -> Chunk:
+        return chunk if chunk.size == bucket else chunk.compact(bucket)
+
+
+def run_sections(queues: SectionQueues, chunks: Iterable[Chunk], most: int) -> None:
+    """Run samples through the sections until all have exited.
+
+    Args:
+        queues: The sections, with nothing in front of them.
+        chunks: The samples, in chunks of any size.
+        most: Largest number of samples per batch.
+    """
+    sections = range(len(queues.waiting))
     for chunk in chunks:
-        for start in range(0, len(chunk), most := max(batch_size, _AT_ONCE)):
-            queues[0].put(chunk.part(slice(start, start + most)))
-            for index in range(len(sections)):
-                while queues[index].samples >= batch_size:
-                    step(index)
-    for index in range(len(sections)):
-        while queues[index].samples:
-            step(index)
+        for start in range(0, len(chunk), at_once := max(most, _AT_ONCE)):
+            queues.put(chunk.part(slice(start, start + at_once)))
+            for index in sections:
+                while queues.waiting[index] >= most:
+                    queues.run(index, queues.take(index))
+    for index in sections:
+        while queues.waiting[index]:
+            queues.run(index, queues.take(index))

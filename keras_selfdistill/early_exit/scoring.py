@@ -1,7 +1,8 @@
 """Predictions and confidence scores of exits, on arrays or in a graph."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Self
 
 import keras
 import numpy as np
@@ -137,6 +138,61 @@ class Scorer:
         missing = xp.isnan(xp.sum(probabilities, axis=-1) + scores)
         scores = xp.where(missing, -LARGEST_SCORE, scores)
         return xp.minimum(xp.maximum(scores, -LARGEST_SCORE), LARGEST_SCORE)
+
+
+class Exited(NamedTuple):
+    """Predictions of samples that have exited.
+
+    Args:
+        ids: Numbers of the samples, shape `(samples,)`.
+        exits: Indices of their exits, shape `(samples,)`.
+        predictions: Outputs in the base's own form, shape `(samples, classes)`.
+        scores: Confidence scores, shape `(samples,)`.
+    """
+
+    ids: np.ndarray
+    exits: np.ndarray
+    predictions: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def none(cls, classes: int, samples: int = 0) -> Self:
+        """Return the predictions of no samples, or room for those of some."""
+        numbers = np.zeros(samples, "int64")
+        outputs = np.zeros((samples, classes), "float32")
+        return cls(numbers, numbers.copy(), outputs, np.zeros(samples))
+
+
+def exiting(
+    scorer: Scorer,
+    thresholds: Sequence[float],
+    exited: Callable[[Exited], object],
+) -> Callable[[int, np.ndarray, Memory], np.ndarray]:
+    """Return a function that decides which samples continue, and passes on the others.
+
+    Args:
+        scorer: Computes predictions and scores from the outputs of sections.
+        thresholds: Thresholds of all exits but the last.
+        exited: Called with the samples of each batch that exit.
+    """
+    limits = [*thresholds, -np.inf]  # All remaining samples exit at the last exit.
+
+    def decide(index: int, outputs: np.ndarray, memory: Memory) -> np.ndarray:
+        predictions, scores = scorer(index, outputs, memory)
+        exits = scores >= limits[index]
+        ids = memory["id"][exits]
+        indices = np.full(len(ids), index)
+        exited(Exited(ids, indices, predictions[exits], scores[exits]))
+        return ~exits
+
+    return decide
+
+
+def in_order(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+    """Concatenate the columns of several batches, sorted by the first column."""
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = np.argsort(columns[0])
+    return [column[order] for column in columns]
 
 
 def softmax(logits: Tensor) -> Tensor:

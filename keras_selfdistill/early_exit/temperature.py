@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -30,6 +31,8 @@ class ScaledExits:
     def __init__(self, model: SelfDistiller, scorer: Scorer):
         self._model = model
         self._scorer = scorer
+        # Held where thresholds and scores change, so that others see both or none.
+        self._lock = threading.RLock()
         self._cascade = Cascade(model.exit_graph, scorer)
         if self._cascade.lacks_costs:
             logging.warning("%s", missing_costs(self._cascade.unknown))
@@ -74,10 +77,11 @@ class ScaledExits:
 
     def _use(self, cascade: Cascade, outcomes: Outcomes | None) -> None:
         """Run the exits by a cascade; drop thresholds chosen on other scores."""
-        if self.calibration is not None:
-            self._thresholds = None
-        self._cascade, self._scorer = cascade, cascade.scorer
-        self._outcomes, self.calibration = outcomes, None
+        with self._lock:
+            if self.calibration is not None:
+                self._thresholds = None
+            self._cascade, self._scorer = cascade, cascade.scorer
+            self._outcomes, self.calibration = outcomes, None
 
     def _with_temperatures(self, temperatures: tuple[float, ...] | None) -> Cascade:
         scorer = dataclasses.replace(self._scorer, temperatures=temperatures)

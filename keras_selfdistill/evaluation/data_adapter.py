@@ -74,6 +74,16 @@ class DataAdapter:
             else:
                 yield self._checked(batch)
 
+    def arrays(self, x: Data) -> list[np.ndarray]:
+        """Return one batch of arrays, one for each input; raise for all other data."""
+        if not self._is_arrays(x):
+            raise TypeError(
+                f"Arrays are needed. Received: x of type {type(x).__name__}. Expected: "
+                "an array with a batch axis, or a tuple or dict of arrays for several "
+                "inputs. predict reads datasets."
+            )
+        return self._checked(x)[0]
+
     def _is_arrays(self, x: Data) -> bool:
         if isinstance(x, Mapping) or _is_array(x):
             return True

@@ -14,6 +14,7 @@ import keras_selfdistill as ksd
 from keras_selfdistill.early_exit.result import EarlyExitResult
 from keras_selfdistill.early_exit.scheduler import (
     Chunk,
+    SectionQueues,
     bucket_sizes,
     next_bucket,
     run_sections,
@@ -769,9 +770,9 @@ def test_few_samples_wait_between_sections():
         left.extend(memory["id"] if number else [])
         return np.full(len(answers), number == 0)
 
-    run_sections(
-        [section(0), section(1)], [chunk], decide, output="output", batch_size=8
-    )
+    sections = [section(0), section(1)]
+    queues = SectionQueues(sections, decide, output="output", batch_size=8)
+    run_sections(queues, [chunk], 8)
     assert sorted(left) == list(range(1000))
     assert most[0] <= 64
 

@@ -1,0 +1,3 @@
+"""Requests that many threads submit, batched by one background thread. Internal."""
+
+__all__ = ["served", "worker"]
