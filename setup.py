@@ -40,6 +40,7 @@ DOCS = [
     "ruff>=0.9",  # breaks the lines of long signatures
 ]
 DATA = ["scikit-learn>=1.4", "tensorflow-datasets>=4.9.7", "pillow>=10"]
+SERVE = ["ray[serve]>=2.60", "onnxruntime>=1.20"]
 TUTORIALS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
 
 setup(
@@ -61,6 +62,7 @@ setup(
         "export": [*TENSORFLOW, *EXPORT],
         "docs": DOCS,
         "demo": [*TENSORFLOW, *PLOT, *DATA],
+        "serve": SERVE,
         "tutorials": [*TENSORFLOW, *PLOT, *DATA, *TUTORIALS],
         # One version of torch, because each has wheels of its own for every kind of
         # machine: install the fitting one beforehand, and this keeps it.
@@ -71,11 +73,13 @@ setup(
             *PLOT,
             *DATA,
             *EXPORT,
+            *SERVE,
             *TUTORIALS,
             "keras-hub>=0.32",
             "hypothesis>=6.130",
             "onnxscript>=0.5",  # Keras on PyTorch exports ONNX by it
             "mypy>=1.15",
+            "psutil>=5.9",  # kills a replica of examples/serve.py
             "pytest>=8.3",
             "pytest-xdist>=3.6.1",
             "ruff>=0.9",

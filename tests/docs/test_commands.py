@@ -67,6 +67,7 @@ SMALL = {
 ELSEWHERE = {
     "benchmarks/accuracy_time.py": "tests/benchmarks/test_accuracy_benchmark.py",
     "examples/quickstart.py": ".ci/run",
+    "examples/serve.py": "tests/examples/test_serve.py",  # Until it is stopped.
     "pip": ".ci/run",
     "pytest": ".ci/run",
     "section_runner.py": "tests/early_exit/test_export.py",
@@ -214,7 +215,8 @@ def test_every_command_is_made_small_or_run_elsewhere():
     assert len(RUN) >= 20
     examples = {f"examples/{path.name}" for path in ROOT.glob("examples/*.py")}
     run_here = {program(command) for command in RUN}
-    assert examples - run_here == {"examples/quickstart.py"}  # In its own test.
+    in_own_test = {"examples/quickstart.py", "examples/serve.py"}
+    assert examples - run_here == in_own_test
     for name, place in ELSEWHERE.items():
         words = re.split(r"[./]", name.removesuffix(".py"))
         assert words[-1] in (ROOT / place).read_text(), name
