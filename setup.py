@@ -39,7 +39,8 @@ DOCS = [
     "mkdocstrings[python]>=1.0",
     "ruff>=0.9",  # breaks the lines of long signatures
 ]
-DATA = ["scikit-learn>=1.4", "tensorflow-datasets>=4.9.7", "pillow>=10"]
+IMAGES = ["scikit-learn>=1.4", "tensorflow-datasets>=4.9.7", "pillow>=10"]
+DATA = ["array_record>=0.8.6", "grain>=0.2.18", "pillow>=10"]
 SERVE = ["ray[serve]>=2.60", "onnxruntime>=1.20"]
 TUTORIALS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
 
@@ -60,10 +61,11 @@ setup(
         "torch": ["torch>=2.13"],
         "plot": PLOT,
         "export": [*TENSORFLOW, *EXPORT],
+        "data": DATA,
         "docs": DOCS,
-        "demo": [*TENSORFLOW, *PLOT, *DATA],
+        "demo": [*TENSORFLOW, *PLOT, *IMAGES],
         "serve": SERVE,
-        "tutorials": [*TENSORFLOW, *PLOT, *DATA, *TUTORIALS],
+        "tutorials": [*TENSORFLOW, *PLOT, *IMAGES, *TUTORIALS],
         # One version of torch, because each has wheels of its own for every kind of
         # machine: install the fitting one beforehand, and this keeps it.
         "test": [
@@ -71,6 +73,7 @@ setup(
             *JAX,
             "torch==2.13.0",
             *PLOT,
+            *IMAGES,
             *DATA,
             *EXPORT,
             *SERVE,

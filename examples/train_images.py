@@ -3,7 +3,8 @@ r"""Trains a network with early exits on your own images, and makes what is depl
     python examples/train_images.py --data_dir=FOLDER --model=EfficientNetV2B0 \
         --weights=imagenet
 
-FOLDER has a sub-folder of images for each class. Instead of `--data_dir` alone,
+FOLDER has a sub-folder of images for each class, or holds the shards that
+`write_shards.py` made of one, which Grain reads. Instead of `--data_dir` alone,
 `--dataset=NAME` takes the training images of a data set of TensorFlow Datasets, which
 `--data_dir` then holds.
 
@@ -21,12 +22,20 @@ Writes to `--output_dir`: `split.json`, `results.json`, the files of both traini
 `artifact/`: the trained network, the chosen exit, early exit with a guarantee for
 LiteRT and for this library, pictures, and a `README.md` with all numbers. Networks take
 pixels from 0 to 255; their preprocessing is in them.
+
+On PyTorch, `--distribute=ddp` starts `--processes` processes on this machine. On
+several machines, start it on each by `torchrun`, with a shared `--output_dir`:
+
+    torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d \
+        --rdzv-endpoint=host1:29400 examples/train_images.py --distribute=ddp ...
 """
 
 import shared.quiet  # noqa: F401  # isort: skip  (first: it imports Keras)
 
 import functools
+import hashlib
 import importlib.util
+import os
 import pathlib
 import sys
 from typing import Any
@@ -35,13 +44,27 @@ import keras
 from absl import app, flags, logging
 
 import keras_selfdistill as ksd
-from distributed import engines
-from images import batches, network, results, run_readme, split, tfds_images, training
+from distributed import engines, local_workers
+from images import (
+    batches,
+    network,
+    results,
+    run_readme,
+    shards,
+    split,
+    tfds_images,
+    training,
+)
 from shared import environment, run_folder
 
 FLAGS = flags.FLAGS
 # Where and on what it is trained may change between the parts of a run.
-CHANGEABLE = ("data_dir", "output_dir", "distribute", "cpu_devices")
+CHANGEABLE = (
+    *("data_dir", "output_dir"),
+    *("distribute", "cpu_devices", "processes", "timeout"),
+)
+# The backend of each way to take several devices.
+BACKENDS = {"mirrored": "tensorflow", "data_parallel": "jax", "ddp": "torch"}
 
 
 def define_flags() -> None:
@@ -49,8 +72,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "data_dir",
         None,
-        "Folder with a sub-folder of images for each class; with --dataset, that of "
-        "TensorFlow Datasets.",
+        "Folder with a sub-folder of images for each class, or of shards; with "
+        "--dataset, that of TensorFlow Datasets.",
         required=True,
     )
     flags.DEFINE_string("dataset", None, "Name of a data set of TensorFlow Datasets.")
@@ -93,10 +116,21 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "distribute",
         "none",
-        ["none", "mirrored", "data_parallel"],
-        "All devices of this machine: mirrored on TensorFlow, data_parallel on JAX.",
+        ["none", *BACKENDS],
+        "All devices of this machine: mirrored on TensorFlow, data_parallel on JAX; "
+        "ddp on PyTorch takes several processes, also of several machines.",
     )
-    flags.DEFINE_integer("cpu_devices", 2, "Devices to make where there is no GPU.", 1)
+    flags.DEFINE_integer(
+        "cpu_devices", 2, "Devices to make where there is no GPU, but with ddp.", 1
+    )
+    flags.DEFINE_integer("processes", 2, "Processes that ddp starts.", 1)
+    flags.DEFINE_integer(
+        "timeout",
+        600,
+        "Seconds that a process of ddp waits for another one. The first one checks the "
+        "images and writes files meanwhile.",
+        1,
+    )
     flags.DEFINE_integer("seed", 0, "Seed of split, weights, order and crops.", 0)
 
 
@@ -120,17 +154,39 @@ def check_flags() -> None:
                 f"Received --{name}={FLAGS[name].value}; expected a number between 0 "
                 "and 1."
             )
-    needed = {"mirrored": "tensorflow", "data_parallel": "jax"}.get(FLAGS.distribute)
+    needed = BACKENDS.get(FLAGS.distribute)
     if needed not in (None, keras.backend.backend()):
         raise app.UsageError(
             f"Received --distribute={FLAGS.distribute} with KERAS_BACKEND="
-            f"{keras.backend.backend()}; expected {needed}. On PyTorch, start from "
-            "train_distributed.py --engine=ddp."
+            f"{keras.backend.backend()}; expected {needed}."
         )
+    if shards.is_folder(data_dir()):
+        check_shards()
     if importlib.util.find_spec("matplotlib") is None:
         raise app.UsageError(
             "matplotlib is not installed, which draws the pictures. Expected: "
             "python -m pip install matplotlib"
+        )
+
+
+def data_dir() -> pathlib.Path:
+    """Returns the folder that `--data_dir` names."""
+    return pathlib.Path(FLAGS.data_dir).expanduser()
+
+
+def check_shards() -> None:
+    """Refuses flags that shards have no use for."""
+    shards.check_installed()
+    shards.check_index(data_dir())
+    if FLAGS.dataset is not None:
+        raise app.UsageError(
+            f"Received --dataset={FLAGS.dataset} and shards in --data_dir; expected "
+            "one of both."
+        )
+    if FLAGS["held_out"].present:
+        raise app.UsageError(
+            f"Received --held_out={FLAGS.held_out} and shards in --data_dir, which are "
+            "split already; expected it in the call of write_shards.py."
         )
 
 
@@ -141,29 +197,61 @@ def make_engine() -> engines.Engine:
             return engines.MirroredEngine(FLAGS.cpu_devices)
         case "data_parallel":
             return engines.DataParallelEngine(FLAGS.cpu_devices)
+        case "ddp":
+            return engines.DistributedDataParallelEngine(FLAGS.timeout)
     return engines.Engine()
 
 
-def begin() -> tuple[pathlib.Path, split.Split]:
-    """Returns the run's folder and its split, of images that can all be read."""
-    settings = run_folder.own_settings("held_out", without=CHANGEABLE)
-    output_dir = run_folder.begin(FLAGS.output_dir, settings, kept="distilled")
+def settings() -> dict[str, Any]:
+    """Returns the flags that decide the run's result."""
+    # Shards are split already.
+    unused = ["held_out"] if shards.is_folder(data_dir()) else []
+    return run_folder.own_settings("held_out", without=[*CHANGEABLE, *unused])
+
+
+def begin(output_dir: pathlib.Path) -> None:
+    """Makes the run's folder, or refuses one of other flags or data."""
+    data = {}
+    if shards.is_folder(data_dir()):
+        content = (data_dir() / shards.INDEX).read_bytes()
+        data = {"shards": hashlib.sha256(content).hexdigest()}
+    run_folder.begin(output_dir, {**settings(), **data}, kept="distilled")
     if not (output_dir / "distilled").exists():
         # Nothing was trained by an earlier split, perhaps of other flags.
         (output_dir / "split.json").unlink(missing_ok=True)
-    root = pathlib.Path(FLAGS.data_dir).expanduser()
+
+
+def load_images(output_dir: pathlib.Path) -> split.Split:
+    """Returns the split of a run, of images that can all be read."""
+    if shards.is_folder(data_dir()):
+        return shards.load(data_dir())
+    root = data_dir()
     if FLAGS.dataset is not None:
         tfds_images.write_folder(FLAGS.dataset, root, output_dir / "dataset")
         root = output_dir / "dataset"
-    images = split.load_or_make(
+    return split.load_or_make(
         root, output_dir / "split.json", share=FLAGS.held_out, seed=FLAGS.seed
     )
-    if len(images.train.paths) < FLAGS.batch_size:
+
+
+def check_batches(images: split.Split, engine: engines.Engine) -> None:
+    """Refuses batches that cannot be filled or shared."""
+    count = len(images.train.labels)
+    if count < FLAGS.batch_size:
         raise app.UsageError(
-            f"Received --batch_size={FLAGS.batch_size}; expected at most the "
-            f"{len(images.train.paths)} training images."
+            f"Received --batch_size={FLAGS.batch_size}; expected at most the {count} "
+            "training images."
         )
-    return output_dir, images
+    if FLAGS.batch_size % engine.replicas:
+        raise app.UsageError(
+            f"Received --batch_size={FLAGS.batch_size}; expected a multiple of the "
+            f"{engine.replicas} devices."
+        )
+    if len(images.validation.labels) < engine.replicas:
+        raise app.UsageError(
+            f"Received {len(images.validation.labels)} images for validation; expected "
+            f"at least one for each of the {engine.replicas} devices. Raise --held_out."
+        )
 
 
 def begin_anew(policy: str) -> None:
@@ -201,23 +289,25 @@ def phases() -> list[training.Phase]:
     return [heads, everything] if FLAGS.head_epochs else [everything]
 
 
-def train(output_dir: pathlib.Path, images: split.Split) -> dict[str, Any]:
+def train(
+    output_dir: pathlib.Path, images: split.Split, engine: engines.Engine
+) -> dict[str, Any]:
     """Trains the wrapper and the plain network; returns their logs by phase."""
     size, classes = image_size(), len(images.classes)
-    engine = make_engine()
-    if FLAGS.batch_size % engine.replicas:
-        raise app.UsageError(
-            f"Received --batch_size={FLAGS.batch_size}; expected a multiple of the "
-            f"{engine.replicas} devices."
-        )
+    own = {"process": engine.process, "processes": engine.processes}
     weights = None
     if FLAGS.class_weight == "balanced":
         weights = batches.balanced_weights(images.train.labels, classes)
-    data = batches.Batches(
-        images.train, size, FLAGS.batch_size, FLAGS.seed, FLAGS.mirror, weights
+    make = shards.Batches if shards.is_folder(data_dir()) else batches.Batches
+    data = make(
+        images.train, size, FLAGS.batch_size, FLAGS.seed, FLAGS.mirror, weights, **own
     )
     validation = batches.Whole(
-        images.validation, size, FLAGS.batch_size, multiple=engine.replicas
+        images.validation,
+        size,
+        FLAGS.batch_size // engine.processes,
+        multiple=engine.replicas,
+        **own,
     )
     histories = {}
     policy = FLAGS.mixed_precision
@@ -251,10 +341,31 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
     check_flags()
+    if FLAGS.distribute == "ddp" and "RANK" not in os.environ:
+        environments = local_workers.torch_cluster(FLAGS.processes)
+        sys.exit(
+            1 if local_workers.run([sys.executable, *sys.argv], environments) else 0
+        )
     # Names of any script are told where the terminal has not their letters, too.
     sys.stdout.reconfigure(errors="backslashreplace")
-    output_dir, images = begin()
-    histories = train(output_dir, images)
+    output_dir = pathlib.Path(FLAGS.output_dir).expanduser()
+    engine = make_engine()
+    if engine.is_chief:
+        begin(output_dir)
+        images = load_images(output_dir)
+    engine.wait()
+    if not engine.is_chief:
+        images = load_images(output_dir)
+    check_batches(images, engine)
+    histories = train(output_dir, images, engine)
+    if engine.is_chief:
+        measure(output_dir, images, histories)
+
+
+def measure(
+    output_dir: pathlib.Path, images: split.Split, histories: dict[str, Any]
+) -> None:
+    """Measures what was trained, and writes what is deployed."""
     plain, model = (
         load(output_dir, len(images.classes), name) for name in ("plain", "distilled")
     )
@@ -269,7 +380,7 @@ def main(argv: list[str]) -> None:
         "no_litert": results.write_models(measured, images.classes, artifact),
         "phases": training.summary(histories),
         "image_size": image_size(),
-        "flags": run_folder.own_settings("held_out", without=CHANGEABLE),
+        "flags": settings(),
         "versions": environment.versions(),
         "machine": environment.machine(),
     }

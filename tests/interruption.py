@@ -39,8 +39,7 @@ def run_script(script, *flags, before="", **environment):
         *flags,
         check=False,
         # Two trainings at a time, whose threads would wait for each other.
-        OMP_NUM_THREADS="1",
-        **environment,
+        **{"OMP_NUM_THREADS": "1", **environment},
     )
 
 

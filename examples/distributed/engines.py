@@ -5,15 +5,16 @@
         model = ...  # built and compiled, or loaded
     engine.fit(model, batches, steps_per_epoch=..., epochs=...)
 
-Every process is given the same global batches; each device trains on its share. The
-losses that `fit` returns are means over global batches, as on one device.
+Every process is given its own equal share of every global batch, and each device of it
+an equal share of that. The losses that `fit` returns are means over global batches, as
+on one device.
 """
 
 import contextlib
 import datetime
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -25,12 +26,22 @@ class Engine:
     """One device; the engines below are of the same form.
 
     Attributes:
-        replicas: How many equal shares a global batch is cut into.
-        is_chief: Whether this process writes the files.
+        replicas: How many equal shares a global batch is cut into, one for each device.
+        processes: Number of processes.
+        process: Number of this process, from 0; its share is the one of this number.
     """
 
     replicas = 1
-    is_chief = True
+    processes = 1
+    process = 0
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes the files."""
+        return self.process == 0
+
+    def wait(self) -> None:
+        """Waits until all processes are here, and what they wrote is there."""
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """Returns the context in which models are built, loaded and saved."""
@@ -52,15 +63,15 @@ class Engine:
 
         Args:
             model: Made in `scope()`.
-            batches: The global batches of one epoch after the other, equal in every
-                process, and from the first one on whenever it is iterated over.
+            batches: This process' shares of the global batches of one epoch after the
+                other, from the first one on whenever it is iterated over.
             steps_per_epoch: Batches in an epoch.
             epochs: Number of the last epoch.
             initial_epoch: Number of epochs that the model has behind it.
             callbacks: Keras callbacks, as for `keras.Model.fit`.
             verbose: Verbosity, as for `keras.Model.fit`.
-            validation_data: Data as for `keras.Model.fit`; not with several workers of
-                TensorFlow.
+            validation_data: Data as for `keras.Model.fit`, of which each process has an
+                equal share; not with several workers of TensorFlow.
         """
         return model.fit(
             self._data(batches),
@@ -81,6 +92,18 @@ class Engine:
 def share(batch: Batch, index: int, count: int) -> Batch:
     """Returns one of `count` equal parts of a batch."""
     return tuple(np.split(array, count)[index] for array in batch)
+
+
+class Shares(NamedTuple):
+    """Of global batches, which every process can make, the shares of one process."""
+
+    batches: Iterable[Batch]
+    process: int
+    processes: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Begins with the first batch."""
+        return (share(each, self.process, self.processes) for each in self.batches)
 
 
 class MirroredEngine(Engine):
@@ -142,8 +165,15 @@ class MultiWorkerEngine(Engine):
         )
         self.replicas = self._strategy.num_replicas_in_sync
         resolver = self._strategy.cluster_resolver
-        chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
-        self.is_chief = (resolver.task_type, resolver.task_id) == (chief, 0)
+        jobs = resolver.cluster_spec().as_dict()
+        # As the strategy numbers its replicas.
+        tasks = [
+            (job, index)
+            for job in ("chief", "worker")
+            for index in range(len(jobs.get(job, ())))
+        ]
+        self.processes = len(tasks)
+        self.process = tasks.index((resolver.task_type, resolver.task_id))
 
     def scope(self):
         """Returns the strategy's scope."""
@@ -198,12 +228,11 @@ class MultiWorkerEngine(Engine):
 
     def _distributed(self, batch):
         """Returns a batch of which every replica of this process holds its share."""
+        replicas = self.replicas // self.processes
         return tuple(
             self._strategy.experimental_distribute_values_from_function(
                 lambda replica, array=array: share(
-                    (array,),
-                    replica.replica_id_in_sync_group,
-                    replica.num_replicas_in_sync,
+                    (array,), replica.replica_id_in_sync_group % replicas, replicas
                 )[0]
             )
             for array in batch
@@ -220,7 +249,10 @@ class DataParallelEngine(Engine):
 
     def __init__(self, cpu_devices: int, devices: Sequence[str] | None = None) -> None:
         _make_jax_devices(cpu_devices)
-        self._distribution = keras.distribution.DataParallel(devices=devices)
+        # Every process has its share of a batch already.
+        self._distribution = keras.distribution.DataParallel(
+            devices=devices, auto_shard_dataset=False
+        )
         self.replicas = self._distribution.num_model_replicas
 
     def scope(self):
@@ -268,16 +300,17 @@ class AverageGradients(keras.callbacks.Callback):
     PyTorch's `DistributedDataParallel` averages every gradient over the processes
     during the backward pass, so that all take the same step, from the first process'
     weights on. Give `fit` an equal share of every global batch in each process, and
-    `steps_per_epoch`. The logs of an epoch are those of all processes together;
-    validation data are each process' own.
+    `steps_per_epoch`, and equal shares of the validation data. The logs of an epoch are
+    those of all processes together. Each normalises its own share of a batch; at the
+    end of an epoch all have the moving statistics of the first process, before they
+    validate. Give this before callbacks that read logs or write the model.
     """
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Copies the first process' weights and hooks into the backward pass."""
         import torch
 
-        for variable in self.model.weights:
-            torch.distributed.broadcast(variable.value.detach(), src=0)
+        _broadcast(self.model.weights)
         weights = torch.nn.Identity()
         weights.trained = torch.nn.ParameterList(
             variable.value for variable in self.model.trainable_variables
@@ -296,17 +329,49 @@ class AverageGradients(keras.callbacks.Callback):
         self, batch: int, logs: dict[str, float] | None = None
     ) -> None:
         """Averages what the metrics counted, of which Keras then logs the epoch."""
-        import torch
-
         if batch + 1 == self.params["steps"]:
             for variable in self.model.metrics_variables:
-                value = variable.value.detach()
-                torch.distributed.all_reduce(value)
-                value /= torch.distributed.get_world_size()
+                _average(variable.value.detach())
+            _broadcast(self.model.non_trainable_weights)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Averages the logs of the validation, which callbacks read next."""
+        import torch
+
+        names = [name for name in logs or () if name.startswith("val_")]
+        # All processes in one tensor; gloo and nccl have their own devices.
+        values = torch.tensor(
+            [logs[name] for name in names], dtype=torch.float64, device=_device()
+        )
+        _average(values)
+        logs.update(zip(names, values.tolist(), strict=True))
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         """Lets go of the gradients."""
         del self._averaged
+
+
+def _broadcast(variables):
+    """Copies the first process' values."""
+    import torch
+
+    for variable in variables:
+        torch.distributed.broadcast(variable.value.detach(), src=0)
+
+
+def _average(value):
+    """Replaces a tensor by its mean over the processes."""
+    import torch
+
+    torch.distributed.all_reduce(value)
+    value /= torch.distributed.get_world_size()
+
+
+def _device():
+    """Returns where the tensors are that the processes exchange."""
+    import torch
+
+    return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
 
 
 class DistributedDataParallelEngine(Engine):
@@ -324,14 +389,16 @@ class DistributedDataParallelEngine(Engine):
         torch.distributed.init_process_group(
             "nccl" if gpu else "gloo", timeout=datetime.timedelta(seconds=timeout)
         )
-        self._rank = torch.distributed.get_rank()
-        self.replicas = torch.distributed.get_world_size()
-        self.is_chief = self._rank == 0
+        self.process = torch.distributed.get_rank()
+        self.replicas = self.processes = torch.distributed.get_world_size()
+
+    def wait(self):
+        """Waits until all processes are here."""
+        import torch
+
+        torch.distributed.barrier()
 
     def fit(self, model, batches, *, callbacks=(), **options):
         """Trains a compiled model; see `Engine.fit`."""
         callbacks = [AverageGradients(), *callbacks]
         return super().fit(model, batches, callbacks=callbacks, **options)
-
-    def _data(self, batches):
-        return (share(batch, self._rank, self.replicas) for batch in batches)

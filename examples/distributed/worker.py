@@ -161,7 +161,11 @@ def train(settings: flags.FlagValues) -> None:
         callbacks.insert(0, keras.callbacks.CSVLogger(history, append=True))
     engine.fit(
         model,
-        dataclasses.replace(batches, first_epoch=epochs),
+        engines.Shares(
+            dataclasses.replace(batches, first_epoch=epochs),
+            engine.process,
+            engine.processes,
+        ),
         steps_per_epoch=batches.steps_per_epoch,
         epochs=settings.epochs,
         initial_epoch=epochs,

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from PIL import Image, ImageOps
 
-from images import folder, split
+from images import split
 
 Size = tuple[int, int]  # Height and width, in pixels.
 _AHEAD = 2  # Batches that are decoded while one is trained on.
@@ -76,16 +76,19 @@ def _pixels(image: Image.Image) -> np.ndarray:
 class Batches:
     """Shuffled, augmented batches of one epoch after the other, without end.
 
-    All have `batch_size` images; those that fill no batch wait for another epoch.
+    All have `batch_size` images; those that fill no batch wait for another epoch. Of
+    several processes, each has an equal share of every batch, and decodes no other.
 
     Args:
         part: Images to train on.
         size: Height and width of a batch's images.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch, of all processes together.
         seed: Seed of order and augmentation.
         mirror: Whether left and right may be exchanged.
         class_weights: Weight of each class, shape (classes,); `None` for none.
         first_epoch: The epoch to begin with, from 0.
+        process: Which share this process has, from 0.
+        processes: How many equal shares a batch is cut into.
     """
 
     part: split.Part
@@ -95,14 +98,21 @@ class Batches:
     mirror: bool = True
     class_weights: np.ndarray | None = None
     first_epoch: int = 0
+    process: int = 0
+    processes: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches in an epoch."""
-        return len(self.part.paths) // self.batch_size
+        return len(self.part.labels) // self.batch_size
+
+    @property
+    def own_size(self) -> int:
+        """Images of a batch that this process has."""
+        return self.batch_size // self.processes
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
-        """Begins with the first epoch; images (n, h, w, 3) from 0 to 255, labels (n,).
+        """Begins with `first_epoch`; images (n, h, w, 3) from 0 to 255, labels (n,).
 
         With class weights, each sample's weight (n,) is the third of a batch.
         """
@@ -119,21 +129,26 @@ class Batches:
     def _places(self, epoch: int) -> Iterator[tuple[int, np.ndarray]]:
         # Stream 0 of an epoch is its order, the others are those of the images.
         rng = np.random.default_rng([self.seed, epoch, 0])
-        order = rng.permutation(len(self.part.paths))
+        order = rng.permutation(len(self.part.labels))
         for step in range(self.steps_per_epoch):
-            yield epoch, order[step * self.batch_size :][: self.batch_size]
+            start = step * self.batch_size + self.process * self.own_size
+            yield epoch, order[start:][: self.own_size]
 
     def _image(self, epoch: int, index: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, epoch, int(index) + 1])
-        image = folder.read(self.part.root / self.part.paths[index])
+        image = self.part.read(int(index))
         return augmented(image, self.size, rng, mirror=self.mirror)
 
     def _batch(self, read: Any, indices: np.ndarray) -> tuple[np.ndarray, ...]:
-        labels = self.part.labels[indices]
-        batch = np.stack([each.result() for each in read]), labels
+        images = np.stack([each.result() for each in read])
+        return self._labelled(images, self.part.labels[indices])
+
+    def _labelled(
+        self, images: np.ndarray, labels: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
         if self.class_weights is None:
-            return batch
-        return *batch, self.class_weights[labels].astype("float32")
+            return images, labels
+        return images, labels, self.class_weights[labels].astype("float32")
 
 
 class Whole(keras.utils.PyDataset):
@@ -145,28 +160,37 @@ class Whole(keras.utils.PyDataset):
         batch_size: Images in a batch; the last one may have fewer.
         multiple: Number of devices: fewer images than that may be left out, so that
             each has as many of every batch.
+        process: Which of equal shares of all of them this process has, from 0.
+        processes: Number of shares, a divisor of `multiple`.
     """
 
     def __init__(
-        self, part: split.Part, size: Size, batch_size: int, multiple: int = 1
+        self,
+        part: split.Part,
+        size: Size,
+        batch_size: int,
+        multiple: int = 1,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
         super().__init__()
-        count = len(part.paths) // multiple * multiple
-        part = part._replace(paths=part.paths[:count], labels=part.labels[:count])
+        count = len(part.labels) // multiple * multiple
         self._part, self._size, self._batch_size = part, size, batch_size
+        self._indices = range(process, count, processes)
 
     def __len__(self) -> int:
         """Returns the number of batches."""
-        return -(-len(self._part.paths) // self._batch_size)
+        return -(-len(self._indices) // self._batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns images (n, h, w, 3) from 0 to 255, and labels (n,)."""
-        chosen = slice(index * self._batch_size, (index + 1) * self._batch_size)
-        images = _pool().map(self._image, self._part.paths[chosen])
-        return np.stack(list(images)), self._part.labels[chosen]
+        first = index * self._batch_size
+        chosen = self._indices[first : first + self._batch_size]
+        images = _pool().map(self._image, chosen)
+        return np.stack(list(images)), self._part.labels[list(chosen)]
 
-    def _image(self, path: str) -> np.ndarray:
-        return centred(folder.read(self._part.root / path), self._size)
+    def _image(self, index: int) -> np.ndarray:
+        return centred(self._part.read(index), self._size)
 
 
 def balanced_weights(labels: np.ndarray, classes: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from absl import app, logging
@@ -110,7 +110,7 @@ def listed(lines: Sequence[str]) -> str:
     return "\n".join([*lines[:SHOWN], *([f"and {rest} more"] if rest > 0 else [])])
 
 
-def read(path: pathlib.Path) -> Image.Image:
+def read(path: pathlib.Path | BinaryIO) -> Image.Image:
     """Reads an image as RGB, upright, and what is transparent on white.
 
     Of several frames, the first. 16 bits become 8.

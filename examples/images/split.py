@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import app
+from PIL import Image
 
 from images import folder
 from shared import run_folder
@@ -23,6 +24,10 @@ class Part(NamedTuple):
     root: pathlib.Path
     paths: tuple[str, ...]
     labels: np.ndarray
+
+    def read(self, index: int) -> Image.Image:
+        """Returns an image as RGB."""
+        return folder.read(self.root / self.paths[index])
 
 
 class Split(NamedTuple):

@@ -44,6 +44,7 @@ class StopEarly(keras.callbacks.Callback):
         folder: Folder of the files.
         patience: Epochs without a lower loss after which the training ends.
         past: The losses of the epochs that are over.
+        writes: Whether this process writes the files.
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class StopEarly(keras.callbacks.Callback):
         folder: pathlib.Path,
         patience: int,
         past: Sequence[float] = (),
+        *,
+        writes: bool = True,
     ) -> None:
         super().__init__()
-        self._folder, self._patience = folder, patience
+        self._folder, self._patience, self._writes = folder, patience, writes
         self.values: list[float] = []
         self.best_epoch: int | None = None
         for value in past:
@@ -81,7 +84,7 @@ class StopEarly(keras.callbacks.Callback):
         """Keeps the weights if they are better, and else perhaps ends."""
         before = self.best_epoch
         logs = logs or {}
-        if self._count(logs[monitor(logs)]):
+        if self._count(logs[monitor(logs)]) and self._writes:
             with run_folder.replacing(self.file(epoch)) as temporary:
                 self.model.save_weights(temporary)
             # A kill before this epoch's checkpoint goes on from the one before.
@@ -118,6 +121,7 @@ class Training:
             The logs of each phase, by epoch. The trained weights are in the file that
             `weights` names.
         """
+        self.engine.wait()
         if not self.weights(phases[-1]).exists():
             with self.engine.scope():
                 model = self.build()
@@ -138,13 +142,15 @@ class Training:
             model.load_weights(self.weights(before))
         with self.engine.scope():
             compile_for(model, phase)
-        own = self.folder / phase.name
-        resume = ksd.callbacks.Resume(own / "checkpoints")
+        own, chief = self.folder / phase.name, self.engine.is_chief
+        resume = ksd.callbacks.Resume(own / "checkpoints", write=chief)
         epoch = resume.initial_epoch
         history = self._history(phase)
-        run_folder.trim_history(history, epoch)
+        if chief:
+            run_folder.trim_history(history, epoch)
+        self.engine.wait()
         past = [row[monitor(row)] for row in _rows(history)]
-        stop = StopEarly(own, self.patience, past)
+        stop = StopEarly(own, self.patience, past, writes=chief)
         if epoch < phase.epochs and not stop.is_over:
             logging.info("Phase %s of %s, from epoch %d.", phase.name, own, epoch)
             self.engine.fit(
@@ -154,16 +160,19 @@ class Training:
                 epochs=phase.epochs,
                 validation_data=self.validation,
                 # The last one saves what the others did.
-                callbacks=[
-                    stop,
-                    keras.callbacks.CSVLogger(history, append=True),
-                    resume,
-                ],
-                verbose=2,
+                callbacks=[stop, *_logging(history, writes=chief), resume],
+                verbose=2 if chief else 0,
             )
+        self.engine.wait()
         model.load_weights(stop.file(stop.best_epoch or 0))
-        with run_folder.replacing(self.weights(phase)) as temporary:
-            model.save_weights(temporary)
+        if chief:
+            with run_folder.replacing(self.weights(phase)) as temporary:
+                model.save_weights(temporary)
+        self.engine.wait()
+
+
+def _logging(history: pathlib.Path, *, writes: bool) -> list[keras.callbacks.Callback]:
+    return [keras.callbacks.CSVLogger(history, append=True)] if writes else []
 
 
 def weights_file(folder: pathlib.Path, phase: Phase) -> pathlib.Path:

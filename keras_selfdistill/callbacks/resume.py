@@ -66,12 +66,13 @@ class Resume(keras.callbacks.Callback):
     Not restored are the states of other callbacks, such as the patience of
     `EarlyStopping`, and the random states of TensorFlow's own operations
     (`tf.random`), which Keras layers do not use. Only one process may write to a
-    directory.
+    directory; of several that train one model, the others pass `write=False`.
 
     Args:
         directory: Path of the folder of checkpoints, created if missing.
         save_freq: `"epoch"`, or the number of batches between checkpoints.
         keep: Number of checkpoints to keep; with two, one remains if one is damaged.
+        write: Whether to write checkpoints; otherwise, they are only restored.
 
     Raises:
         ValueError: An argument is out of range; the model is not built; there are
@@ -100,6 +101,7 @@ class Resume(keras.callbacks.Callback):
         *,
         save_freq: str | int = "epoch",
         keep: int = 2,
+        write: bool = True,
     ):
         super().__init__()
         if save_freq != "epoch" and not is_positive_integer(save_freq):
@@ -115,6 +117,7 @@ class Resume(keras.callbacks.Callback):
         self._by_epoch = save_freq == "epoch"
         self._batches_between = math.inf if self._by_epoch else int(save_freq)
         self._checkpoints = Checkpoints(directory, keep)
+        self._write = write
         self._promised_epoch: int | None = None
         self._restored: Checkpoint | None = None
         self._skipping: SkippedBatches | None = None
@@ -145,7 +148,8 @@ class Resume(keras.callbacks.Callback):
         self._is_due = False
         self._unsaved_batches = 0
         self._restored = self._checkpoints.newest(self._check)
-        self._checkpoints.check_free(self._restored)
+        if self._write:
+            self._checkpoints.check_free(self._restored)
         epoch = 0 if self._restored is None else self._restored.epoch
         if self._promised_epoch not in (None, epoch):
             raise ValueError(
@@ -262,6 +266,8 @@ class Resume(keras.callbacks.Callback):
     ) -> None:
         self._is_due = False
         self._unsaved_batches = 0
+        if not self._write:
+            return
         give_back_weights(self.model)
         variables = [*state_variables(self.model), *self.model.metrics_variables]
         about = {

@@ -180,6 +180,21 @@ def test_a_finished_training_is_restored_and_trains_on_with_more_epochs(
     assert_equal(state(model), expected)
 
 
+def test_one_that_does_not_write_restores_what_another_wrote(fresh, tmp_path):
+    model = fresh(5)
+    fit(model, "PyDataset", ksd.callbacks.Resume(tmp_path), epochs=2)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.checkpoint")}
+    fresh(99)
+    reads = ksd.callbacks.Resume(tmp_path, write=False)
+    assert fit(model, "PyDataset", reads).epoch == [2]
+    found = state(model)
+    assert before
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*")}
+    fresh(99)
+    fit(model, "PyDataset", ksd.callbacks.Resume(tmp_path))
+    assert_equal(found, state(model))
+
+
 @pytest.fixture
 def interrupts():
     """Python's handler of Ctrl-C, which a process in the background is without."""

@@ -58,6 +58,7 @@ SMALL = {
     "--width_multiplier=0.125 --image_size=8 --taps=1 --head_epochs=1 --epochs=1 "
     "--batch_size=8",
     "examples/train_distributed.py": "--epochs=1 --train_examples=64",
+    "examples/write_shards.py": "--data_dir=photos",
     "tests.fuzz": "--mutations=9",
     "tests.training.nonfinite_probe": "",
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import re
 import shlex
@@ -253,6 +254,7 @@ def source_of_flags(script):
 
 def check_command(words):
     """Look whether the file, flags or extras that a command names are there."""
+    words = [*itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words)]
     program, first, *others = [*words, ""]
     if program == "python" and first.endswith(".py"):
         source = source_of_flags(ROOT / first)

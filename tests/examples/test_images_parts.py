@@ -9,7 +9,7 @@ from absl import app
 from PIL import Image
 
 import keras_selfdistill as ksd
-from images import batches, folder, network, run_readme, split, training
+from images import batches, folder, network, run_readme, shards, split, training
 from tests.conftest import ROOT, require_backend, run_python, small_base, to_numpy
 
 pytestmark = pytest.mark.once
@@ -26,6 +26,16 @@ def make_folder(root, counts=(6, 6, 6, 6), size=(12, 10)):
             pixels[..., index % 3] += np.uint8(160 if index < 3 else 0)
             Image.fromarray(pixels).save(root / name / f"{number}.png")
     return root
+
+
+def make_shards(photos, root):
+    """Write a folder of images as shards, of nine at most, and return its split."""
+    for name in ("grain", "array_record"):
+        require_backend(name)
+    root.mkdir()
+    images = split.load_or_make(photos, root / "split.json", share=0.3, seed=0)
+    shards.write(root, images, images_per_shard=9)
+    return images
 
 
 @pytest.fixture

@@ -84,9 +84,9 @@ def train(engine, model):
         random.integers(0, 4, count),
         random.uniform(0.5, 1.5, count).astype("float32"),
     )
-    logs = engine.fit(
-        model, list(zip(*arrays, strict=True)), steps_per_epoch=STEPS, epochs=1
-    ).history
+    batches = list(zip(*arrays, strict=True))
+    shares = engines.Shares(batches, engine.process, engine.processes)
+    logs = engine.fit(model, shares, steps_per_epoch=STEPS, epochs=1).history
     with engine.scope():
         weights = numbers(model)
     return {key: value for key, (value,) in logs.items()}, weights
