@@ -116,7 +116,7 @@ def check_installed() -> None:
     if missing:
         raise app.UsageError(
             f"{' and '.join(missing)} not installed, which shards are read and written "
-            "by. Expected: python -m pip install -e .[data]"
+            'by. Expected: python -m pip install -e ".[data]"'
         )
 
 
