@@ -36,6 +36,7 @@ SMALL = {
     "benchmarks/artifacts.py": "--width_multiplier=0.125 --taps=1 --repeats=1",
     "benchmarks/early_exit.py": "--width_multiplier=0.125 --rounds=1 --batch_sizes=4 "
     "--images=8",
+    "benchmarks/serving.py": "--smoke",
     "benchmarks/step_cost.py": "--width_multiplier=0.125 --image_size=8 "
     "--batch_size=4 --taps=1 --recipes=byot",
     "benchmarks/train_step.py": "--width_multiplier=0.125 --batch_size=4 --taps=1 "
