@@ -342,6 +342,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
     check_flags()
     if FLAGS.distribute == "ddp" and "RANK" not in os.environ:
+        if shards.is_folder(data_dir()):
+            shards.load(data_dir())  # Broken ones are told before there are processes.
         environments = local_workers.torch_cluster(FLAGS.processes)
         sys.exit(
             1 if local_workers.run([sys.executable, *sys.argv], environments) else 0

@@ -203,6 +203,20 @@ def test_damage_within_a_shard_is_told_with_its_name(copy):
     part.read(last + 1)
 
 
+@pytest.mark.long
+@pytest.mark.process
+def test_a_broken_shard_is_told_before_processes_start(copy):
+    require_backend("torch")
+    root, index = copy
+    name = index["parts"]["test"][0]["file"]
+    (root / name).unlink()
+    ended = run(root, root / "run", backend="torch", **DDP)
+    assert ended.returncode == 1
+    assert f"{name}: missing" in ended.stdout + ended.stderr
+    assert "worker" not in ended.stdout
+    assert not (root / "run").exists()
+
+
 def run_two(output_dir, data_dir, before=""):
     """Run two processes, each by itself, as on machines of their own."""
 
