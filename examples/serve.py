@@ -22,8 +22,6 @@ requests that were accepted are answered and new ones refused by 404; then it en
 
 import asyncio
 import importlib.util
-import io
-import json
 import pathlib
 import signal
 import threading
@@ -36,14 +34,12 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.responses import JSONResponse
 
+from serving import bodies
+from serving.bodies import NPY, RefusedRequest, check_shape, read_json, read_npy
+
 FLAGS = flags.FLAGS
-NPY = "application/x-npy"
 LARGEST_BODY = 1 << 26  # Bytes.
 WAITS = 0.1, 0.2, 0.5, 1.0, 2.0  # Seconds between tries, where a replica is lost.
-NPY_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 
 
 def define_flags():
@@ -113,48 +109,6 @@ class Section:
         else:
             exits = score >= self._threshold
         return exits, prediction[exits], score[exits], [each[~exits] for each in alive]
-
-
-class RefusedRequest(Exception):
-    """A request that is not answered, with the HTTP status and the reason."""
-
-
-def read_npy(body, shape):
-    """Return the images of an .npy file; its header is checked before memory is used.
-
-    Args:
-        body: Bytes of the file.
-        shape: Shape of one image.
-    """
-    stream = io.BytesIO(body)
-    try:
-        read_header = NPY_HEADERS[np.lib.format.read_magic(stream)]
-        found, fortran, dtype = read_header(stream)
-        if dtype.hasobject:
-            raise ValueError("it contains Python objects")
-        check_shape(found, shape)
-        flat = np.frombuffer(body, dtype, offset=stream.tell())
-        return flat.reshape(found, order="F" if fortran else "C")
-    except (KeyError, ValueError) as error:
-        raise RefusedRequest(400, f"The body is no .npy file: {error}") from error
-
-
-def read_json(body):
-    """Return the images of a JSON document."""
-    try:
-        return np.asarray(json.loads(body)["images"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RefusedRequest(
-            400, f'Expected JSON {{"images": [[...], ...]}}. Received: {error!r}'
-        ) from error
-
-
-def check_shape(found, shape):
-    """Refuse arrays that are not at least one image of the network's shape."""
-    if len(found) != len(shape) + 1 or tuple(found[1:]) != shape or not found[0]:
-        raise RefusedRequest(
-            400, f"Received: shape {tuple(found)}. Expected: (images, *{shape})."
-        )
 
 
 def overloaded():
@@ -304,6 +258,8 @@ def main(argv):
     """Serve until SIGTERM or Ctrl-C."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}. See --help.")
+    # Other machines get its code with that of this script.
+    ray.cloudpickle.register_pickle_by_value(bodies)
     sections, front = targets()
     ray.init(FLAGS.address, include_dashboard=False, log_to_driver=False)
     stopped = threading.Event()

@@ -1,0 +1,1 @@
+"""Parts of serve.py: images of HTTP requests."""
