@@ -42,6 +42,9 @@ DOCS = [
 IMAGES = ["scikit-learn>=1.4", "tensorflow-datasets>=4.9.7", "pillow>=10"]
 DATA = ["array_record>=0.8.6", "grain>=0.2.18", "pillow>=10"]
 SERVE = ["ray[serve]>=2.60", "onnxruntime>=1.20"]
+TUNE = ["keras-tuner>=1.4.8"]
+WANDB = ["wandb>=0.26"]
+MLFLOW = ["mlflow-skinny>=3.0"]
 TUTORIALS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
 
 setup(
@@ -64,8 +67,11 @@ setup(
         "data": DATA,
         "docs": DOCS,
         "demo": [*TENSORFLOW, *PLOT, *IMAGES],
+        "mlflow": MLFLOW,
         "serve": SERVE,
+        "tune": TUNE,
         "tutorials": [*TENSORFLOW, *PLOT, *IMAGES, *TUTORIALS],
+        "wandb": WANDB,
         # One version of torch, because each has wheels of its own for every kind of
         # machine: install the fitting one beforehand, and this keeps it.
         "test": [
@@ -78,6 +84,9 @@ setup(
             *EXPORT,
             *SERVE,
             *TUTORIALS,
+            *TUNE,
+            *WANDB,
+            *MLFLOW,
             "keras-hub>=0.32",
             "hypothesis>=6.130",
             "onnxscript>=0.5",  # Keras on PyTorch exports ONNX by it

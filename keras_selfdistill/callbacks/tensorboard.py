@@ -5,9 +5,8 @@ from typing import Any
 
 import keras
 
-from keras_selfdistill.training.logs.log_names import (
-    parse_log_names,
-)
+from keras_selfdistill.training.logs.log_names import parse_log_names
+from keras_selfdistill.utils.optional_packages import optional_module
 from keras_selfdistill.utils.type_aliases import Logs, PathLike
 
 
@@ -36,15 +35,9 @@ class TensorBoard(keras.callbacks.Callback):
 
     def __init__(self, log_dir: PathLike = "logs"):
         super().__init__()
-        try:
-            from tensorboard.summary import Writer
-        except ImportError as error:
-            raise ImportError(
-                "The callback TensorBoard needs the package tensorboard, which is not "
-                "installed. Run `python -m pip install tensorboard`."
-            ) from error
+        summary = optional_module("tensorboard.summary", "The callback TensorBoard")
         self.log_dir = os.fspath(log_dir)
-        self._open = Writer
+        self._open = summary.Writer
         self._writers: dict[str, Any] = {}
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:

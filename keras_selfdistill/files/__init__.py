@@ -11,6 +11,7 @@ __all__ = [
     "config_calls",
     "config_check",
     "digest",
+    "model_folder",
     "quantized",
     "regular_files",
     "weights_file",

@@ -24,13 +24,13 @@ import numpy as np
 from keras_selfdistill.files.config_budget import check_budget
 from keras_selfdistill.files.config_calls import check_calls
 from keras_selfdistill.files.config_check import check_config
+from keras_selfdistill.files.model_folder import ASSETS, MEMBERS, local_path, pack
 from keras_selfdistill.files.regular_files import copy_regular
 from keras_selfdistill.files.weights_file import stored_bytes
 from keras_selfdistill.utils.keras_internals import deferred_values
 from keras_selfdistill.utils.type_aliases import Check, ConfigDict, PathLike
 
-_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
-_ASSETS = "assets"
+_CONFIG, _METADATA, _WEIGHTS = MEMBERS
 _COPY = "model.keras"
 # Errors of the machine: limits and permissions. The HDF5 and zip readers report errors
 # of a file's content without a number, or as EINVAL.
@@ -71,18 +71,28 @@ def load_model(path: PathLike) -> keras.Model:
     loaded, even if another process writes to the path meanwhile.
 
     Args:
-        path: Path of the file; it ends in `.keras`. A link to it is followed.
+        path: Path of the file; it ends in `.keras`. A link to it is followed. Or a
+            folder that `keras.saving.save_model(..., zipped=False)` wrote; or such a
+            folder on a hub, `"hf://owner/name"` for Hugging Face or
+            `"kaggle://owner/name/keras/variation"`, which is downloaded to its cache
+            by `huggingface_hub` or `kagglehub`.
 
     Raises:
         RefusedFileError: The file is damaged or contains anything else; the message
             names it. It is a `ValueError`.
         OSError: The file cannot be read, is not a regular file, or the temporary folder
             has no space for the copy.
+        ImportError: The package of the hub is not installed. If a download fails, the
+            errors are those of the package.
 
     Example:
         `model = ksd.load_model("model.keras")`
     """
-    path = pathlib.Path(path)
+    path = local_path(path)
+    if path.is_dir():
+        with private_folder() as folder, refusing(path):
+            pack(path, folder / _COPY)
+            return load_private(folder / _COPY)
     with private_copy(path) as copy:
         # Keras chooses the reader by the suffix; a file may be valid in two formats.
         if path.suffix != ".keras":
@@ -99,10 +109,16 @@ def private_copy(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
         OSError: The file cannot be read or is not a regular file, or there is no space.
     """
+    with private_folder() as folder:
+        copy_regular(path, folder / _COPY)
+        yield folder / _COPY
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[pathlib.Path]:
+    """Yield the path of a temporary folder that no other user can read."""
     with tempfile.TemporaryDirectory(prefix="keras_selfdistill_") as folder:
-        copy = pathlib.Path(folder) / _COPY
-        copy_regular(path, copy)
-        yield copy
+        yield pathlib.Path(folder)
 
 
 @contextlib.contextmanager
@@ -220,7 +236,7 @@ def _is_inside(name: str, folder: str) -> bool:
 def _check_file(file: BinaryIO) -> None:
     with zipfile.ZipFile(file) as archive:
         size = os.fstat(file.fileno()).st_size
-        check_members(archive, size, {_CONFIG, _METADATA, _WEIGHTS}, _ASSETS)
+        check_members(archive, size, {_CONFIG, _METADATA, _WEIGHTS}, ASSETS)
         read_json(archive, _METADATA)
         config = read_json(archive, _CONFIG)
         check_config(config)

@@ -1,6 +1,5 @@
 """Helpers that all plots share: figures without pyplot, colours and markers."""
 
-import importlib
 import io
 import itertools
 import re
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_selfdistill.utils.optional_packages import optional_module
 from keras_selfdistill.utils.type_aliases import Axes, Figure
 
 # The palette of Okabe and Ito, which colour-blind readers can tell apart, too.
@@ -157,11 +157,4 @@ def module(name: str) -> Any:
     Raises:
         ImportError: Matplotlib is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            "Plots need Matplotlib, which is not installed. Run "
-            "`python -m pip install matplotlib`, or install this library with its "
-            "extra `plot`."
-        ) from error
+    return optional_module(name, "A plot", "plot")

@@ -49,6 +49,23 @@ def parse_log_names(keys: Iterable[str]) -> dict[str, LogName]:
     }
 
 
+def grouped_names(keys: Iterable[str]) -> dict[str, str]:
+    """Return names by which trackers group the logs: quantity, slash, exit.
+
+    Args:
+        keys: All keys of the logs.
+
+    Returns:
+        Mapping of keys to names. Quantities of the whole training keep theirs.
+
+    Example:
+        >>> keys = ["loss", "val_accuracy", "val_exit_1_accuracy", "section_1_gradient"]
+        >>> list(grouped_names(keys).values())
+        ['loss', 'val_accuracy/final', 'val_accuracy/exit_1', 'gradient/section_1']
+    """
+    return {key: _grouped(name) for key, name in parse_log_names(keys).items()}
+
+
 def exits_in_order(names: Iterable[LogName]) -> list[str]:
     """Return the exits among the sources, shallow to deep, then the ensemble.
 
@@ -69,6 +86,11 @@ def _parse(key: str) -> LogName:
     match = _PREFIX.fullmatch(rest)
     source, quantity = match.groups() if match else ("", rest)
     return LogName(rest != key, source, quantity)
+
+
+def _grouped(name: LogName) -> str:
+    quantity = f"val_{name.quantity}" if name.validation else name.quantity
+    return f"{quantity}/{name.source}" if name.source else quantity
 
 
 def _of_exit(source: str) -> bool:

@@ -1,0 +1,88 @@
+"""Models as folders of a config and weights: on disk, and on model hubs."""
+
+import os
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Iterator
+
+from keras_selfdistill.files.regular_files import open_regular
+from keras_selfdistill.utils.optional_packages import optional_module
+from keras_selfdistill.utils.type_aliases import PathLike
+
+MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
+ASSETS = "assets"
+_HUGGING_FACE, _KAGGLE = "hf://", "kaggle://"
+
+
+def local_path(path: PathLike) -> pathlib.Path:
+    """Return a path; what it names on a hub is downloaded to the hub's cache first.
+
+    Args:
+        path: Path, or `"hf://owner/name"`, or `"kaggle://owner/name/keras/variation"`
+            with or without `"/version"`.
+
+    Raises:
+        ImportError: The package of the hub is not installed.
+        Exception: Any error of that package.
+    """
+    name = str(path)
+    if name.startswith(_HUGGING_FACE):
+        hub = optional_module("huggingface_hub", f"The path {name!r}")
+        wanted = [*MEMBERS, f"{ASSETS}/*"]
+        name = name.removeprefix(_HUGGING_FACE)
+        return pathlib.Path(hub.snapshot_download(name, allow_patterns=wanted))
+    if name.startswith(_KAGGLE):
+        hub = optional_module("kagglehub", f"The path {name!r}")
+        return pathlib.Path(hub.model_download(name.removeprefix(_KAGGLE)))
+    return pathlib.Path(path)
+
+
+def pack(folder: pathlib.Path, archive: pathlib.Path) -> None:
+    """Write the model in a folder to a `.keras` file; other files are left out.
+
+    Args:
+        folder: Path of the folder.
+        archive: Path of the file, which does not exist.
+
+    Raises:
+        ValueError: A file is missing, or is a link that leads out of the folder.
+        OSError: A file is not regular or cannot be read, or there is no space.
+    """
+    missing = [name for name in MEMBERS if not (folder / name).exists()]
+    if missing:
+        raise ValueError(
+            f"the folder has no {', '.join(missing)}. Write it by "
+            "keras.saving.save_model(model, folder, zipped=False)."
+        )
+    with zipfile.ZipFile(archive, "x") as target:
+        for path in _files(folder):
+            name = path.relative_to(folder).as_posix()
+            source = _inside(path, _root(folder))
+            with (
+                open_regular(source, follow_links=False) as file,
+                target.open(name, "w", force_zip64=True) as member,
+            ):
+                shutil.copyfileobj(file, member, 1 << 20)
+
+
+def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    yield from (folder / name for name in MEMBERS)
+    for place, _, names in os.walk(folder / ASSETS):
+        yield from (pathlib.Path(place) / name for name in names)
+
+
+def _root(folder: pathlib.Path) -> pathlib.Path:
+    """Return the folder that links may lead to.
+
+    In the cache of Hugging Face the files of `snapshots/revision` are links to `blobs`.
+    """
+    folder = folder.resolve()
+    return folder.parents[1] if folder.parent.name == "snapshots" else folder
+
+
+def _inside(path: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
+    target = path.resolve()
+    if not target.is_relative_to(root):
+        raise ValueError(f"{path.name!r} is a link that leads out of the folder.")
+    return target
