@@ -30,7 +30,7 @@ def compile_quickly():
         return
     os.environ["XLA_FLAGS"] = (
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-        "--xla_cpu_use_fusion_emitters=false"
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     )
     jax.devices()  # Reads the flags.
     del os.environ["XLA_FLAGS"]

@@ -170,6 +170,7 @@ def test_a_suggestion_is_a_table_and_can_be_passed_on(base):
         assert (copied, copied.heads, str(copied)) == (taps, taps.heads, str(taps))
 
 
+@pytest.mark.long
 def test_the_choice_is_the_same_each_time():
     def choice():
         keras.backend.clear_session()

@@ -66,7 +66,8 @@ def test_threads_may_predict_at_the_same_time(base):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_steps_take_no_more_memory_and_compile_once(backend):
     require_backend(backend)
-    resident, in_use, objects, runs = slopes("steps", 5000, backend)
+    steps = 2500 if backend == "torch" else 5000  # PyTorch takes the longest.
+    resident, in_use, objects, runs = slopes("steps", steps, backend)
     assert resident < 0.1  # MB for 100 steps.
     assert in_use < 0.1
     assert objects < 10

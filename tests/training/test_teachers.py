@@ -12,6 +12,7 @@ from keras_selfdistill.recipes import BYOT, TESKD, AttentionBYOT, DeepSupervisio
 from keras_selfdistill.training.objective import Objective
 from tests.conftest import (
     finite_differences,
+    long_on,
     marks_long_on,
     small_base,
     to_numpy,
@@ -336,6 +337,7 @@ def test_the_external_teacher_stays_and_is_saved(batch, tmp_path):
     }
 
 
+@long_on("jax")
 def test_the_external_teacher_runs_in_inference_mode_and_is_never_trained(batch):
     """Dropout would show in the calls; weight decay alone would move its weights."""
     keras.utils.set_random_seed(5)
@@ -559,6 +561,7 @@ def test_label_warm_up(batch):
     assert history["soft_target_loss"][0] > 0
 
 
+@long_on("jax")
 def test_a_warm_up_that_was_left_early_leaves_no_trace(batch, tmp_path):
     model = compiled()
     path = tmp_path / "m.keras"
