@@ -220,6 +220,10 @@ def start(tmp_path_factory):
 
 
 @pytest.mark.long
+# KerasTuner 1.4.8 names threads by methods that Python deprecates, and loads weights
+# of any model before its optimizer is built.
+@pytest.mark.filterwarnings("ignore:(currentThread|getName):DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page != START and code_blocks(page, "python")]
 )
