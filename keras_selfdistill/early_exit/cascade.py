@@ -120,7 +120,7 @@ class Cascade:
             Predictions of all samples, in the order of the input, and the targets of
             the data, batch by batch.
         """
-        exited = [Exited.none(self.classes)]
+        exited = [Exited.zeros(self.classes)]
         decide = exiting(self.scorer, thresholds, exited.append)
         batches = self._adapter.batches(x, y, sample_weight)
         targets = self._run(batches, decide, batch_size)

@@ -217,7 +217,7 @@ class EarlyExit(ServedExits):
         file.write_early_exit(path, self._model, settings)
 
     def __reduce__(self) -> tuple[Callable, tuple[Callable, bytes]]:
-        """Pickle the content of the file of `save`: no thread, no requests."""
+        """Pickle and deepcopy the file of `save`: no thread, requests or outcomes."""
         return file.from_bytes, (type(self).load, file.as_bytes(self.save))
 
     def export(self, path: PathLike, format: str | None = None) -> None:
@@ -255,8 +255,9 @@ class EarlyExit(ServedExits):
             FileExistsError: Something else exists at the path, or an earlier artifact
                 in which files were added, changed or removed.
         """
-        limits = self._limits("export")
-        sections = scored_sections(self._model.exit_graph, self._scorer)
+        with self._lock:
+            limits, scorer = self._limits("export"), self._scorer
+        sections = scored_sections(self._model.exit_graph, scorer)
         export_sections(
             path, sections, exits=self.exit_names, thresholds=limits, format=format
         )

@@ -50,6 +50,11 @@ class Chunk:
         memory = {name: array[chosen] for name, array in self.memory.items()}
         return Chunk(self.tensors, self.rows[chosen], memory)
 
+    def copy_memory(self) -> "Chunk":
+        """Return the samples with a copy of their memory, and the same tensors."""
+        memory = {name: array.copy() for name, array in self.memory.items()}
+        return Chunk(self.tensors, self.rows, memory)
+
     def compact(self, size: int | None = None) -> "Chunk":
         """Return the samples in tensors without other rows.
 

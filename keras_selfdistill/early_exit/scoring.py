@@ -156,8 +156,8 @@ class Exited(NamedTuple):
     scores: np.ndarray
 
     @classmethod
-    def none(cls, classes: int, samples: int = 0) -> Self:
-        """Return the predictions of no samples, or room for those of some."""
+    def zeros(cls, classes: int, samples: int = 0) -> Self:
+        """Return rows of zeros, to be filled."""
         numbers = np.zeros(samples, "int64")
         outputs = np.zeros((samples, classes), "float32")
         return cls(numbers, numbers.copy(), outputs, np.zeros(samples))

@@ -14,6 +14,7 @@ import pytest
 from keras import layers
 
 import keras_selfdistill as ksd
+from keras_selfdistill.early_exit.scheduler import SectionQueues
 from keras_selfdistill.early_exit.serving import worker
 from tests.conftest import run_python
 
@@ -62,7 +63,7 @@ def outputs(model, x):
 
 @pytest.fixture
 def fast(model, outputs):
-    """Samples leave at every exit, and no score is near a threshold."""
+    """Samples exit at every exit, and no score is near a threshold."""
     thresholds = []
     for scores in outputs.max(axis=-1)[:-1]:
         scores = np.sort(scores)[25:35]
@@ -346,6 +347,23 @@ def test_a_file_a_pickle_and_a_copy_have_no_worker(fast, gate, outputs, x, tmp_p
     check(fast, outputs, future.result(), [0])
 
 
+def test_a_shallow_copy_shares_the_model_and_takes_no_requests(fast, outputs, x):
+    labels = outputs[-1].argmax(axis=-1)
+    fast.calibrate(x, labels, macs_budget=9.0)
+    fast.thresholds = np.inf
+    future = fast.submit(x[:1])
+    other = copy.copy(fast)
+    assert other.model is fast.model
+    other.calibrate(macs_budget=9.0)  # It has the outcomes.
+    assert set(fast.thresholds.values()) == {np.inf}
+    other.thresholds = -np.inf
+    other.close()
+    with other.start():
+        assert set(other.submit(x[:2]).result().exits) == {"exit_1"}
+    assert set(fast.submit(x[:2]).result().exits) == {"final"}
+    assert future.result().exits.tolist() == ["final"]
+
+
 def test_shapes_that_differ_are_not_joined():
     inputs = keras.Input((None, None, 3))
     tap = layers.Conv2D(4, 3, activation="relu", name="tap")(inputs)
@@ -362,6 +380,73 @@ def test_shapes_that_differ_are_not_joined():
         )
 
 
+class Counted(ksd.criteria.Criterion):
+    """The exits that a sample has passed, counted in place; at exit 2 for two only."""
+
+    def __call__(self, probabilities, memory):
+        if "seen" not in memory:
+            memory["seen"] = np.zeros(len(probabilities))
+        memory["seen"] += 1
+        if memory["seen"][0] > 1 and len(probabilities) != 2:
+            raise ArithmeticError("not two samples")
+        return memory["seen"].copy()
+
+
+def test_a_section_that_ran_twice_counts_once(model, x, monkeypatch):
+    fast = ksd.EarlyExit(model, Counted(), thresholds=[9.0, 2.0])
+    gate = Gate(fast, monkeypatch)
+    with fast:
+        first = fast.submit(x[:1])
+        gate.entered.wait()
+        # At exit 2 they fail together, after the memory of both was changed.
+        bad, good = fast.submit(x[:1]), fast.submit(x[1:3])
+        gate.opened.set()
+    for future in (first, bad):
+        assert isinstance(future.exception(), ArithmeticError)
+    assert good.result().exits.tolist() == ["exit_2", "exit_2"]
+    assert good.result().scores.tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("place", ["take", "put"])
+def test_an_error_outside_of_a_section_ends_no_service(
+    fast, gate, outputs, x, monkeypatch, place
+):
+    broken = [MemoryError("no memory")]
+    method = getattr(SectionQueues, place)
+
+    def fails_once(self, *arguments):
+        if broken:
+            raise broken.pop()
+        return method(self, *arguments)
+
+    first = fast.submit(x[:1])
+    gate.entered.wait()
+    monkeypatch.setattr(SectionQueues, place, fails_once)
+    others = [fast.submit(x[:9]) for _ in range(3)]
+    gate.opened.set()
+    failed = [each for each in [first, *others] if each.exception() is not None]
+    assert 1 <= len(failed) < 5
+    assert not broken
+    assert all(isinstance(each.exception(), MemoryError) for each in failed)
+    for _ in range(3):  # The samples of what failed take no room.
+        check(fast, outputs, fast.submit(x).result(), range(60))
+
+
+def test_a_callback_that_raises_harms_no_request(fast, gate, outputs, x):
+    def leave(_):
+        raise SystemExit
+
+    first = fast.submit(x[:1])
+    gate.entered.wait()
+    futures = [fast.submit(x[i : i + 1]) for i in range(9)]
+    for each in [first, *futures]:
+        each.add_done_callback(leave)
+    gate.opened.set()
+    for i, each in enumerate(futures):
+        check(fast, outputs, each.result(), [i])
+    check(fast, outputs, fast.submit(x[:5]).result(), range(5))
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_nobody_waits_for_a_worker_that_broke(fast, gate, x, monkeypatch):
     def broken(*_):
@@ -369,14 +454,16 @@ def test_nobody_waits_for_a_worker_that_broke(fast, gate, x, monkeypatch):
 
     first = fast.submit(x[:1])
     gate.entered.wait()
-    monkeypatch.setattr(worker, "next_section", broken)
+    monkeypatch.setattr(worker.Worker, "_takes", broken)
     others = [fast.submit(x[:9]) for _ in range(9)]
     gate.opened.set()
     for future in [first, *others]:
         assert isinstance(future.exception(), OSError) or future is first
-    with pytest.raises(RuntimeError, match="submit after close"):
+    with pytest.raises(RuntimeError, match="broke by the error above") as raised:
         fast.submit(x[:1])
+    assert isinstance(raised.value.__cause__, OSError)
     monkeypatch.undo()
+    fast.close()
     assert len(fast.start().submit(x[:2]).result().exits) == 2
 
 

@@ -1,3 +1,3 @@
 """Requests that many threads submit, batched by one background thread. Internal."""
 
-__all__ = ["served", "worker"]
+__all__ = ["request", "served", "worker"]

@@ -1,12 +1,14 @@
 """The part of an `EarlyExit` that answers single requests, batched with others."""
 
+import threading
 import weakref
 from types import TracebackType
 from typing import Self
 
 from keras_selfdistill.early_exit.calibration import Calibration
 from keras_selfdistill.early_exit.result import Setting
-from keras_selfdistill.early_exit.serving.worker import CLOSED, ResultFuture, Worker
+from keras_selfdistill.early_exit.serving.request import ResultFuture
+from keras_selfdistill.early_exit.serving.worker import CLOSED, Worker
 from keras_selfdistill.utils.number_checks import is_finite_number, is_positive_integer
 from keras_selfdistill.utils.type_aliases import Data
 
@@ -69,8 +71,9 @@ class ServedExits(Calibration):
             x: One or several samples: an array with a batch axis, or a tuple or dict of
                 arrays for several inputs. They are copied.
             timeout: Seconds to wait if `max_queued` samples have no result yet; `None`
-                waits without limit. By default it raises at once, so that a service
-                refuses what it cannot answer soon. Callbacks of futures never wait.
+                waits without limit; who waits is accepted in any order. By default
+                it raises at once, so that a service refuses what it cannot answer
+                soon. Callbacks of futures never wait.
 
         Returns:
             A future whose result is that of `predict(x)`, up to rounding. If a section
@@ -82,7 +85,8 @@ class ServedExits(Calibration):
                 or are more than `max_queued`.
             TypeError: `x` is not arrays.
             queue.Full: `max_queued` samples had no result within `timeout`.
-            RuntimeError: It was closed, or this process was forked since it started.
+            RuntimeError: It was closed, it broke, or this process was forked since it
+                started.
 
         Example:
             >>> import numpy as np
@@ -119,6 +123,15 @@ class ServedExits(Calibration):
             worker = self._worker
         if worker is not None:
             worker.close()
+
+    def __copy__(self) -> Self:
+        """Share the model and its compiled sections, and take over no requests."""
+        copied = object.__new__(type(self))
+        with self._lock:
+            vars(copied).update(vars(self))
+        copied._lock = threading.RLock()
+        copied._worker, copied._closed = None, False
+        return copied
 
     def __enter__(self) -> Self:
         """Return this object, which is started if it is not yet."""

@@ -2,8 +2,6 @@
 
 import atexit
 import collections
-import concurrent.futures
-import dataclasses
 import functools
 import itertools
 import os
@@ -14,35 +12,10 @@ import weakref
 import numpy as np
 
 from keras_selfdistill.backend.thread_settings import thread_settings
-from keras_selfdistill.early_exit.result import EarlyExitResult, Setting
+from keras_selfdistill.early_exit.result import Setting
 from keras_selfdistill.early_exit.scheduler import Chunk, SectionQueues, next_section
 from keras_selfdistill.early_exit.scoring import Exited, exiting
-
-ResultFuture = concurrent.futures.Future[EarlyExitResult]
-
-
-@dataclasses.dataclass(eq=False)
-class _Request:
-    """Samples that were submitted together.
-
-    Args:
-        setting: What they are predicted with.
-        tensors: Inputs of the first section.
-        future: Gets the result.
-        found: Predictions so far, with a row for each sample.
-        missing: Number of samples that have not exited.
-    """
-
-    setting: Setting
-    tensors: list[np.ndarray]
-    future: ResultFuture
-    found: Exited
-    missing: int
-
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """What requests have in common that may be in one batch."""
-        return self.setting, [array.shape[1:] for array in self.tensors]
+from keras_selfdistill.early_exit.serving.request import Request, ResultFuture
 
 
 class Worker:
@@ -50,7 +23,8 @@ class Worker:
 
     Requests that arrive while others are half-way join the queues in front of the
     sections. Those with another setting, or of another shape, begin when the ones
-    before them have been answered.
+    before them have been answered. An error fails the requests that it concerns; the
+    thread goes on with the others.
 
     Args:
         batch_size: Number of samples a section processes at once.
@@ -60,15 +34,17 @@ class Worker:
     def __init__(self, batch_size: int, max_queued: int) -> None:
         self._batch_size = batch_size
         self._capacity = max_queued
-        self._changed = threading.Condition()  # Guards the three below.
-        self._arrived: collections.deque[_Request] = collections.deque()
+        self._changed = threading.Condition()  # Guards the four below.
+        self._arrived: collections.deque[Request] = collections.deque()
         self._accepted = 0  # Samples.
         self._closing = False
+        self._broken_by: BaseException | None = None
         # Of the worker's thread alone:
-        self._kind: tuple[object, ...] | None = None
+        self._batch_key: tuple[object, ...] | None = None
         self._queues: SectionQueues | None = None
         self._passed: list[int] = []
-        self._owners: dict[int, tuple[_Request, int]] = {}  # And the row, by id.
+        self._complete: list[Request] = []  # All their samples have exited.
+        self._owners: dict[int, tuple[Request, int]] = {}  # And the row, by id.
         self._ids = itertools.count()
         self._adopt_settings = thread_settings()
         self._process = os.getpid()
@@ -101,14 +77,13 @@ class Worker:
 
         Raises:
             queue.Full: So many samples wait.
-            RuntimeError: The worker was closed, or is one of another process.
+            RuntimeError: The worker was closed or broke, or is one of another process.
             ValueError: There are more samples than may wait.
         """
-        samples = len(tensors[0])
-        found = Exited.none(setting.cascade.classes, samples)
-        request = _Request(setting, tensors, ResultFuture(), found, samples)
         if self._is_forked:
             raise RuntimeError(_FORKED)
+        request = Request.of(setting, tensors)
+        samples = request.missing
         if samples > self._capacity:
             raise ValueError(
                 f"A request is too large. Received: {samples} samples. Expected: at "
@@ -122,7 +97,9 @@ class Worker:
                 timeout,
             )
             if self._closing:
-                raise RuntimeError(CLOSED)
+                raise RuntimeError(
+                    _BROKEN if self._broken_by else CLOSED
+                ) from self._broken_by
             if not fits:
                 raise queue.Full(
                     f"Too many samples wait. Received: {samples} more than "
@@ -135,7 +112,7 @@ class Worker:
                 self._arrived.append(request)
                 self._changed.notify_all()
         if not samples:
-            request.future.set_result(setting.result(found))
+            request.answer()
         return request.future
 
     def stop(self) -> None:
@@ -155,48 +132,60 @@ class Worker:
     def _work(self) -> None:
         try:
             self._adopt_settings()
-            while self._next():
+            while self._wait():
+                while (request := self._next_request()) is not None:
+                    self._begin(request)
                 self._step()
         except BaseException as error:  # Nobody may wait for ever.
-            self._abort(error)
+            self._break(error)
             raise
 
-    def _next(self) -> bool:
-        """Wait for samples and queue them; return whether there are any."""
+    def _wait(self) -> bool:
+        """Wait for samples; return whether there are any, or may be."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._arrived or self._owners or self._closing
             )
-            while self._arrived and self._takes(self._arrived[0]):
-                request = self._arrived.popleft()
-                # What was cancelled never begins.
-                if request.future.set_running_or_notify_cancel():
-                    self._begin(request)
-                else:
-                    self._release(request)
             return bool(self._owners or self._arrived or not self._closing)
 
-    def _takes(self, request: _Request) -> bool:
+    def _next_request(self) -> Request | None:
+        """Remove and return the request that begins now, if one does."""
+        with self._changed:
+            while self._arrived and self._takes(self._arrived[0]):
+                request = self._arrived.popleft()
+                if request.future.set_running_or_notify_cancel():
+                    return request
+                self._release(request)  # What was cancelled never begins.
+        return None
+
+    def _takes(self, request: Request) -> bool:
         """Return whether a request can join those that have begun."""
         if not self._owners:
             return True
         waiting = self._queues.waiting[0] if self._queues else 0
-        return waiting < self._batch_size and request.kind == self._kind
+        return waiting < self._batch_size and request.batch_key == self._batch_key
 
-    def _begin(self, request: _Request) -> None:
-        if self._queues is None or request.kind != self._kind:
-            self._kind = request.kind
+    def _begin(self, request: Request) -> None:
+        try:
+            self._put(request)
+        except BaseException as error:
+            self._fail(request, error)
+
+    def _put(self, request: Request) -> None:
+        """Queue the samples of a request in front of the first section."""
+        if self._queues is None or request.batch_key != self._batch_key:
             cascade, thresholds, *_ = request.setting
             decide = exiting(cascade.scorer, thresholds, self._exited)
             self._queues = cascade.queues(decide, self._batch_size)
             self._passed = [0] * len(self._queues.waiting)
+            self._batch_key = request.batch_key
         rows = np.arange(request.missing)
         ids = np.array([next(self._ids) for _ in rows])
         self._owners.update((i, (request, row)) for row, i in enumerate(ids.tolist()))
         self._queues.put(Chunk(request.tensors, rows, {"id": ids}))
 
     def _step(self) -> None:
-        """Run one section on one batch."""
+        """Run one section on one batch, and answer the requests that it completes."""
         if self._queues is None or not any(waiting := self._queues.waiting):
             return
         index = next_section(waiting, self._passed, self._batch_size)
@@ -206,13 +195,21 @@ class Worker:
                 zip(waiting, self._passed, strict=True)
             )
         ]
-        self._run(self._queues, index, self._queues.take(index))
+        try:
+            self._run(self._queues, index, self._queues.take(index))
+        except BaseException as error:  # Such as no memory to gather a batch.
+            self._fail_all(error)
+        # Not from within the section: callbacks of futures may raise anything.
+        while self._complete:
+            request = self._complete.pop(0)
+            self._release(request)
+            request.answer()
 
     def _run(self, queues: SectionQueues, index: int, chunk: Chunk) -> None:
         """Run a section on a batch; if it fails, on every request by itself."""
         try:
-            # With a copy of the memory, which is changed half-way.
-            queues.run(index, chunk.part(slice(None)))
+            # With a copy of the memory, which a criterion may change in place.
+            queues.run(index, chunk.copy_memory())
         except BaseException as error:
             owners = [self._owner(i) for i in chunk.memory["id"].tolist()]
             requests = {id(each): each for each in owners if each is not None}
@@ -223,23 +220,20 @@ class Worker:
                 chosen = np.array([each is request for each in owners])
                 self._run(queues, index, queues.part(chunk, chosen))
 
-    def _owner(self, number: int) -> _Request | None:
+    def _owner(self, number: int) -> Request | None:
         return self._owners.get(number, (None, 0))[0]
 
     def _exited(self, exited: Exited) -> None:
-        """Keep the predictions of samples, and finish requests that have all."""
+        """Keep the predictions of samples."""
         for number, *values in zip(*exited, strict=True):
             request, row = self._owners.pop(int(number), (None, 0))
-            if request is None or request.future.done():  # Other samples of it failed.
+            if request is None:  # Other samples of it failed.
                 continue
-            for column, value in zip(request.found[1:], values, strict=True):
-                column[row] = value
-            request.missing -= 1
+            request.keep(row, values)
             if not request.missing:
-                self._release(request)
-                request.future.set_result(request.setting.result(request.found))
+                self._complete.append(request)
 
-    def _fail(self, request: _Request, error: BaseException) -> None:
+    def _fail(self, request: Request, error: BaseException) -> None:
         self._owners = {
             number: each
             for number, each in self._owners.items()
@@ -248,29 +242,38 @@ class Worker:
         if not self._owners:  # Other samples of the request wait for nothing.
             self._queues = None
         self._release(request)
-        request.future.set_exception(error)
+        request.fail(error)
 
-    def _release(self, request: _Request) -> None:
+    def _fail_all(self, error: BaseException) -> None:
+        """Fail all requests that have begun."""
+        for request in {id(each): each for each, _ in self._owners.values()}.values():
+            self._fail(request, error)
+
+    def _release(self, request: Request) -> None:
         with self._changed:
-            self._accepted -= len(request.found.ids)
+            self._accepted -= request.samples
             self._changed.notify_all()
 
-    def _abort(self, error: BaseException) -> None:
-        """Close, and fail all that have no result."""
+    def _break(self, error: BaseException) -> None:
+        """Close, and fail all requests that have no result."""
         with self._changed:
-            self._closing = True
+            self._closing, self._broken_by = True, error
             waiting = list(self._arrived)
             self._arrived.clear()
             self._changed.notify_all()
-        begun = {id(each): each for each, _ in self._owners.values()}
-        for request in [*begun.values(), *waiting]:
-            if not request.future.done():
-                request.future.set_exception(error)
+        self._fail_all(error)
+        for request in waiting:
+            if request.future.set_running_or_notify_cancel():
+                request.fail(error)
 
 
 CLOSED = (
     "This EarlyExit was closed. Received: submit after close. Expected: start() first, "
     "which begins another worker."
+)
+_BROKEN = (
+    "The worker of this EarlyExit broke by the error above. Received: submit after it. "
+    "Expected: close(), then start(), which begins another worker."
 )
 _FORKED = (
     "The worker of this EarlyExit runs in another process. Received: submit in a "
