@@ -88,10 +88,10 @@ def load_model(path: PathLike) -> keras.Model:
     Example:
         `model = ksd.load_model("model.keras")`
     """
-    path = local_path(path)
+    path, linked = local_path(path)
     if path.is_dir():
         with private_folder() as folder, refusing(path):
-            pack(path, folder / _COPY)
+            pack(path, linked, folder / _COPY)
             return load_private(folder / _COPY)
     with private_copy(path) as copy:
         # Keras chooses the reader by the suffix; a file may be valid in two formats.

@@ -14,15 +14,18 @@ def optional_module(module: str, needed_by: str, extra: str | None = None) -> An
 
     Raises:
         ImportError: The package is not installed; the message says how to install it.
+            Errors of a package that is installed are its own.
 
     Example:
         >>> optional_module("json", "Reading").loads("1")
         1
     """
+    package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
+    except ModuleNotFoundError as error:
+        if error.name not in (package, module):
+            raise
         also = f", or install this library with its extra `{extra}`" if extra else ""
         raise ImportError(
             f"{needed_by} needs the package {package}, which is not installed. Run "

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+from unittest import mock
 
 import keras
 import numpy as np
@@ -72,8 +73,12 @@ def test_a_folder_is_checked_like_a_file(folder):
         ksd.load_model(folder)
 
 
+@pytest.mark.parametrize("place", ["model", "snapshots/model"])
 @pytest.mark.parametrize("name", ["config.json", "assets/a", "assets"])
-def test_links_do_not_lead_out(name, folder, tmp_path):
+def test_links_do_not_lead_out(name, place, folder, tmp_path):
+    # `snapshots` is also the name of a folder in Hugging Face's cache.
+    (tmp_path / "snapshots").mkdir()
+    folder = folder.rename(tmp_path / place)
     secret = tmp_path / "secret"
     if name == "assets":
         shutil.rmtree(folder / name)
@@ -93,13 +98,19 @@ def test_a_pipe_in_a_folder_is_not_waited_for(folder):
         ksd.load_model(folder)
 
 
+def stand_in(monkeypatch, owner, name, function):
+    """Replace a function that needs the network, which takes what the real one does."""
+    replaced = mock.create_autospec(getattr(owner, name), side_effect=function)
+    monkeypatch.setattr(owner, name, replaced)
+
+
 class HuggingFace:
     """The network of Hugging Face: a folder, and its cache of links to blobs."""
 
     def __init__(self, place):
         self.place = place
 
-    def create_repo(self, _, repo_id, *, exist_ok):
+    def create_repo(self, _, repo_id, *, exist_ok=False):
         from huggingface_hub import RepoUrl
 
         assert exist_ok
@@ -134,12 +145,8 @@ def test_a_wrapper_goes_to_hugging_face_and_back(model, tmp_path, monkeypatch):
     hub = HuggingFace(tmp_path)
     for name in ("create_repo", "upload_folder"):
         function = getattr(hub, name)
-        monkeypatch.setattr(
-            huggingface_hub.HfApi,
-            name,
-            lambda *given, function=function, **options: function(*given, **options),
-        )
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+        stand_in(monkeypatch, huggingface_hub.HfApi, name, function)
+    stand_in(monkeypatch, huggingface_hub, "snapshot_download", hub.snapshot_download)
     keras.saving.save_model(model, "hf://me/digits")
     assert (tmp_path / "hub/me/digits/README.md").exists()
     (tmp_path / "hub/me/digits/huge.bin").write_bytes(b"\0")
@@ -158,12 +165,15 @@ def test_a_wrapper_goes_to_kaggle_and_back(model, folder, tmp_path, monkeypatch)
     import keras_hub
 
     place = tmp_path / "kaggle"
-    monkeypatch.setattr(
+    stand_in(
+        monkeypatch,
         kagglehub,
         "model_upload",
         lambda handle, path: shutil.copytree(path, place / handle),
     )
-    monkeypatch.setattr(kagglehub, "model_download", lambda handle: str(place / handle))
+    stand_in(
+        monkeypatch, kagglehub, "model_download", lambda handle: str(place / handle)
+    )
     handle = "kaggle://me/digits/keras/byot"
     keras_hub.upload_preset(handle, str(folder))
     check_equal(ksd.load_model(handle), model)
