@@ -129,8 +129,8 @@ class ServedExits(Calibration):
         copied = object.__new__(type(self))
         with self._lock:
             vars(copied).update(vars(self))
-        copied._lock = threading.RLock()
-        copied._worker, copied._closed = None, False
+        own = {"_lock": threading.RLock(), "_worker": None, "_closed": False}
+        vars(copied).update(own)
         return copied
 
     def __enter__(self) -> Self:
