@@ -8,8 +8,8 @@ by round:
 
 - base: one compiled call of the base for each request;
 - batched: calls of the base on the requests that wait, padded to powers of two;
-- early: `EarlyExit.submit`, with a threshold at which the multiply-adds promise
-  `--promise`.
+- early: `EarlyExit.submit`, with a threshold at which the mean multiply-adds are at
+  most `--macs_ratio` of the base's.
 
 Clients run in another process of the same machine and keep their connections. At the
 end `--requests` requests go to the early exit, and the memory of the process is printed
@@ -47,7 +47,9 @@ def define_flags():
     )
     flags.DEFINE_string("model", "resnet18", "The network's name.")
     flags.DEFINE_float("width_multiplier", 0.5, "Scales the widths.")
-    flags.DEFINE_float("promise", 1.5, "Multiply-adds of the base to those of exits.")
+    flags.DEFINE_float(
+        "macs_ratio", 2 / 3, "Mean multiply-adds of early exit, of the base's.", 0.0
+    )
     flags.DEFINE_list("clients", ["1", "8", "64"], "Numbers of concurrent clients.")
     flags.DEFINE_integer("batch_size", 32, "Images that a call takes.", 1)
     flags.DEFINE_float("seconds", 2.0, "Duration of a round of one service.")
@@ -148,21 +150,17 @@ def start_server(services):
     return server
 
 
-def keep_promise(fast):
-    """Set the threshold at which the multiply-adds are those that are promised."""
+def set_threshold(fast):
+    """Set the highest threshold of at most `--macs_ratio`; return the predictions."""
     images = make_images()
     low, high = 0.0, 1.0
     for _ in range(20):
         fast.thresholds = (low + high) / 2
-        enough = fast.predict(images).macs_ratio > 1 / FLAGS.promise
-        low, high = (
-            (low, fast.thresholds["exit_1"])
-            if enough
-            else (
-                fast.thresholds["exit_1"],
-                high,
-            )
-        )
+        if fast.predict(images).macs_ratio > FLAGS.macs_ratio:
+            high = fast.thresholds["exit_1"]
+        else:
+            low = fast.thresholds["exit_1"]
+    fast.thresholds = low
     return fast.predict(images)
 
 
@@ -192,9 +190,9 @@ def make_services():
     images = make_images()
     for size in {*(1 << i for i in range(FLAGS.batch_size.bit_length()))}:
         call([images[:size]])
-    result = keep_promise(fast)
+    result = set_threshold(fast)
     shares = {name: float(np.mean(result.exits == name)) for name in fast.exit_names}
-    print(f"multiply-adds promise {1 / result.macs_ratio:.2f}; exits {shares}")
+    print(f"macs_ratio {result.macs_ratio:.3f}; exits {shares}")
     fast.start(FLAGS.batch_size, max_queued=1024)
 
     def early(image):
@@ -223,7 +221,7 @@ def resident_mib():
 
 
 def compare(pool, port, paths, clients):
-    """Time the services by turns, and print a line for each."""
+    """Time the services, interleaved, and print a line for each."""
     found = {path: [] for path in paths}
     for round_ in range(FLAGS.rounds + 1):
         for path in paths:

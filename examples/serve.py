@@ -9,15 +9,17 @@ Ray, but neither Keras nor this library.
 
 Every section is a deployment of its own with dynamic batching: early sections see all
 images and late ones few, so they get different numbers of replicas. Only images that
-have not exited travel on. Sections are pure functions: what a lost replica was running
-is sent to another one.
+have not exited travel on. Sections are pure functions: what a lost replica of a section
+was running is sent to another one. The HTTP side has one replica: if that is lost, the
+requests that it has get a 500, and new ones wait until Ray has started another.
 
 `POST /` takes an .npy file of images (`Content-Type: application/x-npy`) or JSON,
 `{"images": [...]}`, of shape `(images, ...)`, and answers with JSON: `predictions`,
 `exits` and `scores`, one for each image. 400, 413 and 415 come with the reason in
-`error`; 503 means that there is no room, so try again later. After SIGTERM or Ctrl-C
-requests that were accepted are answered and new ones refused by 404; then it ends.
-`--address=auto` joins a running Ray cluster, where FOLDER must exist on every machine.
+`error`; 503 means that there is no room, so try again later. After SIGTERM or Ctrl-C it
+finishes the requests that it accepted, for at most `--stop_timeout_s`, and refuses new
+ones by 404; then it ends. `--address=auto` joins a running Ray cluster, where FOLDER
+must exist on every machine.
 """
 
 import asyncio
@@ -39,7 +41,7 @@ from serving.bodies import NPY, RefusedRequest, check_shape, read_json, read_npy
 
 FLAGS = flags.FLAGS
 LARGEST_BODY = 1 << 26  # Bytes.
-WAITS = 0.1, 0.2, 0.5, 1.0, 2.0  # Seconds between tries, where a replica is lost.
+RETRY_DELAYS = 0.1, 0.2, 0.5, 1.0, 2.0  # Seconds, where a replica is lost.
 
 
 def define_flags():
@@ -50,6 +52,9 @@ def define_flags():
     flags.DEFINE_integer("batch_size", 32, "Images that a section takes at once.", 1)
     flags.DEFINE_float("batch_wait_ms", 2.0, "How long a batch waits to fill.", 0.0)
     flags.DEFINE_integer("max_queued", 256, "Requests that wait or run; then 503.", 1)
+    flags.DEFINE_float(
+        "stop_timeout_s", 45.0, "Seconds for accepted requests to finish.", 0.0, 50.0
+    )
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
     flags.DEFINE_integer("port", 8000, "Port to listen on.", 0)
     flags.DEFINE_string("address", "local", "Ray cluster to join; local: a new one.")
@@ -207,11 +212,11 @@ class Front:
 
     async def _ask(self, section, tensors):
         """Return what a section computes, by another replica where one is lost."""
-        for wait in WAITS:
+        for delay in RETRY_DELAYS:
             try:
                 return await section.remote(tensors)
             except RayActorError:
-                await asyncio.sleep(wait)
+                await asyncio.sleep(delay)
         return await section.remote(tensors)
 
 
@@ -228,6 +233,8 @@ def targets():
         )
     common = {
         "ray_actor_options": {"num_cpus": FLAGS.cpus},
+        # Below the minute that `serve.delete` waits.
+        "graceful_shutdown_timeout_s": FLAGS.stop_timeout_s,
         "graceful_shutdown_wait_loop_s": 0.1,
         "health_check_period_s": 1,
     }
@@ -271,7 +278,7 @@ def main(argv):
     print(f"Serving on http://{FLAGS.host}:{FLAGS.port}", flush=True)
     stopped.wait()
     print("Stopping", flush=True)
-    serve.delete("front")  # Answers what it accepted, by the sections.
+    serve.delete("front")  # Finishes what it accepted, by the sections.
     serve.shutdown()
     print("Stopped", flush=True)
 

@@ -141,10 +141,27 @@ def test_temperatures_drop_thresholds_that_were_chosen_on_other_scores(temperatu
     assert fast.thresholds == chosen  # An error changes nothing.
     fast.temperatures = temperatures
     assert (fast.thresholds, fast.calibration) == (None, None)
+    with pytest.raises(ValueError, match="no thresholds yet"):
+        fast.submit(x)
     fast.thresholds = chosen  # Set by hand, they stay.
     fast.temperatures = 3.0
     assert fast.thresholds == chosen
     assert fast.calibrate(x, y, temperature=True).thresholds == chosen
+
+
+def test_only_the_first_temperatures_need_a_compilation():
+    model = make_model()
+    fast = ksd.EarlyExit(model, thresholds=0.5).warm_up(4)
+    compiled = fast.compile_count
+    x = np.zeros((4, *model.input_shape[1:]), "float32")
+    fast.temperatures = 2.0
+    fast.predict(x, batch_size=4)
+    assert (fast.compile_count > 0) == (compiled > 0)  # None on PyTorch.
+    fast.warm_up(4)
+    assert fast.compile_count == compiled
+    fast.temperatures = 3.0
+    fast.predict(x, batch_size=4)
+    assert fast.compile_count == compiled
 
 
 @pytest.mark.once

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 
@@ -135,7 +136,7 @@ def wrong_requests(x):
     yield as_npy(x[:0]), NPY, 400, "(0, 8, 8, 1)"
     yield as_npy(x[:2, :5]), NPY, 400, "(2, 5, 8, 1)"
     yield as_npy(x[:2])[:-4], NPY, 400, "no .npy file"
-    yield as_npy(x[:2].astype(object)), NPY, 400, "Python objects"
+    yield as_npy(x[:2].astype(object)), NPY, 400, "Expected: numbers"
     yield as_npy(np.full_like(x[:1], np.nan)), NPY, 400, "NaN"
     yield as_npy(x[:2].astype(complex)), NPY, 400, "Expected: numbers"
     yield as_npy(x), NPY, 413, "at most 32"
@@ -168,6 +169,21 @@ def test_a_service(service):
             status, found = future.result()
             assert status == 200, found
             check(found, expected, [row])
+
+    # With the HTTP side its requests are lost, and later ones wait for another.
+    stopped = service.replicas("section_1")
+    for each in stopped:
+        each.suspend()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(service.post, as_npy(x[[row]])) for row in range(2)]
+        time.sleep(1)  # Until it has them.
+        service.replicas("front")[0].kill()
+        assert [future.result()[0] for future in futures] == [500, 500]
+    for each in stopped:
+        each.resume()
+    status, found = service.post(as_npy(x[:1]))
+    assert status == 200
+    check(found, expected, slice(1))
 
     # While a section stands still, queues fill, and the rest is refused. What the
     # service has begun is answered, though it is told to stop.
