@@ -216,6 +216,13 @@ def answer_of(path, format, x, names):
 
         runner = Interpreter(str(path)).get_signature_runner()
         found = in_batches(lambda row: runner(input=row), x, [1] * len(x))
+    elif format == "triton":
+        need("onnxruntime")
+        from tests.early_exit.triton_server import Server
+
+        (response,) = Server(path).infer({"input": x})
+        prediction, exits, score = response.values()
+        found = prediction, exits[:, 0], score[:, 0]
     else:
         need("onnxruntime" if format == "onnx" else "openvino")
         return SectionRunner(path)(x)
@@ -436,6 +443,7 @@ FORMATS = {
     "litert": "model.tflite",
     "onnx": "sections",
     "openvino": "sections",
+    "triton": "models",
 }
 
 
@@ -456,8 +464,9 @@ def listing(path):
 @pytest.mark.parametrize(
     "format",
     [
-        *(each for each in FORMATS if each != "openvino"),
+        *(each for each in FORMATS if each not in ("openvino", "triton")),
         pytest.param("openvino", marks=pytest.mark.long),
+        pytest.param("triton", marks=pytest.mark.long),
     ],
 )
 def test_an_export_replaces_an_earlier_one(trained, images, tmp_path, format):
@@ -675,11 +684,13 @@ def test_the_suffix_names_the_format():
     assert format_of("a.tflite") == format_of("a.TFLITE", "litert") == "litert"
     assert format_of("a") == format_of("model.v1.2") == "tf_saved_model"
     assert format_of("sections", "onnx") == "onnx"
+    assert format_of("models", "triton") == "triton"
     for path, format, hint in (
         ("q.tflite", "tf_saved_model", "litert"),
         ("q.onnx", None, "folder of sections"),
         ("q.onnx", "onnx", "folder of sections"),
         ("q.xml", "openvino", "folder of sections"),
+        ("q.onnx", "triton", "folder of sections"),
         ("q.keras", None, "EarlyExit.load"),
     ):
         with pytest.raises(ValueError, match=hint):
@@ -688,7 +699,7 @@ def test_the_suffix_names_the_format():
 
 def test_wrong_exports_are_refused(trained, tmp_path):
     fast = ksd.EarlyExit(trained, thresholds=0.9)
-    with pytest.raises(ValueError, match="Did you mean 'litert'"):
+    with pytest.raises(ValueError, match=r"'triton'(.|\n)*Did you mean 'litert'"):
         fast.export(tmp_path / "a", format="litert2")
     with pytest.raises(ValueError, match="no thresholds yet"):
         ksd.EarlyExit(trained).export(tmp_path / "a")

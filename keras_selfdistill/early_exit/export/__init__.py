@@ -1,3 +1,11 @@
 """Artifacts that stop early without this library. Internal."""
 
-__all__ = ["deciding", "earlier_export", "scored_section", "section_runner", "writers"]
+__all__ = [
+    "deciding",
+    "earlier_export",
+    "scored_section",
+    "section_runner",
+    "triton_model",
+    "triton_repository",
+    "writers",
+]

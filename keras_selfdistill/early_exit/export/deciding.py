@@ -98,13 +98,25 @@ def single_function(
     )
 
 
+def input_names(inputs: Sequence[SymbolicTensor]) -> list[str]:
+    """Return the names that clients use for the inputs of a network.
+
+    Args:
+        inputs: Inputs of its first section.
+
+    Example:
+        >>> input_names([keras.Input((8,))])
+        ['input']
+    """
+    return ["input"] if len(inputs) == 1 else [tensor.name for tensor in inputs]
+
+
 def _signature(inputs: Sequence[SymbolicTensor]) -> list[Any]:
     import tensorflow as tf
 
-    names = ["input"] if len(inputs) == 1 else [tensor.name for tensor in inputs]
     return [
         tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, name=name)
-        for name, tensor in zip(names, inputs, strict=True)
+        for name, tensor in zip(input_names(inputs), inputs, strict=True)
     ]
 
 

@@ -21,8 +21,10 @@ LIST = "early_exit.json"
 _MODEL = "model"  # The part of a LiteRT file before the zip.
 _VERSION = 1
 _LONGEST_LIST = 1 << 24  # Bytes.
-# Python writes these beside the runner of sections if a program imports it.
-_CACHED = re.compile(r"__pycache__/section_runner\.[\w.\-]+\.pyc")
+# Python writes these beside the runner of sections, or Triton's model, if it runs them.
+_CACHED = re.compile(
+    r"(__pycache__/section_runner|\w+/1/__pycache__/model)\.[\w.\-]+\.pyc"
+)
 
 
 def write_list(folder: pathlib.Path, format: str) -> None:

@@ -1,5 +1,7 @@
 """A section that also computes the score of its exit, for exported artifacts."""
 
+import pathlib
+
 import keras
 from keras import ops
 
@@ -59,6 +61,16 @@ class ScoredSection(keras.Model):
         outputs = ops.cast(found[self._scorer.reads], "float32")
         prediction, score, *remembered = self._score(outputs, memory)
         return [prediction, score, *found["alive"], *remembered]
+
+    def write(self, path: pathlib.Path, format: str) -> None:
+        """Write the section to a file.
+
+        Args:
+            path: Path of the file.
+            format: `"onnx"` or `"openvino"`.
+        """
+        signature = [self.input_specs]
+        self.export(str(path), format=format, input_signature=signature, verbose=False)
 
     def check_criterion(self) -> None:
         """Check that the criterion runs in a TensorFlow graph.

@@ -1,7 +1,8 @@
 """Exported artifacts: files that run early exit without this library.
 
-There are two kinds: one file with control flow in its graph (`tf_saved_model`,
-`litert`), or a folder of one file per section and a small runner (`onnx`, `openvino`).
+There are three kinds: one file with control flow in its graph (`tf_saved_model`,
+`litert`), a folder of one file per section and a small runner (`onnx`, `openvino`), or
+a model repository of a server (`triton`).
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from keras_selfdistill.early_exit.export.earlier_export import (
     write_list,
 )
 from keras_selfdistill.early_exit.export.scored_section import ScoredSection
+from keras_selfdistill.early_exit.export.triton_repository import write_repository
 from keras_selfdistill.files.atomic import replacing
 from keras_selfdistill.files.digest import sha256_of_file
 from keras_selfdistill.utils.config import did_you_mean
@@ -62,8 +64,8 @@ def export_sections(
         sections: Sections of the network, shallow to deep.
         exits: Names of the exits, shallow to deep.
         thresholds: Thresholds of all exits but the last.
-        format: `"tf_saved_model"`, `"litert"`, `"onnx"`, `"openvino"`, or `None` for
-            the format implied by the suffix of the path.
+        format: `"tf_saved_model"`, `"litert"`, `"onnx"`, `"openvino"`, `"triton"`, or
+            `None` for the format implied by the suffix of the path.
 
     Raises:
         ValueError: The format is unknown or contradicts the suffix, the backend is not
@@ -185,12 +187,7 @@ def _folder_writer(runtime: str, suffix: str) -> _Writer:
         for i, section in enumerate(artifact.sections, start=1):
             before = set(path.iterdir())
             model = path / f"section_{i}{suffix}"
-            section.export(
-                str(model),
-                format=runtime,
-                input_signature=[section.input_specs],
-                verbose=False,
-            )
+            section.write(model, runtime)
             made = sorted(set(path.iterdir()) - before)
             files = {each.name: sha256_of_file(each) for each in made}
             parts.append({"model": model.name, "files": files})
@@ -214,9 +211,16 @@ def _folder_writer(runtime: str, suffix: str) -> _Writer:
     return write
 
 
+def _write_triton(path: pathlib.Path, artifact: _Artifact) -> None:
+    sections, exits, limits = artifact
+    write_repository(path, sections, exits=exits, thresholds=limits)
+    write_list(path, "triton")
+
+
 _WRITERS: dict[str, _Writer] = {
     "tf_saved_model": _write_saved_model,
     "litert": _write_litert,
     "onnx": _folder_writer("onnx", ".onnx"),
     "openvino": _folder_writer("openvino", ".xml"),
+    "triton": _write_triton,
 }
