@@ -224,6 +224,8 @@ def start(tmp_path_factory):
 # of any model before its optimizer is built.
 @pytest.mark.filterwarnings("ignore:(currentThread|getName):DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
+# tf2onnx asks for `np.object`.
+@pytest.mark.filterwarnings("ignore:In the future .np.object:FutureWarning")
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page != START and code_blocks(page, "python")]
 )

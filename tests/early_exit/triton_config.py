@@ -1,7 +1,8 @@
-"""The messages of `config.pbtxt` that a model repository of Triton uses.
+"""Messages of the servers' configurations, as far as our files use them.
 
-Written after `protobuf/model_config.proto` of `triton-inference-server/common`: names,
-numbers and types of fields. The parser refuses all that is not described here.
+Names, numbers and types of fields are those of `protobuf/model_config.proto` of
+`triton-inference-server/common`, and of `BatchingParameters` in TensorFlow Serving's
+`session_bundle_config.proto`. The parser refuses all that is not described here.
 """
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -63,6 +64,16 @@ MESSAGES = {
         "backend": (17, "string"),
     },
 }
+# Wrapped numbers of TensorFlow Serving, `google.protobuf.Int64Value`.
+MESSAGES |= {
+    "Int64Value": {"value": (1, "int64")},
+    "BatchingParameters": {
+        "max_batch_size": (1, "Int64Value"),
+        "batch_timeout_micros": (2, "Int64Value"),
+        "max_enqueued_batches": (3, "Int64Value"),
+        "num_batch_threads": (4, "Int64Value"),
+    },
+}
 # `map<string, ModelParameter> parameters`, as protobuf writes maps.
 ENTRY = {"key": (1, "string"), "value": (2, "ModelParameter")}
 
@@ -81,8 +92,8 @@ def add_fields(message, fields):
             field.type_name = f".inference.{base}"
 
 
-def model_config():
-    """Return the class of the message `ModelConfig`."""
+def messages():
+    """Return the classes of messages by name."""
     file = descriptor_pb2.FileDescriptorProto(
         name="model_config.proto", package="inference", syntax="proto3"
     )
@@ -91,16 +102,21 @@ def model_config():
         for each, number in values.items():
             enum.value.add(name=each, number=number)
     for name, fields in MESSAGES.items():
-        add_fields(message := file.message_type.add(name=name), fields)
-    entry = message.nested_type.add(name="ParametersEntry")
-    entry.options.map_entry = True
-    add_fields(entry, ENTRY)
+        message = file.message_type.add(name=name)
+        add_fields(message, fields)
+        if name == "ModelConfig":
+            entry = message.nested_type.add(name="ParametersEntry")
+            entry.options.map_entry = True
+            add_fields(entry, ENTRY)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(
-        pool.FindMessageTypeByName("inference.ModelConfig")
-    )
+    return {
+        name: message_factory.GetMessageClass(
+            pool.FindMessageTypeByName(f"inference.{name}")
+        )
+        for name in ("ModelConfig", "BatchingParameters")
+    }
 
 
-ModelConfig = model_config()
+ModelConfig, BatchingParameters = messages().values()
 DATA_TYPES = {number: name for name, number in ENUMS["DataType"].items()}
