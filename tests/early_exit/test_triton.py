@@ -148,14 +148,14 @@ def test_scores_that_are_no_numbers_go_on_to_the_end(repository):
 
 
 def make_early_exit_of_tokens():
-    """Return an EarlyExit with two inputs: any number of tokens, and a table."""
+    """Return an EarlyExit with two inputs: any number of tokens, and an age."""
     keras.utils.set_random_seed(0)
     tokens = keras.Input((None,), dtype="int32", name="tokens")
-    table = keras.Input((3,), name="table")
+    age = keras.Input((), name="age")
     x = layers.Dense(8, "relu", name="tap")(layers.Embedding(10, 4)(tokens))
     x = layers.GlobalAveragePooling1D()(layers.Dense(8, "relu")(x))
-    x = layers.Dense(5, "softmax")(layers.Concatenate()([x, table]))
-    base = keras.Model([tokens, table], x, name="my-text.v2")
+    x = layers.Dense(5, "softmax")(layers.Concatenate()([x, layers.Reshape((1,))(age)]))
+    base = keras.Model([tokens, age], x, name="my-text.v2")
     model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
     return ksd.EarlyExit(model, thresholds=0.0)
 
@@ -167,15 +167,17 @@ def test_an_error_reaches_its_own_request_alone(tmp_path):
     random = np.random.default_rng(0)
     x = {
         "tokens": random.integers(0, 10, (8, 6), "int32"),
-        "table": random.normal(size=(8, 3)).astype("float32"),
+        "age": random.normal(size=8).astype("float32"),
     }
     scores = np.sort(fast.predict(x).scores)
     server.model._thresholds = [float(scores[3:5].mean())]
     fast.thresholds = server.model._thresholds
-    check(fast, x, joined(server.infer(x), fast.exit_names))
+    # No tensor of Triton has the axis of samples alone.
+    of_triton = x | {"age": x["age"][:, None]}
+    check(fast, x, joined(server.infer(of_triton), fast.exit_names))
 
-    first = {name: array[:3] for name, array in x.items()}
-    second = {name: array[3:] for name, array in x.items()}
+    first = {name: array[:3] for name, array in of_triton.items()}
+    second = {name: array[3:] for name, array in of_triton.items()}
     wrong = {**second, "tokens": second["tokens"] + 1000}  # No such token.
     found, message, other = server.infer(first, wrong, second)
     check(fast, x, joined([found, other], fast.exit_names))

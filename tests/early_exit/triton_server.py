@@ -92,6 +92,16 @@ def check_tensors(tensors, ends, most, what):
     return size
 
 
+def reshaped(tensors, config):
+    """Return arrays by name, in the shapes that a model expects of Triton."""
+    found = {}
+    for end in config.input:
+        array = by_name(tensors, end.name).as_numpy()
+        shape = end.reshape.shape if end.HasField("reshape") else array.shape[1:]
+        found[end.name] = array.reshape(len(array), *shape)
+    return found
+
+
 class Section:
     """An ONNX model of a repository."""
 
@@ -118,20 +128,13 @@ class Section:
     def __call__(self, tensors, names):
         config = self.config
         size = check_tensors(tensors, config.input, config.max_batch_size, "inputs")
-        feed = {}
-        for end in config.input:
-            array = by_name(tensors, end.name).as_numpy()
-            if end.HasField("reshape"):
-                array = array.reshape(size, *end.reshape.shape)
-            feed[end.name] = array
+        feed = reshaped(tensors, config)
         ends = [end for end in config.output if end.name in names]
         found = []
         arrays = self._session.run([end.name for end in ends], feed)
         for end, array in zip(ends, arrays, strict=True):
-            reshaped = (
-                array.reshape(size, *end.dims) if end.HasField("reshape") else array
-            )
-            found.append(Tensor(end.name, reshaped))
+            shape = end.dims if end.HasField("reshape") else array.shape[1:]
+            found.append(Tensor(end.name, array.reshape(size, *shape)))
         check_tensors(found, ends, config.max_batch_size, "outputs")
         return found
 
@@ -232,6 +235,8 @@ class Server:
         for arrays in requests:
             tensors = [Tensor(name, array) for name, array in arrays.items()]
             room -= check_tensors(tensors, config.input, room, "inputs")
+            expected = reshaped(tensors, config)
+            tensors = [Tensor(name, array) for name, array in expected.items()]
             made.append(self.request_class(config.name, names, tensors))
         responses = self.model.execute(made)
         assert len(responses) == len(requests)
