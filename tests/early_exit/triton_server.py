@@ -45,7 +45,7 @@ class TritonModelException(Exception):
 
 
 class InferenceResponse:
-    def __init__(self, output_tensors=(), error=None):
+    def __init__(self, *, output_tensors=(), error=None):
         self._outputs, self._error = list(output_tensors), error
 
     def output_tensors(self):
@@ -213,7 +213,8 @@ class Server:
                 try:
                     server.calls.append((self._model, len(self._inputs[0].as_numpy())))
                     section = server.sections[self._model]
-                    return InferenceResponse(section(self._inputs, self._names))
+                    outputs = section(self._inputs, self._names)
+                    return InferenceResponse(output_tensors=outputs)
                 except Exception as error:
                     return InferenceResponse(error=TritonError(str(error)))
 

@@ -60,7 +60,7 @@ class TritonPythonModel:
         parts = [np.split(each, ends) for each in self._predict(joined)]
         return [
             pb_utils.InferenceResponse(
-                [
+                output_tensors=[
                     pb_utils.Tensor("prediction", prediction),
                     pb_utils.Tensor("exit", exits),
                     pb_utils.Tensor("score", score),
