@@ -230,6 +230,8 @@ class EarlyExit(ServedExits):
         `litert` takes one sample per call and refuses more.
         `"onnx"` and `"openvino"`: a folder with one model for each section, a manifest,
         and `section_runner.py`, which runs batches with NumPy and the runtime only.
+        `"triton"`: a model repository for Triton, of the sections as ONNX models and of
+        a model that calls them.
 
         Artifacts compute scores in float32, `predict` in float64: a sample whose score
         equals a threshold up to rounding may exit at another exit. Layers that draw
