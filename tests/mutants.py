@@ -1,6 +1,6 @@
 """Change the library a little, many times, and see whether the tests notice.
 
-    python -m tests.mutants losses recipes taps calibration
+    python -m tests.mutants
 
 prints the share of changes that fail a test, and those that do not: each must stand
 in `tests/survivors.json`, with a reason. Texts of errors and docstrings stay as they
@@ -282,16 +282,18 @@ def check(name, *, sample=None, seed=0):
 def main():
     """Print shares and survivors; the exit status is 1 if one has no reason."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("modules", nargs="*", choices=list(TESTS), default=list(TESTS))
+    parser.add_argument("modules", nargs="*", help=f"of {', '.join(TESTS)}; else all")
     parser.add_argument("--sample", type=int, help="mutants of each module, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     options = parser.parse_args()
+    if unknown := set(options.modules) - TESTS.keys():
+        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(TESTS)}")
     import keras  # noqa: F401  Before the first fork; nothing of it may run here.
     import pytest  # noqa: F401
 
     reasons = json.loads(SURVIVORS.read_text())
     failed = False
-    for module in options.modules:
+    for module in options.modules or TESTS:
         begin = time.perf_counter()
         count, survivors = check(module, sample=options.sample, seed=options.seed)
         killed = 1 - len(survivors) / count

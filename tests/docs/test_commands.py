@@ -61,6 +61,7 @@ SMALL = {
     "examples/train_distributed.py": "--epochs=1 --train_examples=64",
     "examples/write_shards.py": "--data_dir=photos",
     "tests.fuzz": "--mutations=9",
+    "tests.mutants": "--sample=1",
     "tests.training.nonfinite_probe": "",
 }
 
@@ -80,7 +81,6 @@ ELSEWHERE = {
     "tests.integration.distributed_probe": "tests/integration/test_distribution.py",
     "tests.costs.flop_probe": "tests/costs/test_counting.py",
     "tests.integration.long_run_probe": "tests/integration/test_long_runs.py",
-    "tests.mutants": "tests/docs/test_documents.py",  # Hours: its list alone.
     "tests.callbacks.resume_probe": "tests/callbacks/test_resume.py",
     "tutorials/build.py": "tests/docs/test_tutorials.py",
 }
