@@ -59,6 +59,8 @@ SMALL = {
     "--width_multiplier=0.125 --image_size=8 --taps=1 --head_epochs=1 --epochs=1 "
     "--batch_size=8",
     "examples/train_distributed.py": "--epochs=1 --train_examples=64",
+    "examples/tune.py": "--train_examples=100 --width_multiplier=0.125 --epochs=1 "
+    "--trials=1",
     "examples/write_shards.py": "--data_dir=photos",
     "tests.fuzz": "--mutations=9",
     "tests.mutants": "--sample=1",
