@@ -301,7 +301,8 @@ class AverageGradients(keras.callbacks.Callback):
     during the backward pass, so that all take the same step, from the first process'
     weights on. Give `fit` an equal share of every global batch in each process, and
     `steps_per_epoch`, and equal shares of the validation data. The logs of an epoch are
-    those of all processes together. Each normalises its own share of a batch; at the
+    those of all processes together, and a wrapper's step that is not finite in one is
+    skipped by all. Each normalises its own share of a batch; at the
     end of an epoch all have the moving statistics of the first process, before they
     validate. Give this before callbacks that read logs or write the model.
     """
@@ -311,6 +312,8 @@ class AverageGradients(keras.callbacks.Callback):
         import torch
 
         _broadcast(self.model.weights)
+        # Read by a wrapper alone: models of Keras check averaged gradients, if at all.
+        self.model.process_group = torch.distributed.group.WORLD
         weights = torch.nn.Identity()
         weights.trained = torch.nn.ParameterList(
             variable.value for variable in self.model.trainable_variables
@@ -347,8 +350,9 @@ class AverageGradients(keras.callbacks.Callback):
         logs.update(zip(names, values.tolist(), strict=True))
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        """Lets go of the gradients."""
+        """Lets go of the gradients and of the other processes."""
         del self._averaged
+        self.model.process_group = None
 
 
 def _broadcast(variables):

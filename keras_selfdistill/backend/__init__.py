@@ -1,6 +1,6 @@
-"""Backend-specific code: compiling, finite checks, rows, batch norm, random state.
+"""Backend-specific code: compiling, tensors, batch norm, random state, processes.
 
 Internal.
 """
 
-__all__ = ["batch_norm", "compiled", "finite", "random_state", "tensors"]
+__all__ = ["batch_norm", "compiled", "finite", "processes", "random_state", "tensors"]

@@ -3,11 +3,12 @@
 import inspect
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
 
+from keras_selfdistill.backend.processes import is_process_group
 from keras_selfdistill.files.config_check import check_config
 from keras_selfdistill.losses.label_loss import check_task, warn_of_logits
 from keras_selfdistill.training import train_step as backend_step
@@ -31,6 +32,9 @@ from keras_selfdistill.utils.type_aliases import (
     Tensor,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 # Of `keras.Model.fit`, behind those that the wrapper's own names.
 _FURTHER_ARGUMENTS = tuple(inspect.signature(keras.Model.fit).parameters)[7:]
 
@@ -41,6 +45,8 @@ class Trainer(BatchLoss, LoggedModel):
     It reads what the constructor keeps: the graph of the exits, the recipe, the
     external teacher, the step counter and the scale of distillation.
     """
+
+    _process_group: "torch.distributed.ProcessGroup | None" = None
 
     @property
     def recipe_state(self) -> keras.Layer | None:
@@ -80,6 +86,32 @@ class Trainer(BatchLoss, LoggedModel):
     @distillation_scale.setter
     def distillation_scale(self, value: float) -> None:
         self._distillation_scale.assign(value)
+
+    @property
+    def process_group(self) -> "torch.distributed.ProcessGroup | None":
+        """The PyTorch processes that train this wrapper together, `None` unless set.
+
+        All of them skip a step that is not finite in one of them. For callbacks that
+        average gradients over `torch.distributed`; all processes must train as many
+        steps. A loaded wrapper has `None`.
+
+        Raises:
+            TypeError: It is set to something else, or on another backend.
+
+        Example:
+            `model.process_group = torch.distributed.group.WORLD`
+        """
+        return self._process_group
+
+    @process_group.setter
+    def process_group(self, group: "torch.distributed.ProcessGroup | None") -> None:
+        if group is not None and not is_process_group(group):
+            raise TypeError(
+                f"SelfDistiller.process_group is of PyTorch. Received: {group!r}, on "
+                f"the backend {keras.backend.backend()}. Expected: None, or on torch "
+                "a torch.distributed.ProcessGroup."
+            )
+        self._process_group = group
 
     def compile(
         self,

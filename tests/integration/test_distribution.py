@@ -1,5 +1,6 @@
 """Several devices: the weights of one, an error where a worker dies, going on."""
 
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 from distributed import local_workers
 from tests.conftest import ROOT, require_backend, run_python
-from tests.integration import distributed_probe
+from tests.integration import distributed_probe, processes_probe
 
 pytestmark = pytest.mark.process
 
@@ -72,6 +73,20 @@ def saved(tmp_path_factory):
     return path
 
 
+def results_of_two(engine, folder, *arguments):
+    """Return what each of two processes of a module prints."""
+    workers = [
+        Worker(
+            folder / f"{index}.txt",
+            *("-m", *arguments),
+            KERAS_BACKEND=BACKENDS[engine],
+            **environment,
+        )
+        for index, environment in enumerate(CLUSTERS[engine](2))
+    ]
+    return [results_of(worker.end()) for worker in workers]
+
+
 def results_of(output):
     return json.loads(output.splitlines()[-1])
 
@@ -97,17 +112,25 @@ def test_mirrored_replicas_train_as_one_device(saved):
 @pytest.mark.parametrize("engine", CLUSTERS)
 def test_two_processes_train_as_one_device(engine, saved, tmp_path):
     require_backend(BACKENDS[engine])
-    workers = [
-        Worker(
-            tmp_path / f"{index}.txt",
-            *("-m", "tests.integration.distributed_probe", engine, saved),
-            KERAS_BACKEND=BACKENDS[engine],
-            **environment,
-        )
-        for index, environment in enumerate(CLUSTERS[engine](2))
-    ]
-    for worker in workers:
-        check(results_of(worker.end())[engine], replicas=2)
+    arguments = ("tests.integration.distributed_probe", engine, saved)
+    for result in results_of_two(engine, tmp_path, *arguments):
+        check(result[engine], replicas=2)
+
+
+@pytest.mark.long
+def test_two_processes_skip_a_step_together(tmp_path):
+    require_backend("torch")
+    first, second = results_of_two("ddp", tmp_path, "tests.integration.processes_probe")
+    assert first == second
+    for way, kind in itertools.product(processes_probe.WAYS, processes_probe.KINDS):
+        found, undisturbed = first[f"{way} {kind}"], first[f"{way} nothing"]
+        assert found["skipped"] == (kind != "nothing")
+        assert found["loss_is_finite"]
+        # As in one process, where bad data leave the scale, and overflows halve it.
+        if way == "scaled":
+            assert found["scale"] == (32.0 if kind == "gradient" else 64.0)
+        if way != "half":  # Whose gradients are rounded at another scale.
+            assert found["state"] == undisturbed["state"]
 
 
 @pytest.mark.long

@@ -444,6 +444,14 @@ def test_two_replicas_skip_a_step_together():
     assert "as it should be" in result.stdout
 
 
+def test_only_processes_can_skip_steps_together():
+    model = two_layers()
+    with pytest.raises(TypeError, match=r"process_group .*'WORLD'.*Expected: None"):
+        model.process_group = "WORLD"
+    model.process_group = None
+    assert model.process_group is None
+
+
 def test_gradients_of_an_embedding_are_summed_over_a_word_first():
     words = keras.Input((2,), dtype="int32")
     x = layers.Embedding(3, 2, name="words")(words)

@@ -4,6 +4,7 @@ import keras
 import torch
 
 from keras_selfdistill.backend.finite import all_finite
+from keras_selfdistill.backend.processes import true_in_all
 from keras_selfdistill.training.nonfinite import DeferredUpdates, FiniteCheck
 from keras_selfdistill.utils.type_aliases import Logs, TensorStructure
 
@@ -26,6 +27,8 @@ def train_step(self: keras.Model, data: TensorStructure) -> Logs:
             forward=all_finite([step.loss, *(value for _, value in deferred.updates)]),
             gradients=all_finite([g for g in gradients if g is not None]),
         )
+        if self.process_group is not None:
+            check = FiniteCheck(*true_in_all(check, self.process_group))
         # First, because applying gradients may change the loss scale.
         magnitudes = self._gradient_magnitudes(gradients)
         if check.finite:
