@@ -128,7 +128,7 @@ def define_flags() -> None:
         "timeout",
         600,
         "Seconds that a process of ddp waits for another one. The first one checks the "
-        "images and writes files meanwhile.",
+        "images, downloads weights and writes files meanwhile.",
         1,
     )
     flags.DEFINE_integer("seed", 0, "Seed of split, weights, order and crops.", 0)

@@ -29,11 +29,13 @@ class Engine:
         replicas: How many equal shares a global batch is cut into, one for each device.
         processes: Number of processes.
         process: Number of this process, from 0; its share is the one of this number.
+        local_process: Number of this process among those of its machine, from 0.
     """
 
     replicas = 1
     processes = 1
     process = 0
+    local_process = 0
 
     @property
     def is_chief(self) -> bool:
@@ -42,6 +44,20 @@ class Engine:
 
     def wait(self) -> None:
         """Waits until all processes are here, and what they wrote is there."""
+
+    @contextlib.contextmanager
+    def in_turns(self) -> Iterator[None]:
+        """Lets one process of each machine download a file before the others read it.
+
+        The first process of all comes before those of other machines, which may have
+        their home folders on the same disk.
+        """
+        turn = 0 if self.is_chief else 1 if self.local_process == 0 else 2
+        for _ in range(turn):
+            self.wait()
+        yield
+        for _ in range(turn, 2):
+            self.wait()
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """Returns the context in which models are built, loaded and saved."""
@@ -387,9 +403,10 @@ class DistributedDataParallelEngine(Engine):
     def __init__(self, timeout: int) -> None:
         import torch
 
+        self.local_process = int(os.environ.get("LOCAL_RANK", 0))
         gpu = torch.cuda.is_available()
         if gpu:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(self.local_process)
         torch.distributed.init_process_group(
             "nccl" if gpu else "gloo", timeout=datetime.timedelta(seconds=timeout)
         )

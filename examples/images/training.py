@@ -123,7 +123,8 @@ class Training:
         """
         self.engine.wait()
         if not self.weights(phases[-1]).exists():
-            with self.engine.scope():
+            # Which downloads weights, into one file of each machine.
+            with self.engine.in_turns(), self.engine.scope():
                 model = self.build()
             for phase, before in zip(phases, (None, *phases), strict=False):
                 if not self.weights(phase).exists():

@@ -60,10 +60,15 @@ def taken(data, count):
     return list(itertools.islice(data, count))
 
 
-def test_batches_are_the_same_on_any_number_of_processes_after_any_kill(written):
-    part = shards.load(written[1]).train
+@pytest.mark.parametrize("module", [batches, shards], ids=["folder", "shards"])
+def test_batches_are_the_same_on_any_number_of_processes_after_any_kill(
+    written, module
+):
+    def part():
+        return (written[0] if module is batches else shards.load(written[1])).train
+
     weights = np.array([1.0, 2.0, 3.0, 4.0])
-    data = shards.Batches(part, SIZE, BATCH, seed=3, class_weights=weights)
+    data = module.Batches(part(), SIZE, BATCH, seed=3, class_weights=weights)
     steps = data.steps_per_epoch
     assert steps == 3
     whole = taken(data, 3 * steps)
@@ -71,8 +76,8 @@ def test_batches_are_the_same_on_any_number_of_processes_after_any_kill(written)
         # As after a kill in the second epoch: new objects, from its beginning on.
         own = [
             taken(
-                shards.Batches(
-                    shards.load(written[1]).train,
+                module.Batches(
+                    part(),
                     *(SIZE, BATCH, 3),
                     class_weights=weights,
                     first_epoch=1,
