@@ -318,9 +318,11 @@ class AverageGradients(keras.callbacks.Callback):
     weights on. Give `fit` an equal share of every global batch in each process, and
     `steps_per_epoch`, and equal shares of the validation data. The logs of an epoch are
     those of all processes together, and a wrapper's step that is not finite in one is
-    skipped by all. Each normalises its own share of a batch; at the
-    end of an epoch all have the moving statistics of the first process, before they
-    validate. Give this before callbacks that read logs or write the model.
+    skipped by all. Each process normalises its own share of a batch; at the end of an
+    epoch all have the moving statistics of the first process, before they validate.
+    Layers such as `Dropout` draw in each process other numbers. A checkpoint of the
+    first process has all of them, as they follow from its seeds. Give this before
+    callbacks that read logs or write the model.
     """
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
@@ -335,11 +337,24 @@ class AverageGradients(keras.callbacks.Callback):
             variable.value for variable in self.model.trainable_variables
         )
         self._averaged = torch.nn.parallel.DistributedDataParallel(weights)
+        # After its first backward pass it packs gradients anew, in the order in which
+        # they came, and more than two processes then add them in another order. This
+        # empty pass is the first one of a training and of one that goes on alike.
+        self._averaged(None)
+        sum((0 * value).sum() for value in weights.trained).backward()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Remembers that seeds may be those of a checkpoint."""
+        self._epoch_begins = True
 
     def on_train_batch_begin(
         self, batch: int, logs: dict[str, float] | None = None
     ) -> None:
         """Announces a backward pass, over which the gradients are averaged."""
+        if self._epoch_begins:
+            # Not before: other callbacks restore a checkpoint as the epoch begins.
+            _draw_apart(self.model)
+            self._epoch_begins = False
         # The network itself runs in the wrapper's train_step. All that the call of a
         # DistributedDataParallel does for the gradients is to begin a new average.
         self._averaged(None)
@@ -377,6 +392,22 @@ def _broadcast(variables):
 
     for variable in variables:
         torch.distributed.broadcast(variable.value.detach(), src=0)
+
+
+def _draw_apart(model):
+    """Sets the seeds of a process, which follow from those of the first one."""
+    import torch
+
+    weights = {id(variable) for variable in model.weights}
+    seeds = [each for each in model.variables if id(each) not in weights]
+    _broadcast(seeds)
+    rank = torch.distributed.get_rank()
+    if rank == 0:
+        return
+    for variable in seeds:
+        seed, count = keras.ops.convert_to_numpy(variable).astype("uint32")
+        (seed,) = np.random.SeedSequence([seed, rank]).generate_state(1)
+        variable.assign(np.array([seed, count]).astype("int32"))
 
 
 def _average(value):

@@ -1,25 +1,18 @@
 """Shards of images: their batches, for any number of processes, and broken ones."""
 
-import concurrent.futures
 import dataclasses
 import itertools
 import json
-import signal
 
 import numpy as np
 import pytest
 from absl import app
 
-from distributed import local_workers
 from images import batches, shards, split
-from tests.conftest import require_backend
 from tests.examples.test_images_parts import CLASSES, make_folder, make_shards
-from tests.examples.test_train_images import arrays_of, run
-from tests.interruption import killed_replacing
 
 pytestmark = pytest.mark.once
 BATCH, SIZE = 8, (12, 10)
-DDP = {"distribute": "ddp", "head_epochs": 0, "timeout": 60}
 
 
 @pytest.fixture(scope="module")
@@ -206,51 +199,3 @@ def test_damage_within_a_shard_is_told_with_its_name(copy):
     with pytest.raises(OSError, match=f"Image {last} cannot be read; it is in {path}"):
         part.read(last)
     part.read(last + 1)
-
-
-@pytest.mark.long
-@pytest.mark.process
-def test_a_broken_shard_is_told_before_processes_start(copy):
-    require_backend("torch")
-    root, index = copy
-    name = index["parts"]["test"][0]["file"]
-    (root / name).unlink()
-    ended = run(root, root / "run", backend="torch", **DDP)
-    assert ended.returncode == 1
-    assert f"{name}: missing" in ended.stdout + ended.stderr
-    assert "worker" not in ended.stdout
-    assert not (root / "run").exists()
-
-
-def run_two(output_dir, data_dir, before=""):
-    """Run two processes, each by itself, as on machines of their own."""
-
-    def run_one(place):
-        code = before if place["RANK"] == "0" else ""
-        return run(data_dir, output_dir, code, backend="torch", **DDP, **place)
-
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        return list(pool.map(run_one, local_workers.torch_cluster(2)))
-
-
-@pytest.mark.long
-@pytest.mark.process
-def test_two_processes_that_are_killed_end_as_if_they_were_not(written, tmp_path):
-    require_backend("torch")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        # Up to the network without exits, of which nothing is asked.
-        kill = killed_replacing(".checkpoint", 3)
-        uninterrupted = pool.submit(run_two, whole, written[1], kill)
-        # Each time before the second checkpoint that the first process completes.
-        kill = killed_replacing(".checkpoint", 2)
-        runs = [run_two(killed, written[1], kill) for _ in range(2)]
-    for first, second in (*runs, uninterrupted.result()):
-        assert first.returncode == -signal.SIGKILL, first.stderr
-        assert second.returncode > 0  # An error, and not a hang.
-    assert "Resumed at epoch 1, batch 0" in runs[1][0].stdout + runs[1][0].stderr
-    name = "distilled/all.weights.h5"
-    ours, theirs = arrays_of(killed / name), arrays_of(whole / name)
-    assert ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        np.testing.assert_array_equal(value, theirs[key], err_msg=key)

@@ -26,6 +26,7 @@ TERMS = {
     "external_loss",
     "distillation_loss",
 }
+PROBE = "tests.integration.processes_probe"
 BACKENDS = {"mirrored": "tensorflow", "multi_worker": "tensorflow", "ddp": "torch"}
 CLUSTERS = {
     "multi_worker": local_workers.tensorflow_cluster,
@@ -73,8 +74,8 @@ def saved(tmp_path_factory):
     return path
 
 
-def results_of_two(engine, folder, *arguments):
-    """Return what each of two processes of a module prints."""
+def results_of_each(engine, processes, folder, *arguments):
+    """Return what each process of a module prints."""
     workers = [
         Worker(
             folder / f"{index}.txt",
@@ -82,7 +83,7 @@ def results_of_two(engine, folder, *arguments):
             KERAS_BACKEND=BACKENDS[engine],
             **environment,
         )
-        for index, environment in enumerate(CLUSTERS[engine](2))
+        for index, environment in enumerate(CLUSTERS[engine](processes))
     ]
     return [results_of(worker.end()) for worker in workers]
 
@@ -113,14 +114,14 @@ def test_mirrored_replicas_train_as_one_device(saved):
 def test_two_processes_train_as_one_device(engine, saved, tmp_path):
     require_backend(BACKENDS[engine])
     arguments = ("tests.integration.distributed_probe", engine, saved)
-    for result in results_of_two(engine, tmp_path, *arguments):
+    for result in results_of_each(engine, 2, tmp_path, *arguments):
         check(result[engine], replicas=2)
 
 
 @pytest.mark.long
 def test_two_processes_skip_a_step_together(tmp_path):
     require_backend("torch")
-    first, second = results_of_two("ddp", tmp_path, "tests.integration.processes_probe")
+    first, second = results_of_each("ddp", 2, tmp_path, PROBE, "skip")
     assert first == second
     for way, kind in itertools.product(processes_probe.WAYS, processes_probe.KINDS):
         found, undisturbed = first[f"{way} {kind}"], first[f"{way} nothing"]
@@ -131,6 +132,22 @@ def test_two_processes_skip_a_step_together(tmp_path):
             assert found["scale"] == (32.0 if kind == "gradient" else 64.0)
         if way != "half":  # Whose gradients are rounded at another scale.
             assert found["state"] == undisturbed["state"]
+
+
+@pytest.mark.long
+def test_four_processes_draw_apart_and_go_on_exactly(tmp_path):
+    require_backend("torch")
+    arguments = (PROBE, "resume", tmp_path / "checkpoints")
+    found = results_of_each("ddp", 4, tmp_path, *arguments)
+    masks = [mask for each in found for mask in each["whole"]["masks"]]
+    assert len(set(masks)) == len(masks) == 12 * 4
+    for each in found:
+        assert each["whole"]["state"] == found[0]["whole"]["state"]
+        for resumed in (each["epoch"], each["5"]):
+            assert resumed["state"] == each["whole"]["state"]
+            assert len(resumed["masks"]) == 8
+            # Of the last epoch; before, some may be those of batches that are skipped.
+            assert resumed["masks"][-4:] == each["whole"]["masks"][-4:]
 
 
 @pytest.mark.long
