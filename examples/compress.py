@@ -46,7 +46,7 @@ from absl import app, flags, logging
 from keras import ops
 
 import keras_selfdistill as ksd
-from shared import environment, image_flags, image_sets, run_folder
+from shared import environment, image_flags, image_sets, run_folder, script
 
 FLAGS = flags.FLAGS
 PLACES = ("data_dir", "output_dir")  # They decide no result.
@@ -430,4 +430,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     define_flags()
     FLAGS.set_default("verbosity", logging.INFO)
-    app.run(main)
+    script.run(main)

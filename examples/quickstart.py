@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import keras_selfdistill as ksd
+from shared import script
 
 FLAGS = flags.FLAGS
 
@@ -98,4 +99,4 @@ def main(argv):
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    script.run(main)

@@ -38,6 +38,7 @@ from starlette.responses import JSONResponse
 
 from serving import bodies
 from serving.bodies import NPY, RefusedRequest, check_shape, read_json, read_npy
+from shared import script
 
 FLAGS = flags.FLAGS
 LARGEST_BODY = 1 << 26  # Bytes.
@@ -285,4 +286,4 @@ def main(argv):
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    script.run(main)

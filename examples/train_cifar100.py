@@ -24,7 +24,7 @@ import keras
 from absl import app, flags, logging
 
 import keras_selfdistill as ksd
-from shared import augmentation, cifar100, environment, run_folder
+from shared import augmentation, cifar100, environment, run_folder, script
 
 FLAGS = flags.FLAGS
 
@@ -340,4 +340,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     FLAGS.set_default("verbosity", logging.INFO)
-    app.run(main)
+    script.run(main)

@@ -35,7 +35,7 @@ import sys
 from absl import app, flags
 
 from distributed import local_workers
-from shared import image_flags
+from shared import image_flags, script
 
 FLAGS = flags.FLAGS
 
@@ -114,4 +114,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    script.run(main)

@@ -34,7 +34,6 @@ import shared.quiet  # noqa: F401  # isort: skip  (first: it imports Keras)
 
 import functools
 import hashlib
-import importlib.util
 import os
 import pathlib
 import sys
@@ -47,6 +46,7 @@ import keras_selfdistill as ksd
 from distributed import engines, local_workers
 from images import (
     batches,
+    command_line,
     network,
     results,
     run_readme,
@@ -55,16 +55,9 @@ from images import (
     tfds_images,
     training,
 )
-from shared import environment, run_folder
+from shared import environment, run_folder, script
 
 FLAGS = flags.FLAGS
-# Where and on what it is trained may change between the parts of a run.
-CHANGEABLE = (
-    *("data_dir", "output_dir"),
-    *("distribute", "cpu_devices", "processes", "timeout"),
-)
-# The backend of each way to take several devices.
-BACKENDS = {"mirrored": "tensorflow", "data_parallel": "jax", "ddp": "torch"}
 
 
 def define_flags() -> None:
@@ -116,7 +109,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "distribute",
         "none",
-        ["none", *BACKENDS],
+        ["none", *command_line.BACKENDS],
         "All devices of this machine: mirrored on TensorFlow, data_parallel on JAX; "
         "ddp on PyTorch takes several processes, also of several machines.",
     )
@@ -134,88 +127,13 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Seed of split, weights, order and crops.", 0)
 
 
-def image_size() -> batches.Size:
-    """Returns the height and width that `--image_size` gives."""
-    given = [int(each) if each.isdecimal() else 0 for each in FLAGS.image_size]
-    if len(given) not in (1, 2) or min(given) < 1:
-        raise app.UsageError(
-            f"Received --image_size={','.join(FLAGS.image_size)}; expected a number of "
-            "pixels, or a height and a width, such as 240,320."
-        )
-    return given[0], given[-1]
-
-
-def check_flags() -> None:
-    """Refuses what cannot be trained, before any image is read."""
-    image_size()
-    for name in ("held_out", "guarantee"):
-        if not 0 < FLAGS[name].value < 1:
-            raise app.UsageError(
-                f"Received --{name}={FLAGS[name].value}; expected a number between 0 "
-                "and 1."
-            )
-    needed = BACKENDS.get(FLAGS.distribute)
-    if needed not in (None, keras.backend.backend()):
-        raise app.UsageError(
-            f"Received --distribute={FLAGS.distribute} with KERAS_BACKEND="
-            f"{keras.backend.backend()}; expected {needed}."
-        )
-    if shards.is_folder(data_dir()):
-        check_shards()
-    if importlib.util.find_spec("matplotlib") is None:
-        raise app.UsageError(
-            "matplotlib is not installed, which draws the pictures. Expected: "
-            "python -m pip install matplotlib"
-        )
-
-
-def data_dir() -> pathlib.Path:
-    """Returns the folder that `--data_dir` names."""
-    return pathlib.Path(FLAGS.data_dir).expanduser()
-
-
-def check_shards() -> None:
-    """Refuses flags that shards have no use for."""
-    shards.check_installed()
-    shards.check_index(data_dir())
-    if FLAGS.dataset is not None:
-        raise app.UsageError(
-            f"Received --dataset={FLAGS.dataset} and shards in --data_dir; expected "
-            "one of both."
-        )
-    if FLAGS["held_out"].present:
-        raise app.UsageError(
-            f"Received --held_out={FLAGS.held_out} and shards in --data_dir, which are "
-            "split already; expected it in the call of write_shards.py."
-        )
-
-
-def make_engine() -> engines.Engine:
-    """Returns the engine that `--distribute` names."""
-    match FLAGS.distribute:
-        case "mirrored":
-            return engines.MirroredEngine(FLAGS.cpu_devices)
-        case "data_parallel":
-            return engines.DataParallelEngine(FLAGS.cpu_devices)
-        case "ddp":
-            return engines.DistributedDataParallelEngine(FLAGS.timeout)
-    return engines.Engine()
-
-
-def settings() -> dict[str, Any]:
-    """Returns the flags that decide the run's result."""
-    # Shards are split already.
-    unused = ["held_out"] if shards.is_folder(data_dir()) else []
-    return run_folder.own_settings("held_out", without=[*CHANGEABLE, *unused])
-
-
 def begin(output_dir: pathlib.Path) -> None:
     """Makes the run's folder, or refuses one of other flags or data."""
     data = {}
-    if shards.is_folder(data_dir()):
-        content = (data_dir() / shards.INDEX).read_bytes()
+    if command_line.reads_shards():
+        content = (command_line.data_dir() / shards.INDEX).read_bytes()
         data = {"shards": hashlib.sha256(content).hexdigest()}
-    run_folder.begin(output_dir, {**settings(), **data}, kept="distilled")
+    run_folder.begin(output_dir, {**command_line.settings(), **data}, kept="distilled")
     if not (output_dir / "distilled").exists():
         # Nothing was trained by an earlier split, perhaps of other flags.
         (output_dir / "split.json").unlink(missing_ok=True)
@@ -223,35 +141,15 @@ def begin(output_dir: pathlib.Path) -> None:
 
 def load_images(output_dir: pathlib.Path) -> split.Split:
     """Returns the split of a run, of images that can all be read."""
-    if shards.is_folder(data_dir()):
-        return shards.load(data_dir())
-    root = data_dir()
+    if command_line.reads_shards():
+        return shards.load(command_line.data_dir())
+    root = command_line.data_dir()
     if FLAGS.dataset is not None:
         tfds_images.write_folder(FLAGS.dataset, root, output_dir / "dataset")
         root = output_dir / "dataset"
     return split.load_or_make(
         root, output_dir / "split.json", share=FLAGS.held_out, seed=FLAGS.seed
     )
-
-
-def check_batches(images: split.Split, engine: engines.Engine) -> None:
-    """Refuses batches that cannot be filled or shared."""
-    count = len(images.train.labels)
-    if count < FLAGS.batch_size:
-        raise app.UsageError(
-            f"Received --batch_size={FLAGS.batch_size}; expected at most the {count} "
-            "training images."
-        )
-    if FLAGS.batch_size % engine.replicas:
-        raise app.UsageError(
-            f"Received --batch_size={FLAGS.batch_size}; expected a multiple of the "
-            f"{engine.replicas} devices."
-        )
-    if len(images.validation.labels) < engine.replicas:
-        raise app.UsageError(
-            f"Received {len(images.validation.labels)} images for validation; expected "
-            f"at least one for each of the {engine.replicas} devices. Raise --held_out."
-        )
 
 
 def begin_anew(policy: str) -> None:
@@ -268,7 +166,7 @@ def build(classes: int, *, exits: bool) -> keras.Model:
     """Returns the untrained network, with exits or without."""
     base = network.build(
         FLAGS.model,
-        size=image_size(),
+        size=command_line.image_size(),
         classes=classes,
         weights=None if FLAGS.weights == "none" else FLAGS.weights,
         width_multiplier=FLAGS.width_multiplier,
@@ -276,29 +174,16 @@ def build(classes: int, *, exits: bool) -> keras.Model:
     return ksd.SelfDistiller(base, FLAGS.taps, FLAGS.recipe) if exits else base
 
 
-def phases() -> list[training.Phase]:
-    """Returns the phases that the flags ask for."""
-    heads = training.Phase("heads", FLAGS.head_epochs, FLAGS.learning_rate, None)
-    everything = training.Phase(
-        "all",
-        FLAGS.epochs,
-        FLAGS.learning_rate,
-        FLAGS.base_learning_rate,
-        statistics=FLAGS.weights == "none",
-    )
-    return [heads, everything] if FLAGS.head_epochs else [everything]
-
-
 def train(
     output_dir: pathlib.Path, images: split.Split, engine: engines.Engine
 ) -> dict[str, Any]:
     """Trains the wrapper and the plain network; returns their logs by phase."""
-    size, classes = image_size(), len(images.classes)
+    size, classes = command_line.image_size(), len(images.classes)
     own = {"process": engine.process, "processes": engine.processes}
     weights = None
     if FLAGS.class_weight == "balanced":
         weights = batches.balanced_weights(images.train.labels, classes)
-    make = shards.Batches if shards.is_folder(data_dir()) else batches.Batches
+    make = shards.Batches if command_line.reads_shards() else batches.Batches
     data = make(
         images.train, size, FLAGS.batch_size, FLAGS.seed, FLAGS.mirror, weights, **own
     )
@@ -324,7 +209,7 @@ def train(
             data,
             validation,
             FLAGS.patience,
-        ).run(phases())
+        ).run(command_line.phases())
     return histories
 
 
@@ -332,7 +217,8 @@ def load(output_dir: pathlib.Path, classes: int, name: str) -> keras.Model:
     """Returns a trained network in float32 on one device."""
     begin_anew("float32")
     model = build(classes, exits=name == "distilled")
-    model.load_weights(training.weights_file(output_dir / name, phases()[-1]))
+    last = command_line.phases()[-1]
+    model.load_weights(training.weights_file(output_dir / name, last))
     return model
 
 
@@ -340,10 +226,11 @@ def main(argv: list[str]) -> None:
     """Trains, or goes on, then measures and writes what is deployed."""
     if len(argv) > 1:
         raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
-    check_flags()
+    command_line.check_flags()
     if FLAGS.distribute == "ddp" and "RANK" not in os.environ:
-        if shards.is_folder(data_dir()):
-            shards.load(data_dir())  # Broken ones are told before there are processes.
+        if command_line.reads_shards():
+            # Broken ones are told before there are processes.
+            shards.load(command_line.data_dir())
         environments = local_workers.torch_cluster(FLAGS.processes)
         sys.exit(
             1 if local_workers.run([sys.executable, *sys.argv], environments) else 0
@@ -351,14 +238,14 @@ def main(argv: list[str]) -> None:
     # Names of any script are told where the terminal has not their letters, too.
     sys.stdout.reconfigure(errors="backslashreplace")
     output_dir = pathlib.Path(FLAGS.output_dir).expanduser()
-    engine = make_engine()
+    engine = command_line.make_engine()
     if engine.is_chief:
         begin(output_dir)
         images = load_images(output_dir)
     engine.wait()
     if not engine.is_chief:
         images = load_images(output_dir)
-    check_batches(images, engine)
+    command_line.check_batches(images, engine)
     histories = train(output_dir, images, engine)
     if engine.is_chief:
         measure(output_dir, images, histories)
@@ -372,7 +259,7 @@ def measure(
         load(output_dir, len(images.classes), name) for name in ("plain", "distilled")
     )
     of_part = functools.partial(
-        batches.Whole, size=image_size(), batch_size=FLAGS.batch_size
+        batches.Whole, size=command_line.image_size(), batch_size=FLAGS.batch_size
     )
     goal = results.Goal(FLAGS.max_accuracy_drop, FLAGS.guarantee)
     measured = results.measure(model, plain, images, of_part, goal)
@@ -381,8 +268,8 @@ def measure(
         **measured.numbers,
         "no_litert": results.write_models(measured, images.classes, artifact),
         "phases": training.summary(histories),
-        "image_size": image_size(),
-        "flags": settings(),
+        "image_size": command_line.image_size(),
+        "flags": command_line.settings(),
         "versions": environment.versions(),
         "machine": environment.machine(),
     }
@@ -396,4 +283,4 @@ def measure(
 if __name__ == "__main__":
     define_flags()
     FLAGS.set_default("verbosity", logging.INFO)
-    app.run(main)
+    script.run(main)

@@ -21,6 +21,7 @@ import sys
 from absl import app, flags, logging
 
 from images import shards, split
+from shared import script
 
 FLAGS = flags.FLAGS
 
@@ -73,4 +74,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     define_flags()
     FLAGS.set_default("verbosity", logging.INFO)
-    app.run(main)
+    script.run(main)

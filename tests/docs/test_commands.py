@@ -81,6 +81,7 @@ ELSEWHERE = {
     "tests.integration.backend_probe": "tests/integration/test_backends.py",
     "tests.callbacks.devices_resume_probe": "tests/callbacks/test_resume.py",
     "tests.integration.distributed_probe": "tests/integration/test_distribution.py",
+    "tests.integration.processes_probe": "tests/integration/test_distribution.py",
     "tests.costs.flop_probe": "tests/costs/test_counting.py",
     "tests.integration.long_run_probe": "tests/integration/test_long_runs.py",
     "tests.callbacks.resume_probe": "tests/callbacks/test_resume.py",

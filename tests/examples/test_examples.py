@@ -78,10 +78,15 @@ def test_help_explains_every_flag(script):
         assert f"{name}:" in text, name
 
 
-def test_quickstart_refuses_stray_arguments(tmp_path):
+def test_a_wrong_command_line_is_answered_in_one_message():
     result = run_python(ROOT / "examples" / "quickstart.py", "stray", check=False)
-    assert result.returncode
-    assert "stray" in result.stdout + result.stderr
+    assert result.returncode == 1
+    assert result.stdout == ""
+    message = "Unexpected arguments: ['stray']. See --help."
+    assert result.stderr.splitlines()[-1] == message
+    assert "--output_dir" not in result.stderr
+    for path in ROOT.glob("examples/*.py"):
+        assert path.read_text().endswith("    script.run(main)\n"), path
 
 
 @pytest.mark.long
