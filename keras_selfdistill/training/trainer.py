@@ -99,7 +99,11 @@ class Trainer(BatchLoss, LoggedModel):
             TypeError: It is set to something else, or on another backend.
 
         Example:
-            `model.process_group = torch.distributed.group.WORLD`
+            >>> import keras_selfdistill as ksd
+            >>> base = ksd.networks.resnet18(classes=10, width_multiplier=0.125)
+            >>> model = ksd.SelfDistiller(base, taps=1)
+            >>> model.process_group is None  # Or torch.distributed.group.WORLD.
+            True
         """
         return self._process_group
 

@@ -444,6 +444,29 @@ def test_two_replicas_skip_a_step_together():
     assert "as it should be" in result.stdout
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="torch.distributed")
+def test_a_step_that_another_process_cannot_take_changes_nothing(trained, monkeypatch):
+    import torch
+
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    trained.process_group = torch.distributed.group.WORLD
+    try:
+        before = state(trained)
+        assert step(trained, spoilt("input"))["nonfinite_steps"] == 1
+        assert_equal_states(state(trained), before)
+        assert step(trained, spoilt("nothing"))["nonfinite_steps"] == 0
+        before = state(trained)
+        monkeypatch.setattr(
+            torch.distributed, "all_reduce", lambda found, op, group: found[0].zero_()
+        )
+        assert step(trained, spoilt("nothing"))["nonfinite_steps"] == 1
+        assert_equal_states(state(trained), before)
+    finally:
+        trained.process_group = None
+        torch.distributed.destroy_process_group()
+
+
 def test_only_processes_can_skip_steps_together():
     model = two_layers()
     with pytest.raises(TypeError, match=r"process_group .*'WORLD'.*Expected: None"):
