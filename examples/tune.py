@@ -33,7 +33,7 @@ import numpy as np
 from absl import app, flags, logging
 
 import keras_selfdistill as ksd
-from shared import environment, image_flags, image_sets, run_folder
+from shared import environment, image_flags, image_sets, run_folder, script
 
 FLAGS = flags.FLAGS
 CHANGEABLE = ("data_dir", "output_dir", "trials")
@@ -243,4 +243,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     define_flags()
     FLAGS.set_default("verbosity", logging.INFO)
-    app.run(main)
+    script.run(main)

@@ -111,9 +111,9 @@ class Trainer(BatchLoss, LoggedModel):
     def process_group(self, group: "torch.distributed.ProcessGroup | None") -> None:
         if group is not None and not is_process_group(group):
             raise TypeError(
-                f"SelfDistiller.process_group is of PyTorch. Received: {group!r}, on "
-                f"the backend {keras.backend.backend()}. Expected: None, or on torch "
-                "a torch.distributed.ProcessGroup."
+                f"`process_group` is for PyTorch. Received: {group!r} on the backend "
+                f"{keras.backend.backend()}. Expected: None, or on torch a "
+                "torch.distributed.ProcessGroup."
             )
         self._process_group = group
 
