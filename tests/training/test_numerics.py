@@ -469,7 +469,7 @@ def test_a_step_that_another_process_cannot_take_changes_nothing(trained, monkey
 
 def test_only_processes_can_skip_steps_together():
     model = two_layers()
-    with pytest.raises(TypeError, match=r"process_group .*'WORLD'.*Expected: None"):
+    with pytest.raises(TypeError, match=r"`process_group` .*'WORLD'.*Expected: None"):
         model.process_group = "WORLD"
     model.process_group = None
     assert model.process_group is None
