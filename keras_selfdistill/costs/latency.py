@@ -85,6 +85,24 @@ def cumulative(milliseconds: Mapping[str, float]) -> dict[str, float]:
     )
 
 
+def check_mapping(costs: object, name: str) -> None:
+    """Check that what a user gave is a mapping; its values are not looked at.
+
+    Args:
+        costs: What was given.
+        name: Name that it may have, for the message.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(costs, Mapping):
+        raise TypeError(
+            "`costs` must map names to milliseconds. Received: "
+            f"{costs!r:.80} of type {type(costs).__name__}. Expected, e.g., "
+            f"costs={{{name!r}: 1.2, 'final': 3.4}}."
+        )
+
+
 def check_latencies(milliseconds: Mapping[str, Any]) -> None:
     """Check times given by a user, shallow to deep.
 

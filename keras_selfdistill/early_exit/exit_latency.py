@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_selfdistill.costs.latency import (
     check_latencies,
+    check_mapping,
     cumulative,
     median_milliseconds,
 )
@@ -57,12 +58,7 @@ def given_latencies(costs: Mapping[str, float], names: Sequence[str]) -> np.ndar
         >>> given_latencies({"final": 2.5, "exit_1": 1}, ["exit_1", "final"]).tolist()
         [1.0, 2.5]
     """
-    if not isinstance(costs, Mapping):
-        raise TypeError(
-            "`costs` must map exits to milliseconds. Received: "
-            f"{costs!r:.80} of type {type(costs).__name__}. Expected, e.g., "
-            "costs={'exit_1': 1.2, 'final': 3.4}."
-        )
+    check_mapping(costs, "exit_1")
     if set(costs) != set(names):
         raise ValueError(
             "`costs` must hold the time of every exit. Received: "

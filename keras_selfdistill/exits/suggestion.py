@@ -6,7 +6,11 @@ from typing import Self
 
 import keras
 
-from keras_selfdistill.costs.latency import cumulative, median_milliseconds
+from keras_selfdistill.costs.latency import (
+    check_mapping,
+    cumulative,
+    median_milliseconds,
+)
 from keras_selfdistill.evaluation.sample_batch import one_batch
 from keras_selfdistill.exits.attach import exit_names, head_target
 from keras_selfdistill.exits.block_ends import BlockEnd
@@ -196,12 +200,8 @@ def _check_arguments(by: str, sample: Data, costs: object) -> None:
             "Expected: either sample=x[:1], a batch of the size used in deployment, "
             "or costs={'name of a tap': milliseconds, …, 'final': milliseconds}."
         )
-    if costs is not None and not isinstance(costs, Mapping):
-        raise TypeError(
-            "`costs` must map names to milliseconds. Received: "
-            f"{costs!r:.80} of type {type(costs).__name__}. Expected, e.g., "
-            "costs={'block1_out': 1.2, 'final': 3.4}."
-        )
+    if costs is not None:
+        check_mapping(costs, "block1_out")
 
 
 def _tap(end: BlockEnd, times: Mapping[str, float] | None) -> Tap:
