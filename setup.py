@@ -27,6 +27,7 @@ JAX = ["jax>=0.7"]
 PLOT = ["matplotlib>=3.8"]
 EXPORT = [
     "ai-edge-litert>=2.0",
+    "flatbuffers>=24.3.25",
     "onnx>=1.18",
     "onnxruntime>=1.20",
     "openvino>=2025.0",

@@ -7,12 +7,10 @@ import keras
 
 from keras_selfdistill import criteria
 from keras_selfdistill.early_exit import file
-from keras_selfdistill.early_exit.export.scored_section import scored_sections
-from keras_selfdistill.early_exit.export.writers import export_sections
+from keras_selfdistill.early_exit.export.exported import ExportedExits
 from keras_selfdistill.early_exit.result import EarlyExitResult, print_logs, result_logs
 from keras_selfdistill.early_exit.scoring import Scorer
 from keras_selfdistill.early_exit.section_models import check_wrapper
-from keras_selfdistill.early_exit.serving.served import ServedExits
 from keras_selfdistill.early_exit.thresholds.choice import Choice
 from keras_selfdistill.evaluation.data_adapter import Targets
 from keras_selfdistill.files.archive import RefusedFileError
@@ -21,7 +19,7 @@ from keras_selfdistill.training.distiller import SelfDistiller
 from keras_selfdistill.utils.type_aliases import Data, Labels, PathLike, Tensor
 
 
-class EarlyExit(ServedExits):
+class EarlyExit(ExportedExits):
     """Predict each sample at the first exit whose confidence score is high enough.
 
     The wrapper is cut into sections at its taps. After each section, samples whose
@@ -219,50 +217,6 @@ class EarlyExit(ServedExits):
     def __reduce__(self) -> tuple[Callable, tuple[Callable, bytes]]:
         """Pickle and deepcopy the file of `save`: no thread, requests or outcomes."""
         return file.from_bytes, (type(self).load, file.as_bytes(self.save))
-
-    def export(self, path: PathLike, format: str | None = None) -> None:
-        """Export an early-exit artifact that needs neither Keras nor this library.
-
-        `"tf_saved_model"` and `"litert"`: one artifact whose graph runs a section only
-        for samples that have not exited. Its input is `input` (several inputs have the
-        names of the base's), its outputs are `prediction`, `exit` (index from 0) and
-        `score`. A SavedModel takes any number of samples, which exit individually;
-        `litert` takes one sample per call and refuses more.
-        `"onnx"` and `"openvino"`: a folder with one model for each section, a manifest,
-        and `section_runner.py`, which runs batches with NumPy and the runtime only.
-        `"triton"`: a model repository for Triton, of the sections as ONNX models and of
-        a model that calls them.
-
-        Artifacts compute scores in float32, `predict` in float64: a sample whose score
-        equals a threshold up to rounding may exit at another exit. Layers that draw
-        random numbers in inference, as for Monte-Carlo dropout, draw the same numbers
-        in every call of an artifact.
-
-        Args:
-            path: Path of the folder, or of the `litert` file. It replaces only an
-                earlier artifact of the same format, exactly as it was written, or an
-                empty folder or file. It is written atomically: on Linux, old and new
-                are exchanged in one step. Where the system or the file system cannot
-                exchange folders, the old one is moved away first; if the process is
-                killed at that moment, it lies in a folder `.keras_selfdistill_…` beside
-                the path, and the next export or `save` there puts it back.
-            format: One of the formats above. By default `"litert"` for a path that
-                ends in `.tflite`, and `"tf_saved_model"` for others.
-
-        Raises:
-            ValueError: There are no thresholds yet, a custom criterion supports only
-                NumPy arrays (see `criteria.array_namespace`), the format does not
-                match the suffix of the path, the backend cannot write it, or the base
-                has a fixed batch size.
-            FileExistsError: Something else exists at the path, or an earlier artifact
-                in which files were added, changed or removed.
-        """
-        with self._lock:
-            limits, scorer = self._limits("export"), self._scorer
-        sections = scored_sections(self._model.exit_graph, scorer)
-        export_sections(
-            path, sections, exits=self.exit_names, thresholds=limits, format=format
-        )
 
     @classmethod
     def load(cls, path: PathLike) -> "EarlyExit":

@@ -3,6 +3,8 @@
 __all__ = [
     "deciding",
     "earlier_export",
+    "exported",
+    "int8",
     "scored_section",
     "section_runner",
     "triton_model",

@@ -55,7 +55,7 @@ def batched_function(
 
     return tf.function(
         lambda *tensors: run(0, list(tensors)),
-        input_signature=_signature(sections[0].section.inputs),
+        input_signature=signature(sections[0].section.inputs),
         autograph=False,
     )
 
@@ -84,16 +84,9 @@ def single_function(
             return here
         return tf.cond(score[0] >= limits[i], lambda: here, lambda: run(i + 1, alive))
 
-    def one(tensor: Tensor) -> Tensor:
-        # LiteRT lets callers resize an input of one sample. Reshaping an input of any
-        # batch size then fails, whereas a static size of 1 would not be checked.
-        known = None not in tensor.shape[1:]
-        rest = tensor.shape[1:] if known else tf.shape(tensor)[1:]
-        return tf.reshape(tensor, tf.concat([[1], rest], 0))
-
     return tf.function(
-        lambda *tensors: run(0, list(map(one, tensors))),
-        input_signature=_signature(sections[0].section.inputs),
+        lambda *tensors: run(0, list(map(one_sample, tensors))),
+        input_signature=signature(sections[0].section.inputs),
         autograph=False,
     )
 
@@ -111,7 +104,21 @@ def input_names(inputs: Sequence[SymbolicTensor]) -> list[str]:
     return ["input"] if len(inputs) == 1 else [tensor.name for tensor in inputs]
 
 
-def _signature(inputs: Sequence[SymbolicTensor]) -> list[Any]:
+def one_sample(tensor: Tensor) -> Tensor:
+    """Return a tensor of any batch size as one of a single sample.
+
+    LiteRT lets callers resize an input of one sample. Reshaping an input of any batch
+    size then fails, whereas a static size of 1 would not be checked.
+    """
+    import tensorflow as tf
+
+    known = None not in tensor.shape[1:]
+    rest = tensor.shape[1:] if known else tf.shape(tensor)[1:]
+    return tf.reshape(tensor, tf.concat([[1], rest], 0))
+
+
+def signature(inputs: Sequence[SymbolicTensor]) -> list[Any]:
+    """Return the specifications of the inputs of an artifact, with their names."""
     import tensorflow as tf
 
     return [
@@ -121,23 +128,32 @@ def _signature(inputs: Sequence[SymbolicTensor]) -> list[Any]:
 
 
 def _as_functions(sections: Sequence[ScoredSection]) -> list[Callable]:
-    """Return functions of the sections, with weights as constants.
+    """Return functions of the sections, with weights as constants."""
+
+    def as_function(section: ScoredSection) -> Callable:
+        constants = as_constants(section)
+
+        def run(tensors: list[Tensor]) -> list[Tensor]:
+            with constants():
+                return section(tensors)
+
+        return run
+
+    return [as_function(section) for section in sections]
+
+
+def as_constants(section: ScoredSection) -> Callable[[], keras.StatelessScope]:
+    """Return a function of scopes in which the weights of a section are constants.
 
     Variables or captured tensors would be arguments of a branch, which LiteRT can
     neither fold into convolutions nor pass to its fast kernels.
     """
     import tensorflow as tf
 
-    def as_function(section: ScoredSection) -> Callable:
-        values = [
-            (each, keras.ops.convert_to_numpy(each)) for each in section.variables
-        ]
+    values = [(each, keras.ops.convert_to_numpy(each)) for each in section.variables]
 
-        def run(tensors: list[Tensor]) -> list[Tensor]:
-            constants = [(variable, tf.constant(value)) for variable, value in values]
-            with keras.StatelessScope(state_mapping=constants):
-                return section(tensors)
+    def scope() -> keras.StatelessScope:
+        constants = [(variable, tf.constant(value)) for variable, value in values]
+        return keras.StatelessScope(state_mapping=constants)
 
-        return run
-
-    return [as_function(section) for section in sections]
+    return scope

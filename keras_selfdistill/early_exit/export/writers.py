@@ -55,6 +55,7 @@ def export_sections(
     exits: Sequence[str],
     thresholds: Sequence[float],
     format: str | None,
+    write: Callable[[pathlib.Path], None] | None = None,
 ) -> None:
     """Write an artifact of an early-exit network, atomically.
 
@@ -66,6 +67,7 @@ def export_sections(
         thresholds: Thresholds of all exits but the last.
         format: `"tf_saved_model"`, `"litert"`, `"onnx"`, `"openvino"`, `"triton"`, or
             `None` for the format implied by the suffix of the path.
+        write: Writes to a path in place of the format's own writer.
 
     Raises:
         ValueError: The format is unknown or contradicts the suffix, the backend is not
@@ -93,11 +95,19 @@ def export_sections(
         )
     for section in sections:
         section.check_criterion()
-    limits = np.clip(thresholds, -_LARGEST_THRESHOLD, _LARGEST_THRESHOLD).tolist()
+    limits = in_float32(thresholds)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_folders_of(pathlib.Path(path)))
         new = stack.enter_context(replacing(path, check_earlier_export(format)))
+        if write is not None:
+            write(new)
+            return
         _WRITERS[format](new, _Artifact(sections, list(exits), limits))
+
+
+def in_float32(thresholds: Sequence[float]) -> list[float]:
+    """Return thresholds as artifacts have them: infinity as a finite number."""
+    return np.clip(thresholds, -_LARGEST_THRESHOLD, _LARGEST_THRESHOLD).tolist()
 
 
 class _Artifact(NamedTuple):
@@ -183,32 +193,69 @@ def _write_litert(path: pathlib.Path, artifact: _Artifact) -> None:
 def _folder_writer(runtime: str, suffix: str) -> _Writer:
     def write(path: pathlib.Path, artifact: _Artifact) -> None:
         path.mkdir()
-        parts = []
-        for i, section in enumerate(artifact.sections, start=1):
-            before = set(path.iterdir())
-            model = path / f"section_{i}{suffix}"
-            section.write(model, runtime)
-            made = sorted(set(path.iterdir()) - before)
-            files = {each.name: sha256_of_file(each) for each in made}
-            parts.append({"model": model.name, "files": files})
-        manifest = {
-            "format": section_runner.FORMAT,
-            "version": section_runner.VERSION,
-            "runtime": runtime,
-            "exits": artifact.exits,
-            "thresholds": artifact.limits,
-            "sections": parts,
-        }
-        text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
-        (path / "manifest.json").write_text(text, encoding="utf-8")
-        section_runner.read_manifest(path)
-        # tf2onnx only logs operations that it cannot convert: check the files.
-        if runtime == "onnx" and importlib.util.find_spec("onnxruntime"):
-            section_runner.SectionRunner(path)
-        shutil.copy(section_runner.__file__, path / "section_runner.py")
-        write_list(path, runtime)
+        models = [
+            write_section(path, i, section, runtime, suffix)
+            for i, section in enumerate(artifact.sections, start=1)
+        ]
+        finish_folder(path, runtime, models, artifact.exits, artifact.limits)
 
     return write
+
+
+def write_section(
+    path: pathlib.Path, number: int, section: ScoredSection, runtime: str, suffix: str
+) -> pathlib.Path:
+    """Write a section into a folder, and return the path of its model.
+
+    Args:
+        path: Path of the folder.
+        number: Number of the section, from 1.
+        section: The section.
+        runtime: Keras' name of the format.
+        suffix: Suffix of the model. Other files of the section have the same stem.
+    """
+    model = path / f"section_{number}{suffix}"
+    section.write(model, runtime)
+    return model
+
+
+def finish_folder(
+    path: pathlib.Path,
+    runtime: str,
+    models: Sequence[pathlib.Path],
+    exits: Sequence[str],
+    limits: Sequence[float],
+) -> None:
+    """Write manifest, runner and list of files into a folder of sections.
+
+    Args:
+        path: Path of the folder.
+        runtime: Runtime of the models.
+        models: Models of the sections, shallow to deep.
+        exits: Names of the exits.
+        limits: Thresholds of all exits but the last.
+    """
+    parts = []
+    for model in models:
+        made = sorted(path.glob(f"{model.stem}.*"))
+        files = {each.name: sha256_of_file(each) for each in made}
+        parts.append({"model": model.name, "files": files})
+    manifest = {
+        "format": section_runner.FORMAT,
+        "version": section_runner.VERSION,
+        "runtime": runtime,
+        "exits": list(exits),
+        "thresholds": list(limits),
+        "sections": parts,
+    }
+    text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+    (path / "manifest.json").write_text(text, encoding="utf-8")
+    section_runner.read_manifest(path)
+    # tf2onnx only logs operations that it cannot convert: check the files.
+    if runtime == "onnx" and importlib.util.find_spec("onnxruntime"):
+        section_runner.SectionRunner(path)
+    shutil.copy(section_runner.__file__, path / "section_runner.py")
+    write_list(path, runtime)
 
 
 def _write_triton(path: pathlib.Path, artifact: _Artifact) -> None:
