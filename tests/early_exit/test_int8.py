@@ -9,7 +9,10 @@ from keras import layers
 
 import keras_selfdistill as ksd
 from keras_selfdistill.early_exit.export.int8.litert import LiteRTNetwork, _checked
-from keras_selfdistill.early_exit.export.int8.memory import arena_levels
+from keras_selfdistill.early_exit.export.int8.memory import (
+    arena_levels,
+    float_operators,
+)
 from keras_selfdistill.early_exit.export.section_runner import SectionRunner
 from tests.conftest import small_base
 
@@ -490,3 +493,110 @@ def test_the_report_says_what_fits(exported):
     total = sum(each.weight_bytes for each in report.sections)
     assert sum(kernels) < total < 4 * sum(kernels)
     assert "<table>" in report._repr_html_()
+
+
+def test_an_exit_is_quantised_by_keras_own_export(trained, images, tmp_path):
+    """As the page on small devices shows it."""
+    import tensorflow as tf
+
+    small = trained.exit_model("exit_1")
+    expected = small.predict(images[0], verbose=0)
+    path = tmp_path / "exit_1.tflite"
+    small.export(
+        str(path),
+        format="litert",
+        verbose=False,
+        optimizations=[tf.lite.Optimize.DEFAULT],
+        representative_dataset=lambda: ([x[None]] for x in images[0]),
+        target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]},
+        inference_input_type=tf.int8,
+    )
+    runner = LiteRT(path)
+    (name,) = runner.details
+    x = runner.ready(name, images[0])
+    assert x.dtype == np.int8
+    rows = [next(iter(runner.run(**{name: x[i : i + 1]}).values())) for i in range(64)]
+    np.testing.assert_allclose(np.concatenate(rows), expected, atol=0.05)
+    assert float_operators(path.read_bytes()) == []
+
+
+def agreement(fast, x, y, train, folder):
+    """Print and return what int8 changes: accuracy, exit shares, size, by format."""
+    expected = fast.predict(x)
+    accuracy = (expected.predictions.argmax(-1) == y).mean()
+    found = {}
+    for format, name in FORMATS.items():
+        fast.export(folder / f"float_{name}", format)
+        report = fast.export(
+            folder / name, format, quantize="int8", representative_data=train
+        )
+        size = sum(each.stat().st_size for each in parts(folder / f"float_{name}"))
+        predictions, exits, _ = answer_of(folder / name, format, x, fast.exit_names)
+        shares = [(exits == each).mean() for each in fast.exit_names]
+        wanted = [(expected.exits == each).mean() for each in fast.exit_names]
+        found[format] = (
+            abs((predictions.argmax(-1) == y).mean() - accuracy),
+            max(abs(a - b) for a, b in zip(shares, wanted, strict=True)),
+            report.file_bytes / size,
+        )
+        print(format, accuracy, wanted, found[format])
+    return found
+
+
+def parts(path):
+    return path.glob("*.onnx") if path.is_dir() else [path]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("widths", "head", "ratio"),
+    [
+        ((16, 32, 64), "bottleneck", 0.40),
+        ((16, 64, 256), "separable", 0.30),
+    ],
+)
+def test_digits_in_int8(tmp_path, widths, head, ratio):
+    """In int8, a third of the smallest file is structure, more so in ONNX."""
+    keras.utils.set_random_seed(0)
+    inputs = x = keras.Input((8, 8, 1))
+    for stage, width in enumerate(widths, start=1):
+        strides = 1 if stage == 1 else 2
+        x = layers.Conv2D(width, 3, strides=strides, padding="same")(x)
+        x = layers.BatchNormalization(momentum=0.9)(x)
+        x = layers.ReLU(name=f"stage{stage}_out")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    base = keras.Model(inputs, layers.Dense(10, "softmax")(x))
+    model = ksd.SelfDistiller(base, ["stage1_out", "stage2_out"], "byot", head=head)
+    model.compile(keras.optimizers.Adam(2e-3), "sparse_categorical_crossentropy")
+    x, y = digits(channels=1)
+    model.fit(x[:1000], y[:1000], epochs=10, verbose=0)
+    fast = ksd.EarlyExit(model, thresholds=0.9)
+    found = agreement(fast, x[1000:], y[1000:], x[:300], tmp_path)
+    for drop, moved, size in found.values():
+        assert drop <= 0.01
+        assert moved <= 0.03
+        assert size < 1
+    assert found["litert"][2] <= ratio
+
+
+@pytest.mark.long
+@pytest.mark.real_data
+def test_cifar100_in_int8(tfds_folder, tmp_path):
+    from shared import cifar100
+
+    data = cifar100.load(tfds_folder, train_examples=1000)
+    keras.utils.set_random_seed(0)
+    base = ksd.networks.resnet18(width_multiplier=0.25)
+    model = ksd.SelfDistiller(base, taps=2, recipe="byot", head="separable")
+    model.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy")
+    x = cifar100.normalize(data.train.images)
+    model.fit(x, data.train.labels, epochs=1, verbose=0)
+    test = cifar100.normalize(data.test.images[:400])
+    fast = median_thresholds(model, test)
+    labels = np.asarray(data.test.labels[:400])
+    found = agreement(fast, test, labels, x[:100], tmp_path)
+    for drop, moved, size in found.values():
+        assert drop <= 0.01
+        assert moved <= 0.03
+        assert size <= 0.35
+    assert found["litert"][2] <= 0.3

@@ -1,6 +1,7 @@
 """What an int8 artifact contains, and what it needs on a device."""
 
 import dataclasses
+import textwrap
 
 from keras_selfdistill.early_exit.thresholds.choice import Choice
 from keras_selfdistill.early_exit.thresholds.setting import condition
@@ -93,7 +94,7 @@ class QuantizedExport:
         else:
             largest = compact(self.arena_bytes, "B")
             notes += f" Largest arena: {largest}, of tensors alone."
-        kinds = f"Operators: {', '.join(self.operators)}."
+        kinds = textwrap.wrap(f"Operators: {', '.join(self.operators)}.", 80)
         floats = f"Not in int8: {', '.join(self.float_operators)}."
-        found = [notes, kinds, *([floats] if self.float_operators else [])]
+        found = [notes, *kinds, *([floats] if self.float_operators else [])]
         return Table(headings, rows, found)
