@@ -1,5 +1,6 @@
 """int8 artifacts, run by their real runtimes, against the float network."""
 
+import sys
 import types
 
 import keras
@@ -15,6 +16,7 @@ from keras_selfdistill.early_exit.export.int8.memory import (
 )
 from keras_selfdistill.early_exit.export.section_runner import SectionRunner
 from tests.conftest import small_base
+from tests.early_exit.test_export import Moving
 
 pytestmark = [
     pytest.mark.skipif(
@@ -108,6 +110,8 @@ OPTIONS = {
     "confidence": {},
     "means": {"criterion": "entropy", "scores_from": "running_mean"},
     "ensemble": {"criterion": "margin", "last_resort": "ensemble"},
+    # Remembers floats, integers and truth values from section to section.
+    "own class": {"criterion": Moving(share=0.75)},
 }
 
 
@@ -118,6 +122,8 @@ OPTIONS = {
         ("litert", "means"),
         ("onnx", "ensemble"),
         pytest.param("litert", "ensemble", marks=pytest.mark.long),
+        pytest.param("litert", "own class", marks=pytest.mark.long),
+        pytest.param("onnx", "own class", marks=pytest.mark.long),
         pytest.param("onnx", "confidence", marks=pytest.mark.long),
         pytest.param("onnx", "means", marks=pytest.mark.long),
     ],
@@ -211,6 +217,7 @@ def test_a_sample_at_a_time(exported, images):
         runner.run(input=runner.ready("input", images[0][:2]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format", FORMATS)
 def test_thresholds_that_nothing_or_all_reach(trained, images, tmp_path, format):
     for limit, name in ((np.inf, "final"), (-np.inf, "exit_1")):
@@ -366,6 +373,20 @@ def test_bad_input_is_refused_before_any_work(
     with pytest.raises(ValueError, match=error):
         fast.export(path, **given)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("format", "module"),
+    [("litert", "flatbuffers"), ("onnx", "onnxruntime.quantization")],
+)
+def test_a_missing_package_is_named_before_any_work(
+    trained, tmp_path, monkeypatch, format, module
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"{format} in int8 needs .*extra `export`"):
+        ksd.EarlyExit(trained, thresholds=0.5).export(
+            tmp_path / FORMATS[format], format, quantize="int8"
+        )
 
 
 def test_data_of_unknown_types_is_refused(trained, images, tmp_path):

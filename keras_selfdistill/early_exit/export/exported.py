@@ -80,9 +80,10 @@ class ExportedExits(ServedExits):
                 NumPy arrays (see `criteria.array_namespace`), the format does not
                 match the suffix of the path, the backend cannot write it, or the base
                 has a fixed batch size. For int8: data or arguments are missing or
-                invalid, an operator has no int8 form, or the sizes of inputs are not
-                known (`litert`).
+                invalid, the network cannot be quantised, or sizes of inputs are open
+                (`litert`).
             TypeError: Data or `recalibrate` are of an unknown type.
+            ImportError: A package that writes the format is missing.
             FileExistsError: Something else exists at the path, or an earlier artifact
                 in which files were added, changed or removed.
         """

@@ -36,9 +36,14 @@ from keras_selfdistill.early_exit.export.writers import (
 from keras_selfdistill.early_exit.scoring import Scorer
 from keras_selfdistill.early_exit.thresholds.choice import Choice
 from keras_selfdistill.exits.attach import ExitGraph
+from keras_selfdistill.utils.optional_packages import optional_module
 from keras_selfdistill.utils.type_aliases import Data, PathLike
 
-FORMATS = ("litert", "onnx")
+# Modules that write each format.
+_MODULES = {
+    "litert": ("ai_edge_litert.schema_py_generated", "flatbuffers"),
+    "onnx": ("onnx", "onnxruntime.quantization"),
+}
 
 
 def check_quantize(path: PathLike, format: str | None, quantize: object) -> str:
@@ -58,7 +63,7 @@ def check_quantize(path: PathLike, format: str | None, quantize: object) -> str:
             "or None for float32."
         )
     format = format_of(path, format)
-    if format not in FORMATS:
+    if format not in _MODULES:
         raise ValueError(
             "This format has no int8 artifact. Received: quantize='int8' with "
             f"format={format!r}. Expected: format='litert' (a path that ends in "
@@ -139,7 +144,10 @@ def export_int8(
         ValueError: Data or arguments are missing or invalid, or an operator has no int8
             form.
         TypeError: Data or arguments are of an unknown type.
+        ImportError: A package that writes the format is missing.
     """
+    for module in _MODULES[format]:
+        optional_module(module, f"{format} in int8", "export")
     _check_sizes(graph, format)
     samples = representative_samples(graph.base, representative_data)
     plan = None
