@@ -48,7 +48,10 @@ def define_flags():
     flags.DEFINE_string("model", "resnet18", "The network's name.")
     flags.DEFINE_float("width_multiplier", 0.5, "Scales the widths.")
     flags.DEFINE_float(
-        "macs_ratio", 2 / 3, "Mean multiply-adds of early exit, of the base's.", 0.0
+        "macs_ratio",
+        2 / 3,
+        "Mean multiply-adds of early exit, as a fraction of the base's.",
+        lower_bound=0.0,
     )
     flags.DEFINE_list("clients", ["1", "8", "64"], "Numbers of concurrent clients.")
     flags.DEFINE_integer("batch_size", 32, "Images that a call takes.", 1)

@@ -10,8 +10,8 @@ Ray, but neither Keras nor this library.
 Every section is a deployment of its own with dynamic batching: early sections see all
 images and late ones few, so they get different numbers of replicas. Only images that
 have not exited travel on. Sections are pure functions: what a lost replica of a section
-was running is sent to another one. The HTTP side has one replica: if that is lost, the
-requests that it has get a 500, and new ones wait until Ray has started another.
+was running is sent to another one. The HTTP service has one replica: if that is lost,
+the requests that it has get a 500, and new ones wait until Ray has started another.
 
 `POST /` takes an .npy file of images (`Content-Type: application/x-npy`) or JSON,
 `{"images": [...]}`, of shape `(images, ...)`, and answers with JSON: `predictions`,
@@ -24,6 +24,7 @@ must exist on every machine.
 
 import asyncio
 import importlib.util
+import math
 import pathlib
 import signal
 import threading
@@ -41,7 +42,7 @@ from serving.bodies import NPY, RefusedRequest, check_shape, read_json, read_npy
 from shared import script
 
 FLAGS = flags.FLAGS
-LARGEST_BODY = 1 << 26  # Bytes.
+NUMBER_BYTES = 32  # At most, of a number in a body: as JSON, or as .npy.
 RETRY_DELAYS = 0.1, 0.2, 0.5, 1.0, 2.0  # Seconds, where a replica is lost.
 
 
@@ -124,7 +125,7 @@ def overloaded():
 
 
 class Front:
-    """The HTTP side: checks requests, and sends images from section to section.
+    """The HTTP service: checks requests, and sends images from section to section.
 
     Args:
         folder: Path of the exported folder.
@@ -147,6 +148,8 @@ class Front:
                 "with keras.Input((height, width, channels))."
             )
         self._most = most_images
+        # JSON is read while no other request is: not more of it than images need.
+        self._largest_body = 1024 + NUMBER_BYTES * most_images * math.prod(self._shape)
         self._room = most_requests
         self._exits = manifest["exits"]
         names = [f"section_{i}" for i, _ in enumerate(self._exits, start=1)]
@@ -181,8 +184,10 @@ class Front:
         body = bytearray()
         async for part in request.stream():
             body += part
-            if len(body) > LARGEST_BODY:
-                raise RefusedRequest(413, f"Expected: at most {LARGEST_BODY} bytes.")
+            if len(body) > self._largest_body:
+                raise RefusedRequest(
+                    413, f"Expected: at most {self._largest_body} bytes."
+                )
         images = read_npy(body, self._shape) if kind == NPY else read_json(body)
         check_shape(images.shape, self._shape)
         if len(images) > self._most:

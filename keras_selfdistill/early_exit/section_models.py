@@ -4,6 +4,7 @@ A section computes everything its exit needs that no section before it has compu
 all sections together run each layer of the network once.
 """
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -123,9 +124,15 @@ def cut_sections(
     for i, (name, end) in enumerate(zip(graph.exits, pieces.ends, strict=True)):
         returned = dict(zip(outputs, end, strict=True)) | {"alive": cuts[i + 1]}
         function = keras.Function(cuts[i], returned)
-        section_name = f"{graph.base.name}_section_{i + 1}"
+        section_name = f"{_scope_name(graph.base.name)}_section_{i + 1}"
         sections.append(Section(function, name, name=section_name))
     return tuple(sections)
+
+
+def _scope_name(name: str) -> str:
+    """Return the name of a base as one that TensorFlow's scopes may have in exports."""
+    found = re.sub(r"[^\w.\-/]", "_", name, flags=re.ASCII)
+    return found if re.match(r"[A-Za-z0-9.]", found) else f"base{found}"
 
 
 def section_costs(

@@ -53,7 +53,7 @@ def pack(
         archive: Path of the file, which does not exist.
 
     Raises:
-        ValueError: A file is missing, or is a link that leads elsewhere.
+        ValueError: A file is missing, or a link leads elsewhere or to a folder.
         OSError: A file is not regular or cannot be read, or there is no space.
     """
     missing = [name for name in MEMBERS if not (folder / name).exists()]
@@ -76,7 +76,10 @@ def pack(
 
 def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     yield from (folder / name for name in MEMBERS)
-    for place, _, names in os.walk(folder / ASSETS):
+    for place, folders, names in os.walk(folder / ASSETS):
+        for name in folders:
+            if os.path.islink(os.path.join(place, name)):
+                raise ValueError(f"{name!r} is a link to a folder.")
         yield from (pathlib.Path(place) / name for name in names)
 
 

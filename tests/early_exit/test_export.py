@@ -230,7 +230,22 @@ def answer_of(path, format, x, names):
     return prediction, np.array(names)[exits], score
 
 
+@pytest.fixture
+def optimized():
+    """TensorFlow's graphs are optimized, as elsewhere than in tests.
+
+    Else its convolutions of no samples have a wrong shape (TensorFlow 2.21).
+    """
+    import tensorflow as tf
+
+    set_options = tf.config.optimizer.set_experimental_options
+    set_options({"disable_meta_optimizer": False})
+    yield
+    set_options({"disable_meta_optimizer": True})
+
+
 @on_tensorflow
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_saved_model_routes_each_sample_of_a_batch(trained, images, tmp_path, name):
     import tensorflow as tf
@@ -677,6 +692,22 @@ def test_layers_with_seeds_are_exported(tmp_path):
     x = np.random.default_rng(0).normal(size=(5, 3, 2)).astype("float32")
     found = tf.saved_model.load(str(tmp_path / "saved")).serve(x)["prediction"]
     np.testing.assert_allclose(found, base.predict(x, verbose=0), atol=1e-5)
+
+
+@on_tensorflow
+@pytest.mark.parametrize("name", ["my größe (2)", "_hidden"])
+def test_names_of_bases_may_have_any_characters(tmp_path, name):
+    base = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(3, name="tap"),
+            keras.layers.Dense(3, "relu"),
+            keras.layers.Dense(3, "softmax"),
+        ],
+        name=name,
+    )
+    model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
+    ksd.EarlyExit(model, thresholds=0.5).export(tmp_path / "sections", format="onnx")
 
 
 @pytest.mark.once

@@ -7,6 +7,7 @@ import os
 import pickle
 import queue
 import threading
+import weakref
 
 import keras
 import numpy as np
@@ -15,7 +16,7 @@ from keras import layers
 
 import keras_selfdistill as ksd
 from keras_selfdistill.early_exit.scheduler import SectionQueues
-from keras_selfdistill.early_exit.serving import worker
+from keras_selfdistill.early_exit.serving import request, worker
 from tests.conftest import run_python
 
 SEEN = []  # Names of the dtype policies of threads that score.
@@ -259,7 +260,7 @@ def test_wrong_requests_are_refused_by_submit(fast, model, x):
     ):
         with pytest.raises(error, match=message):
             fast.submit(wrong)
-    for timeout in (-1, "1", float("nan")):
+    for timeout in (-1, "1", float("nan"), 1e10):
         with pytest.raises(ValueError, match="`timeout` is out of range"):
             fast.submit(x, timeout=timeout)
     for options in ({"batch_size": 0}, {"max_queued": 2.5}):
@@ -407,6 +408,29 @@ def test_a_section_that_ran_twice_counts_once(model, x, monkeypatch):
     assert good.result().scores.tolist() == [2.0, 2.0]
 
 
+def test_samples_of_a_failed_request_fail_no_other(fast, gate, outputs, x):
+    fast.start(batch_size=4)
+    first = fast.submit(x[:1])
+    gate.entered.wait()
+    # Two samples of it wait when the first four fail, and are in the other's batch.
+    bad = fast.submit(np.full((6, 6), np.nan, "float32"))
+    good = fast.submit(x[1:2])
+    gate.opened.set()
+    assert isinstance(bad.exception(), ArithmeticError)
+    check(fast, outputs, first.result(), [0])
+    check(fast, outputs, good.result(), [1])
+
+
+def test_workers_that_were_closed_are_not_kept(model, x):
+    fast = ksd.EarlyExit(model, thresholds=0.5)
+    workers = []
+    for _ in range(3):
+        with fast.start():
+            workers.append(weakref.ref(fast._worker))
+    gc.collect()
+    assert [each() is not None for each in workers] == [False, False, True]
+
+
 @pytest.mark.parametrize("place", ["take", "put"])
 def test_an_error_outside_of_a_section_ends_no_service(
     fast, gate, outputs, x, monkeypatch, place
@@ -432,10 +456,15 @@ def test_an_error_outside_of_a_section_ends_no_service(
         check(fast, outputs, fast.submit(x).result(), range(60))
 
 
-def test_a_callback_that_raises_harms_no_request(fast, gate, outputs, x):
-    def leave(_):
-        raise SystemExit
+@pytest.mark.parametrize("logged", [True, False])
+def test_a_callback_that_raises_harms_no_request(
+    fast, gate, outputs, x, monkeypatch, logged
+):
+    def leave(*_):
+        raise SystemExit if logged else ValueError("no log")
 
+    if not logged:
+        monkeypatch.setattr(request.logging, "exception", leave)
     first = fast.submit(x[:1])
     gate.entered.wait()
     futures = [fast.submit(x[i : i + 1]) for i in range(9)]

@@ -230,6 +230,18 @@ def test_only_an_unchanged_repository_is_replaced(repository, tmp_path):
         refuse(tuned)
 
 
+def test_parameters_of_triton_itself_may_be_added(repository, tmp_path):
+    from tests.early_exit.triton_server import Server
+
+    fast, path, _ = repository
+    key = "FORCE_CPU_ONLY_INPUT_TENSORS"
+    own = f'parameters {{ key: "{key}" value {{ string_value: "no" }} }}'
+    before = 'parameters {\n  key: "exits"'
+    tuned = edited(path, tmp_path / "tuned", before, f"{own}\n{before}")
+    found = Server(tuned).infer({"input": IMAGES})
+    check(fast, IMAGES, joined(found, fast.exit_names))
+
+
 def test_types_that_numpy_lacks_are_refused():
     class Found:
         name, type, shape = "alive", "tensor(bfloat16)", [None, 4]

@@ -92,6 +92,13 @@ def test_links_do_not_lead_out(name, place, folder, tmp_path):
         ksd.load_model(folder)
 
 
+def test_links_to_folders_are_refused(folder):
+    (folder / "assets" / "real").mkdir()
+    (folder / "assets" / "link").symlink_to(folder / "assets" / "real")
+    with pytest.raises(ksd.RefusedFileError, match="'link' is a link to a folder"):
+        ksd.load_model(folder)
+
+
 def test_a_pipe_in_a_folder_is_not_waited_for(folder):
     os.mkfifo(folder / "assets" / "pipe")
     with pytest.raises(ksd.RefusedFileError, match="Not a regular file"):

@@ -15,17 +15,16 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """The model that clients ask; Triton calls its methods."""
+    """The model that clients call; Triton calls its methods."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read `config.pbtxt`: sections, thresholds and names of tensors."""
         config = json.loads(args["model_config"])
-        parameters = {
-            key: json.loads(value["string_value"])
-            for key, value in config["parameters"].items()
-        }
-        self._sections = parameters["sections"]
-        self._thresholds = parameters["thresholds"]
+        # Others may be Triton's own, whose values are no JSON.
+        self._sections, self._thresholds = (
+            json.loads(config["parameters"][key]["string_value"])
+            for key in ("sections", "thresholds")
+        )
         self._inputs = [each["name"] for each in config["input"]]
         if len(self._thresholds) != len(self._sections) - 1:
             raise pb_utils.TritonModelException(

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from keras_selfdistill.early_exit.export.deciding import input_names
 from keras_selfdistill.early_exit.export.scored_section import ScoredSection
+from keras_selfdistill.utils.optional_packages import optional_module
 
 _MAX_BATCH_SIZE = 64
 _VERSION = "1"
@@ -131,8 +132,7 @@ def model_name(name: str) -> str:
 
 def _write_section(folder: pathlib.Path, section: ScoredSection) -> _Ends:
     """Write a section as a model of its own; return its inputs and outputs."""
-    import onnxruntime
-
+    onnxruntime = optional_module("onnxruntime", "format='triton'", "export")
     file = folder / _VERSION / "model.onnx"
     file.parent.mkdir(parents=True)
     section.write(file, "onnx")

@@ -78,4 +78,5 @@ def _logged_errors() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        logging.exception("A callback of a future raised an error.")
+        with contextlib.suppress(Exception):  # Of the program's own handlers of logs.
+            logging.exception("A callback of a future raised an error.")

@@ -17,6 +17,7 @@ class ServedExits(Calibration):
     """The part of an `EarlyExit` that answers single requests, batched with others."""
 
     _worker: Worker | None = None
+    _stop: weakref.finalize | None = None  # Ends the worker's thread with this object.
     _closed = False
 
     def start(self, batch_size: int = 32, max_queued: int = 256) -> Self:
@@ -54,8 +55,11 @@ class ServedExits(Calibration):
 
     def _begun(self, batch_size: int, max_queued: int) -> Worker:
         worker = Worker(batch_size, max_queued)
-        # The thread does not keep this object alive, and ends with it.
-        weakref.finalize(self, worker.stop).atexit = False
+        if self._stop is not None:
+            self._stop.detach()
+        # The thread does not keep this object alive.
+        self._stop = weakref.finalize(self, worker.stop)
+        self._stop.atexit = False
         self._worker, self._closed = worker, False
         return worker
 
@@ -71,14 +75,14 @@ class ServedExits(Calibration):
             x: One or several samples: an array with a batch axis, or a tuple or dict of
                 arrays for several inputs. They are copied.
             timeout: Seconds to wait if `max_queued` samples have no result yet; `None`
-                waits without limit; who waits is accepted in any order. By default
-                it raises at once, so that a service refuses what it cannot answer
-                soon. Callbacks of futures never wait.
+                waits without limit; waiting calls are accepted in any order. By
+                default it raises at once, so that a service refuses what it cannot
+                answer soon. Callbacks of futures never wait for this object.
 
         Returns:
             A future whose result is that of `predict(x)`, up to rounding. If a section
             or the criterion raises an error, it has that error. `cancel()` works until
-            the first section begins.
+            the first section begins; until then its samples count as queued.
 
         Raises:
             ValueError: There are no thresholds yet, or the samples do not fit the base,
@@ -98,10 +102,13 @@ class ServedExits(Calibration):
             >>> future.result().exits.tolist()
             ['exit_1']
         """
-        if timeout is not None and not (is_finite_number(timeout) and timeout >= 0):
+        if timeout is not None and not (
+            is_finite_number(timeout) and 0 <= timeout <= threading.TIMEOUT_MAX
+        ):
             raise ValueError(
                 f"`timeout` is out of range. Received: timeout={timeout!r}. Expected: "
-                "seconds of at least 0, or None to wait without limit."
+                f"seconds from 0 to {threading.TIMEOUT_MAX:.0f}, or None to wait "
+                "without limit."
             )
         setting = self._setting("submit")
         tensors = setting.cascade.request(x)
@@ -129,8 +136,8 @@ class ServedExits(Calibration):
         copied = object.__new__(type(self))
         with self._lock:
             vars(copied).update(vars(self))
-        own = {"_lock": threading.RLock(), "_worker": None, "_closed": False}
-        vars(copied).update(own)
+        own = {"_worker": None, "_stop": None, "_closed": False}
+        vars(copied).update(own, _lock=threading.RLock())
         return copied
 
     def __enter__(self) -> Self:

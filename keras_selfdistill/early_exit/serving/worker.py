@@ -196,7 +196,7 @@ class Worker:
             )
         ]
         try:
-            self._run(self._queues, index, self._queues.take(index))
+            self._run(self._queues, index, self._owned(self._queues.take(index)))
         except BaseException as error:  # Such as no memory to gather a batch.
             self._fail_all(error)
         # Not from within the section: callbacks of futures may raise anything.
@@ -205,30 +205,33 @@ class Worker:
             self._release(request)
             request.answer()
 
+    def _owned(self, chunk: Chunk) -> Chunk:
+        """Return a batch without samples of requests that failed."""
+        owned = np.array([each in self._owners for each in chunk.memory["id"].tolist()])
+        return chunk if owned.all() else chunk.part(owned)
+
     def _run(self, queues: SectionQueues, index: int, chunk: Chunk) -> None:
         """Run a section on a batch; if it fails, on every request by itself."""
+        if not len(chunk):
+            return
         try:
             # With a copy of the memory, which a criterion may change in place.
             queues.run(index, chunk.copy_memory())
         except BaseException as error:
-            owners = [self._owner(i) for i in chunk.memory["id"].tolist()]
+            ids = chunk.memory["id"].tolist()
+            owners = [self._owners.get(each, (None, 0))[0] for each in ids]
             requests = {id(each): each for each in owners if each is not None}
             for request in requests.values():
-                if len(requests) == 1:
+                chosen = np.array([each is request for each in owners])
+                if chosen.all():
                     self._fail(request, error)
                     continue
-                chosen = np.array([each is request for each in owners])
                 self._run(queues, index, queues.part(chunk, chosen))
-
-    def _owner(self, number: int) -> Request | None:
-        return self._owners.get(number, (None, 0))[0]
 
     def _exited(self, exited: Exited) -> None:
         """Keep the predictions of samples."""
         for number, *values in zip(*exited, strict=True):
-            request, row = self._owners.pop(int(number), (None, 0))
-            if request is None:  # Other samples of it failed.
-                continue
+            request, row = self._owners.pop(int(number))
             request.keep(row, values)
             if not request.missing:
                 self._complete.append(request)
@@ -261,6 +264,8 @@ class Worker:
             waiting = list(self._arrived)
             self._arrived.clear()
             self._changed.notify_all()
+        for request in self._complete:
+            request.answer()
         self._fail_all(error)
         for request in waiting:
             if request.future.set_running_or_notify_cancel():
