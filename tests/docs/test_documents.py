@@ -132,6 +132,7 @@ def test_reports_are_compared_by_their_numbers(change, message):
             compare_reports(printed, shown)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
     reason="what it shows ran on TensorFlow, which alone writes LiteRT",

@@ -420,6 +420,7 @@ def resident():
         miss("the system does not tell a process its memory")
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_memory_stays_flat_over_ten_thousand_requests():
     base = keras.Sequential(

@@ -373,7 +373,12 @@ quantises = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantiz
 @pytest.mark.parametrize("end", [dense, einsum_dense])
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize(
-    ("mode", "moved"), [("int8", 0.03), ("int4", 0.3), ("float8", 0.1)]
+    ("mode", "moved"),
+    [
+        ("int8", 0.03),
+        pytest.param("int4", 0.3, marks=pytest.mark.long),
+        pytest.param("float8", 0.1, marks=pytest.mark.long),
+    ],
 )
 def test_logits_of_a_wrapper_that_was_quantised(end, kind, mode, moved):
     keras.utils.set_random_seed(4)

@@ -9,7 +9,7 @@ import pytest
 from keras import layers, ops
 
 import keras_selfdistill as ksd
-from tests.conftest import to_numpy
+from tests.conftest import long_on, to_numpy
 
 PACKAGE = "test_assigned_variables"
 RANDOM = np.random.default_rng(5)
@@ -138,6 +138,7 @@ def check_as_in_plain_keras(case, eagerly):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@long_on("jax")
 @pytest.mark.skipif(
     keras.backend.backend() == "torch",
     reason="an assignment inside a layer of mixed precision is lost by Keras itself",

@@ -11,7 +11,7 @@ from keras import layers, ops
 
 import keras_selfdistill as ksd
 from keras_selfdistill.training.logs.exit_metrics import copy_metric, exit_metrics
-from tests.conftest import to_numpy
+from tests.conftest import long_on, to_numpy
 
 RANDOM = np.random.default_rng(3)
 INDICES = RANDOM.integers(0, 8, 24)
@@ -81,6 +81,7 @@ def required(kind):
     ]
 
 
+@long_on("jax")
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # By Keras, on JAX.
 def test_a_copy_computes_what_the_metric_computes():
     for name, kind in METRICS.items():

@@ -38,6 +38,7 @@ def hypermodel():
     return Wrapped()
 
 
+@pytest.mark.once
 # KerasTuner 1.4.8 names threads by methods that Python deprecates.
 @pytest.mark.filterwarnings("ignore:(currentThread|getName):DeprecationWarning")
 def test_a_search_returns_the_best_wrapper(hypermodel, tmp_path):
