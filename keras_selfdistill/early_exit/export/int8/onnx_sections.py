@@ -18,13 +18,15 @@ _BATCH = 32
 
 
 def quantize_section(
-    path: pathlib.Path, samples: Sequence[np.ndarray]
+    path: pathlib.Path, samples: Sequence[np.ndarray], alive: int
 ) -> tuple[list[np.ndarray], SectionSize]:
     """Replace the float model of a section by one in int8.
 
     Args:
         path: File of the section.
         samples: Representative samples, one array for each input of the section.
+        alive: Number of tensors that the next section computes with, which are the
+            outputs behind prediction and score, before the memory of the scores.
 
     Returns:
         The inputs of the next section for these samples, and the section's size.
@@ -49,7 +51,7 @@ def quantize_section(
         per_channel=True,
         activation_type=quantization.QuantType.QInt8,
         weight_type=quantization.QuantType.QInt8,
-        nodes_to_exclude=scored_nodes(graph),
+        nodes_to_exclude=scored_nodes(graph, alive),
     )
     made.replace(path)
     graph = onnx.load(path).graph
@@ -87,16 +89,17 @@ def in_batches(arrays: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
         yield [each[start : start + _BATCH] for each in arrays]
 
 
-def scored_nodes(graph: Any) -> list[str]:
+def scored_nodes(graph: Any, alive: int) -> list[str]:
     """Return the nodes that no operator with weights needs, nor the next section.
 
     They score an exit, which int8 would make coarse.
 
     Args:
         graph: Graph of a section, whose first outputs are prediction and score.
+        alive: Number of the outputs behind them that the next section computes with.
     """
     makers = {name: node for node in graph.node for name in node.output}
-    waiting = [each.name for each in graph.output[2:]]
+    waiting = [each.name for each in graph.output[2 : 2 + alive]]
     waiting += [
         name for node in graph.node if node.op_type in _WEIGHTED for name in node.output
     ]

@@ -209,12 +209,13 @@ def _write_litert(path: pathlib.Path, network: _Network) -> QuantizedExport:
 
 def _write_onnx(path: pathlib.Path, network: _Network) -> QuantizedExport:
     path.mkdir()
-    sizes = []
-    alive = network.samples
-    models = []
-    for i, section in enumerate(network.sections, start=1):
+    sizes, models, samples = [], [], network.samples
+    behind = [len(each.section.inputs) for each in network.sections[1:]]
+    for i, (section, alive) in enumerate(
+        zip(network.sections, [*behind, 0], strict=True), start=1
+    ):
         model = write_section(path, i, section, "onnx", ".onnx")
-        alive, size = quantize_section(model, alive)
+        samples, size = quantize_section(model, samples, alive)
         sizes.append(size)
         models.append(model)
     thresholds, choice = network.chosen(functools.partial(run_all, models))
