@@ -48,6 +48,7 @@ TESTS = {
     "calibration": [
         "tests/early_exit/test_calibration.py",
         "tests/early_exit/test_latency_budget.py",
+        "tests/costs/test_unknown_costs.py",
     ],
 }
 SECONDS = 30  # Of computing, after which a mutant counts as noticed: it hangs.
