@@ -261,13 +261,14 @@ class Trainer(BatchLoss, LoggedModel):
             others[:0] = own
         else:
             callbacks = [*own, *with_progress_bar(callbacks, verbose)]
-        scale = self.distillation_scale
+        scale, group = self.distillation_scale, self.process_group
         try:
             return super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
             )
         finally:
-            self.distillation_scale = scale
+            # Also where a callback that set them was interrupted.
+            self.distillation_scale, self.process_group = scale, group
 
     def predict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Predict, with the arguments of `keras.Model.predict`.

@@ -8,6 +8,7 @@ import numpy as np
 import keras_selfdistill as ksd
 from accuracy_grid import methods, training
 from shared import cifar100
+from tests.conftest import long_on
 
 SMOKE = methods.PRESETS["smoke"]
 
@@ -44,6 +45,7 @@ def trained(folder):
     return model.steps_per_execution, logs, model.get_weights()
 
 
+@long_on("jax")
 def test_cutmix_is_keras_layer_with_a_seed_for_each_batch():
     fields = {"alpha": 1.0, "probability": 1.0}
     cell = methods.Cell(preset=SMOKE, method="cutmix", seed=0, fields=fields)
@@ -65,6 +67,7 @@ def test_cutmix_is_keras_layer_with_a_seed_for_each_batch():
         np.testing.assert_allclose(shares, expected, atol=1e-6)
 
 
+@long_on("jax")
 def test_several_steps_at_a_time_train_as_one_by_one(tmp_path, monkeypatch):
     on_jax = keras.backend.backend() == "jax"
     for steps, expected in {391: 23, 79: 1, 64: 32}.items():

@@ -31,7 +31,7 @@ from .sampling import covering, draw, excluded, pairs, sample
 # IoU asks for integers of 64 bits.
 pytestmark = pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")
 # What a case takes differs: eager PyTorch is quick, and XLA compiles for seconds.
-QUICK = {"torch": 250, "tensorflow": 32, "jax": 8}
+QUICK = {"torch": 276, "tensorflow": 12, "jax": 4}
 SHARED = 10
 TENTHS = int(os.environ.get("KSD_TENTHS", "10"))  # Of the sample in the long tests.
 

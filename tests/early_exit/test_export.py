@@ -728,6 +728,14 @@ def test_the_suffix_names_the_format():
             format_of(path, format)
 
 
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="it writes them")
+def test_other_backends_refuse_before_they_read_data(trained, tmp_path):
+    fast = ksd.EarlyExit(trained, thresholds=0.5)
+    options = {"quantize": "int8", "representative_data": iter([])}
+    with pytest.raises(ValueError, match="TensorFlow backend only"):
+        fast.export(tmp_path / "net.tflite", **options)
+
+
 def test_wrong_exports_are_refused(trained, tmp_path):
     fast = ksd.EarlyExit(trained, thresholds=0.9)
     with pytest.raises(ValueError, match=r"'triton'(.|\n)*Did you mean 'litert'"):

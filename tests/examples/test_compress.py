@@ -231,6 +231,7 @@ def test_digits_from_nothing_and_from_the_wrapper(tmp_path):
     assert wrapper.read_bytes() == kept
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_cifar100_needs_a_wrapper(tmp_path):
     result = run(tmp_path, "--data=cifar100", check=False)

@@ -23,6 +23,7 @@ def test_native_noise_is_known():
     assert re.search(NATIVE_NOISE, result.stderr)
 
 
+@pytest.mark.long
 def test_quickstart(tmp_path):
     result = run_python(
         ROOT / "examples" / "quickstart.py",

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import types
 
 import keras
 import numpy as np
@@ -55,6 +56,29 @@ def test_the_own_constants_of_every_recipe_are_within_what_is_searched(tune, nam
     highest = {each.name: each.max_value for each in space.space}
     for constants in (lowest, highest):
         ksd.recipes.RECIPES[name](**constants)  # Raises where one is out of range.
+
+
+@pytest.mark.once
+# KerasTuner 1.4.8 names threads by methods that Python deprecates.
+@pytest.mark.filterwarnings("ignore:(currentThread|getName):DeprecationWarning")
+def test_a_search_draws_by_its_seed_and_goes_on_where_training_diverges(
+    tune, tmp_path, monkeypatch
+):
+    def train(recipe, _):
+        if recipe.alpha > 0.5:
+            raise FloatingPointError("no finite step")
+        return recipe
+
+    monkeypatch.setattr(tune, "train", train)
+    monkeypatch.setattr(tune, "accuracy", lambda recipe, _: 1 - recipe.alpha)
+    values = {"recipe": "byot", "trials": 6, "seed": 0}
+    monkeypatch.setattr(tune, "FLAGS", types.SimpleNamespace(**values))
+    found = tune.search(None, tmp_path / "a")
+    assert found == tune.search(None, tmp_path / "b")
+    scores = [each["held_out_accuracy"] for each in found]
+    assert scores[-1] == 0.0 < scores[0]
+    tune.FLAGS.trials = 1
+    assert tune.search(None, tmp_path / "a") == found  # None is left out.
 
 
 def run(folder, *flags, check=True):

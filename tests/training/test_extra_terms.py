@@ -10,7 +10,7 @@ from keras import layers, ops
 
 import keras_selfdistill as ksd
 from keras_selfdistill.utils.schedules import Scalar
-from tests.conftest import to_numpy
+from tests.conftest import long_on, to_numpy
 
 LOSS = "sparse_categorical_crossentropy"
 RANDOM = np.random.default_rng(0)
@@ -139,6 +139,7 @@ def test_terms_are_logged_scheduled_and_switched_off_by_a_warm_up():
     assert fields == ["label_loss", "past_loss", "relation_loss"]
 
 
+@long_on("jax")
 def test_evaluation_may_leave_a_term_out():
     class InTraining(PastAndRelations):
         def extra_terms(self, labels, exits, state, *, inputs, training):

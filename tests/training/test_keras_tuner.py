@@ -38,6 +38,7 @@ def hypermodel():
     return Wrapped()
 
 
+@pytest.mark.long
 @pytest.mark.once
 # KerasTuner 1.4.8 names threads by methods that Python deprecates.
 @pytest.mark.filterwarnings("ignore:(currentThread|getName):DeprecationWarning")

@@ -462,6 +462,16 @@ def test_a_step_that_another_process_cannot_take_changes_nothing(trained, monkey
         )
         assert step(trained, spoilt("nothing"))["nonfinite_steps"] == 1
         assert_equal_states(state(trained), before)
+        trained.process_group = None
+
+        class Interrupted(keras.callbacks.Callback):
+            def on_train_begin(self, logs=None):
+                self.model.process_group = torch.distributed.group.WORLD
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            trained.fit(*spoilt("nothing")[:2], callbacks=[Interrupted()], verbose=0)
+        assert trained.process_group is None
     finally:
         trained.process_group = None
         torch.distributed.destroy_process_group()

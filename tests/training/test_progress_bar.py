@@ -16,6 +16,7 @@ from keras_selfdistill.training.logs.progress_bar import (
     with_progress_bar,
 )
 from keras_selfdistill.training.nonfinite import StopWithoutProgress
+from tests.conftest import long_on
 
 X = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
 Y = np.arange(12) % 3
@@ -139,6 +140,7 @@ def test_a_file_has_one_line_of_an_epoch(models, monkeypatch):
     assert "\r" not in sys.stdout.getvalue()
 
 
+@long_on("jax")
 def test_it_is_shown_where_keras_shows_its_own(models, terminal):
     model = models[2]
     output = terminal(100)

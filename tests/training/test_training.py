@@ -81,6 +81,7 @@ def test_a_metric_object_is_the_final_exits(base, batch):
     assert float(to_numpy(top.result())) == pytest.approx(logs["top2"])
 
 
+@long_on("jax")
 def test_class_weight_with_one_hot_labels(base, batch):
     x, y = batch
     by_class = {0: 0.5, 1: 2.0, 2: 0.0, 3: 1.0}
@@ -162,6 +163,7 @@ def test_tensorboard_gets_every_exit(base, batch, tmp_path):
     assert {"epoch_exit_1_accuracy", "epoch_accuracy", "epoch_hint_loss"} <= tags
 
 
+@long_on("jax")
 def test_loss_is_the_sum_of_its_parts_and_of_the_bases_own_losses(batch):
     base = small_base(regularizer=keras.regularizers.L2(0.1))
     model = wrap(base)
@@ -307,6 +309,7 @@ def test_zero_sample_weights_stop_every_term(base, batch):
     assert set(logs.values()) == {0.0}
 
 
+@long_on("jax")
 def test_label_forms_agree(base, batch):
     x, y = batch
     hot = np.eye(4, dtype="float32")[y]

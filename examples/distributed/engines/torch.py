@@ -19,9 +19,10 @@ class AverageGradients(keras.callbacks.Callback):
     those of all processes together, and a wrapper's step that is not finite in one is
     skipped by all. Each process normalises its own share of a batch; at the end of an
     epoch all have the moving statistics of the first process, before they validate.
-    Layers such as `Dropout` draw in each process other numbers. A checkpoint of the
-    first process has all of them, as they follow from its seeds. Give this before
-    callbacks that read logs or write the model.
+    Layers such as `Dropout` draw other numbers in each process; all follow from the
+    seeds of the first process, so its checkpoint is enough to go on. Every trainable
+    weight must take part in the loss: freeze others. Give this before callbacks that
+    read logs or write the model.
     """
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
@@ -62,9 +63,15 @@ class AverageGradients(keras.callbacks.Callback):
         self, batch: int, logs: dict[str, float] | None = None
     ) -> None:
         """Averages what the metrics counted, of which Keras then logs the epoch."""
+        import torch
+
         if batch + 1 == self.params["steps"]:
             for variable in self.model.metrics_variables:
-                _average(variable.value.detach())
+                value = variable.value.detach()
+                if value.is_floating_point():
+                    _average(value)
+                else:  # Counts, such as those of a confusion matrix.
+                    torch.distributed.all_reduce(value)
             _broadcast(self.model.non_trainable_weights)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:

@@ -41,13 +41,16 @@ class ExportedExits(ServedExits):
         a model that calls them.
 
         With `quantize="int8"`, weights (per channel) and tensors of `"litert"` and
-        `"onnx"` are int8, and logits are read as float32 to score them. The inputs of
-        `litert` are int8, too: `round(x / scale) + zero_point` with the numbers of its
-        input, as LiteRT's interpreter tells them; outputs are float32. The thresholds
+        `"onnx"` are int8, and logits are read as float32 to score them; a warning names
+        operators that have no int8 form. The float inputs of `litert` are int8, too:
+        `round(x / scale) + zero_point` with the numbers of its input, as LiteRT's
+        interpreter tells them; integer inputs and all outputs stay. The thresholds
         stay what they are, although scores differ a little; a guarantee is that of the
         float network. With `recalibrate`, thresholds are chosen on the outputs of the
         quantised network, and a drop or its bound is that against the float base. They
-        are those of the artifact alone: `thresholds` stays.
+        are those of the artifact alone: `thresholds` stays. A bound does not hold for
+        samples that are also in `representative_data`, or that temperatures were fitted
+        on.
 
         Artifacts compute scores in float32, `predict` in float64: a sample whose score
         equals a threshold up to rounding may exit at another exit. Layers that draw
@@ -66,7 +69,8 @@ class ExportedExits(ServedExits):
                 ends in `.tflite`, and `"tf_saved_model"` for others.
             quantize: `"int8"`, or `None` for float32.
             representative_data: Some hundred samples like those of deployment, as
-                `predict` takes them; int8 needs them for the ranges of its numbers.
+                `predict` takes them, kept in memory; int8 needs them for the ranges of
+                its numbers.
             recalibrate: For int8: arguments of `calibrate` as a dict, such as
                 `{"x": x_val, "y": y_val, "max_accuracy_drop": 0.01}`; a goal but the
                 latency, and `guarantee`, `per_exit` and `seed` if wanted.

@@ -77,13 +77,7 @@ def export_sections(
         ImportError: A package that writes the format is missing.
     """
     format = format_of(path, format)
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "Early-exit artifacts are written by the TensorFlow backend only. "
-            f"Received: backend {keras.backend.backend()}. Save this EarlyExit, load "
-            "it with KERAS_BACKEND=tensorflow, and export it there. (Models returned "
-            "by exit_model(...) and final_model() can be exported on any backend.)"
-        )
+    check_backend()
     inputs = sections[0].section.inputs
     fixed = {tensor.name: tensor.shape for tensor in inputs if tensor.shape[0]}
     if fixed:
@@ -103,6 +97,21 @@ def export_sections(
             write(new)
             return
         _WRITERS[format](new, _Artifact(sections, list(exits), limits))
+
+
+def check_backend() -> None:
+    """Refuse to write artifacts on another backend than TensorFlow.
+
+    Raises:
+        ValueError: The backend is another one.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "Early-exit artifacts are written by the TensorFlow backend only. "
+            f"Received: backend {keras.backend.backend()}. Save this EarlyExit, load "
+            "it with KERAS_BACKEND=tensorflow, and export it there. (Models returned "
+            "by exit_model(...) and final_model() can be exported on any backend.)"
+        )
 
 
 def in_float32(thresholds: Sequence[float]) -> list[float]:

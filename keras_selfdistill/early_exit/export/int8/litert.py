@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from keras_selfdistill.early_exit.export.deciding import signature
 from keras_selfdistill.early_exit.export.int8.branches import branched
@@ -17,7 +16,7 @@ from keras_selfdistill.early_exit.export.int8.memory import (
     float_operators,
     section_sizes,
 )
-from keras_selfdistill.early_exit.export.int8.report import SectionSize
+from keras_selfdistill.early_exit.export.int8.report import SectionSize, warn_of_floats
 from keras_selfdistill.early_exit.export.int8.samples import Scored
 from keras_selfdistill.early_exit.export.scored_section import ScoredSection
 from keras_selfdistill.early_exit.scoring import Scorer
@@ -121,11 +120,7 @@ def _checked(floats: list[str]) -> tuple[str, ...]:
             "Expected: layers whose inputs and outputs have an int8 form. Export "
             "without quantize=, or replace the layers before and behind them."
         )
-    if floats:
-        logging.warning(
-            "These operators have no int8 form and compute in float32: %s.",
-            ", ".join(floats),
-        )
+    warn_of_floats(floats)
     return tuple(floats)
 
 

@@ -19,7 +19,7 @@ _BATCH = 32
 
 def quantize_section(
     path: pathlib.Path, samples: Sequence[np.ndarray], alive: int
-) -> tuple[list[np.ndarray], SectionSize]:
+) -> tuple[list[np.ndarray], SectionSize, set[str]]:
     """Replace the float model of a section by one in int8.
 
     Args:
@@ -29,7 +29,8 @@ def quantize_section(
             outputs behind prediction and score, before the memory of the scores.
 
     Returns:
-        The inputs of the next section for these samples, and the section's size.
+        The inputs of the next section for these samples, the section's size, and the
+        kinds of its operators with weights in float32, such as LSTM.
     """
     onnx = optional_module("onnx", "ONNX in int8", "export")
     quantization = optional_module("onnxruntime.quantization", "ONNX in int8", "export")
@@ -43,6 +44,7 @@ def quantize_section(
     prepare.quant_pre_process(path, made, skip_symbolic_shape=True)
     made.replace(path)
     graph = onnx.load(path).graph
+    scored = scored_nodes(graph, alive)
     quantization.quantize_static(
         path,
         made,
@@ -51,7 +53,7 @@ def quantize_section(
         per_channel=True,
         activation_type=quantization.QuantType.QInt8,
         weight_type=quantization.QuantType.QInt8,
-        nodes_to_exclude=scored_nodes(graph, alive),
+        nodes_to_exclude=scored,
     )
     made.replace(path)
     graph = onnx.load(path).graph
@@ -61,7 +63,17 @@ def quantize_section(
         operators=dict(sorted(kinds.items())),
         weight_bytes=sum(each.nbytes for each in weights),
     )
-    return [np.concatenate(each) for each in zip(*behind, strict=True)], size
+    floats = {
+        each.name
+        for each in graph.initializer
+        if each.data_type == onnx.TensorProto.FLOAT and len(each.dims) > 1
+    }
+    kept = {
+        node.op_type
+        for node in graph.node
+        if node.name not in scored and floats & set(node.input)
+    }
+    return [np.concatenate(each) for each in zip(*behind, strict=True)], size, kept
 
 
 def run_all(

@@ -2,6 +2,9 @@
 
 import dataclasses
 import textwrap
+from collections.abc import Sequence
+
+from absl import logging
 
 from keras_selfdistill.early_exit.thresholds.choice import Choice
 from keras_selfdistill.early_exit.thresholds.setting import condition
@@ -36,8 +39,9 @@ class QuantizedExport:
         file_bytes: Size of the file, or of all models of the folder.
         calibration: Thresholds chosen on the quantised outputs, with their accuracy and
             cost; `None` without `recalibrate`.
-        float_operators: Kinds of operators of `litert` that compute in float32, for
-            want of an int8 form; those that score an exit are not among them.
+        float_operators: Kinds of operators that compute in float32, for want of an int8
+            form; those that score an exit are not among them, and of ONNX only those
+            with weights are.
 
     Example:
         >>> size = SectionSize({"CONV_2D": 2}, 4000, 2050)
@@ -98,3 +102,12 @@ class QuantizedExport:
         floats = f"Not in int8: {', '.join(self.float_operators)}."
         found = [notes, *kinds, *([floats] if self.float_operators else [])]
         return Table(headings, rows, found)
+
+
+def warn_of_floats(operators: Sequence[str]) -> None:
+    """Warn of operators that compute in float32, if there are any."""
+    if operators:
+        logging.warning(
+            "These operators have no int8 form and compute in float32: %s.",
+            ", ".join(operators),
+        )

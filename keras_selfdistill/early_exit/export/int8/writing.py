@@ -15,7 +15,10 @@ from keras_selfdistill.early_exit.export.int8.onnx_sections import (
     quantize_section,
     run_all,
 )
-from keras_selfdistill.early_exit.export.int8.report import QuantizedExport
+from keras_selfdistill.early_exit.export.int8.report import (
+    QuantizedExport,
+    warn_of_floats,
+)
 from keras_selfdistill.early_exit.export.int8.samples import (
     Recalibration,
     RunAll,
@@ -27,6 +30,7 @@ from keras_selfdistill.early_exit.export.scored_section import (
     scored_sections,
 )
 from keras_selfdistill.early_exit.export.writers import (
+    check_backend,
     export_sections,
     finish_folder,
     format_of,
@@ -148,6 +152,7 @@ def export_int8(
     """
     for module in _MODULES[format]:
         optional_module(module, f"{format} in int8", "export")
+    check_backend()
     _check_sizes(graph, format)
     samples = representative_samples(graph.base, representative_data)
     plan = None
@@ -210,18 +215,23 @@ def _write_litert(path: pathlib.Path, network: _Network) -> QuantizedExport:
 def _write_onnx(path: pathlib.Path, network: _Network) -> QuantizedExport:
     path.mkdir()
     sizes, models, samples = [], [], network.samples
+    floats: set[str] = set()
     behind = [len(each.section.inputs) for each in network.sections[1:]]
     for i, (section, alive) in enumerate(
         zip(network.sections, [*behind, 0], strict=True), start=1
     ):
         model = write_section(path, i, section, "onnx", ".onnx")
-        samples, size = quantize_section(model, samples, alive)
+        samples, size, kept = quantize_section(model, samples, alive)
+        floats |= kept
         sizes.append(size)
         models.append(model)
     thresholds, choice = network.chosen(functools.partial(run_all, models))
     finish_folder(path, "onnx", models, list(thresholds), _limits(thresholds))
     file_bytes = sum(each.stat().st_size for each in models)
-    return QuantizedExport(thresholds, tuple(sizes), file_bytes, choice)
+    warn_of_floats(sorted(floats))
+    return QuantizedExport(
+        thresholds, tuple(sizes), file_bytes, choice, tuple(sorted(floats))
+    )
 
 
 def _limits(thresholds: Mapping[str, float | None]) -> list[float]:
