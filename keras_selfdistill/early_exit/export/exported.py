@@ -80,20 +80,23 @@ class ExportedExits(ServedExits):
             section, to print. `None` otherwise.
 
         Raises:
-            ValueError: There are no thresholds yet, a custom criterion supports only
-                NumPy arrays (see `criteria.array_namespace`), the format does not
-                match the suffix of the path, the backend cannot write it, or the base
-                has a fixed batch size. For int8: data or arguments are missing or
-                invalid, the network cannot be quantised, or sizes of inputs are open
-                (`litert`).
+            ValueError: There are no thresholds yet and no `recalibrate`, a custom
+                criterion supports only NumPy arrays (see `criteria.array_namespace`),
+                the format does not match the suffix of the path, the backend cannot
+                write it, or the base has a fixed batch size. For int8: data or
+                arguments are missing or invalid, the network cannot be quantised, or
+                sizes of inputs are open (`litert`).
             TypeError: Data or `recalibrate` are of an unknown type.
             ImportError: A package that writes the format is missing.
             FileExistsError: Something else exists at the path, or an earlier artifact
                 in which files were added, changed or removed.
         """
         with self._lock:
-            limits, choice = self._limits("export"), self.calibration
-            cascade, names = self._cascade, self.exit_names
+            choice, cascade, names = self.calibration, self._cascade, self.exit_names
+            if quantize is None or recalibrate is None:
+                limits = self._limits("export")
+            else:  # They are chosen for the artifact.
+                limits = (0.0,) * (len(names) - 1)
         given = {"representative_data": representative_data, "recalibrate": recalibrate}
         if quantize is None:
             check_unused(given)
