@@ -21,7 +21,7 @@ from keras_selfdistill.early_exit.scheduler import (
 )
 from keras_selfdistill.early_exit.thresholds.frontier import ExitShares
 from keras_selfdistill.reporting import latency
-from tests.conftest import miss, require_backend, small_base, to_numpy
+from tests.conftest import long_on, miss, require_backend, small_base, to_numpy
 
 TAPS = ["stem_relu", "out_1"]
 NAMES = ["exit_1", "exit_2", "final"]
@@ -143,6 +143,7 @@ def quantiles(scores, shares):
     return found
 
 
+@long_on("tensorflow")
 @pytest.mark.parametrize(
     ("criterion", "scores_from", "last_resort"),
     [

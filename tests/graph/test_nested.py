@@ -9,7 +9,10 @@ import keras_selfdistill as ksd
 from keras_selfdistill.early_exit.section_models import cut_sections
 from keras_selfdistill.graph.flatten import flatten
 from keras_selfdistill.graph.shells import Renamed
-from tests.conftest import to_numpy
+from tests.conftest import marks_long_on, to_numpy
+
+# A network is traced for each.
+pytestmark = marks_long_on("tensorflow")
 
 
 def stage(width, name):

@@ -8,7 +8,10 @@ import pytest
 from keras import layers
 
 import keras_selfdistill as ksd
-from tests.conftest import make_batch, small_base, to_numpy
+from tests.conftest import make_batch, marks_long_on, small_base, to_numpy
+
+# A network is traced for each.
+pytestmark = marks_long_on("tensorflow")
 
 LOSS = "sparse_categorical_crossentropy"
 TAPS = ["stem_relu", "out_1"]

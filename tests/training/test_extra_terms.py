@@ -10,7 +10,10 @@ from keras import layers, ops
 
 import keras_selfdistill as ksd
 from keras_selfdistill.utils.schedules import Scalar
-from tests.conftest import long_on, to_numpy
+from tests.conftest import long_on, marks_long_on, to_numpy
+
+# A network is traced for each.
+pytestmark = marks_long_on("tensorflow")
 
 LOSS = "sparse_categorical_crossentropy"
 RANDOM = np.random.default_rng(0)

@@ -19,7 +19,8 @@ from tests.conftest import (
     value_and_gradients,
 )
 
-pytestmark = marks_long_on("jax")  # XLA compiles a network for each.
+# A network is compiled or traced for each.
+pytestmark = marks_long_on("jax", "tensorflow")
 TAPS = ["stem_relu", "out_1"]
 
 

@@ -20,7 +20,8 @@ from tests.conftest import (
 )
 from tests.training.test_objective import TASK, cross_entropy, log_softmax
 
-pytestmark = marks_long_on("jax")  # XLA compiles a network for each.
+# A network is compiled or traced for each.
+pytestmark = marks_long_on("jax", "tensorflow")
 NAMES = ["exit_1", "exit_2", "exit_3", "final"]
 LABELS = np.array([0, 2, 1, 3, 0])
 TEMPERATURE, ALPHA, BETA = 2.0, 0.4, 0.3
