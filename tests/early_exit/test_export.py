@@ -707,7 +707,12 @@ def test_names_of_bases_may_have_any_characters(tmp_path, name):
         name=name,
     )
     model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
-    ksd.EarlyExit(model, thresholds=0.5).export(tmp_path / "sections", format="onnx")
+    fast = ksd.EarlyExit(model, thresholds=0.5)
+    fast.export(tmp_path / "sections", format="onnx")
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    need("onnxruntime")
+    found, *_ = SectionRunner(tmp_path / "sections")(x)
+    np.testing.assert_allclose(found, fast.predict(x).predictions, atol=1e-5)
 
 
 @pytest.mark.once

@@ -16,7 +16,7 @@ from keras_selfdistill.early_exit.export.int8.memory import (
 )
 from keras_selfdistill.early_exit.export.section_runner import SectionRunner
 from tests.conftest import small_base
-from tests.early_exit.test_export import Moving
+from tests.early_exit.test_export import Moving, need
 
 pytestmark = [
     pytest.mark.skipif(
@@ -65,7 +65,7 @@ class LiteRT:
     """An int8 file, run by LiteRT's interpreter for one sample at a time."""
 
     def __init__(self, path):
-        pytest.importorskip("ai_edge_litert")
+        need("ai_edge_litert")
         from ai_edge_litert.interpreter import Interpreter
 
         self.run = Interpreter(str(path)).get_signature_runner()
@@ -479,7 +479,8 @@ def test_loops_are_refused_before_they_end_the_process(tmp_path, caplog):
 
     with pytest.raises(ValueError, match=r"unroll=True"):
         export("net.tflite")
-    export("net.tflite", unroll=True)
+    # The converter may leave a step in float that only moves numbers.
+    assert set(export("net.tflite", unroll=True).float_operators) <= {"SPLIT"}
     # ONNX runs them, in float32.
     assert export("sections").float_operators == ("LSTM",)
     assert "compute in float32: LSTM" in caplog.text
@@ -658,9 +659,10 @@ def test_cifar100_in_int8(tfds_folder, tmp_path):
     fast = median_thresholds(model, test)
     labels = np.asarray(data.test.labels[:1000])
     found = agreement(fast, test, labels, x[:200], tmp_path)
-    # After one epoch a network is seldom right, so accuracy would say nothing; its
-    # classes are close to each other.
-    for _, moved, size, same in found.values():
+    # After one epoch a network is seldom right, so accuracy says little; its classes
+    # are close to each other.
+    for drop, moved, size, same in found.values():
+        assert drop <= 0.01
         assert same >= 0.8
         assert moved <= 0.03
         assert size <= 0.35
