@@ -6,6 +6,10 @@ with the exact names of checkpoints are read, and only those that begin with tha
 are removed, nothing else in the folder.
 """
 
+# Not `keras.callbacks.OrbaxCheckpoint` (Keras 3.15), which saves variables by automatic
+# names, on JAX saves the values from before the epoch, keeps no random states, restores
+# nothing in `fit`, and ignores errors of its last write.
+
 import json
 import math
 import os
