@@ -164,9 +164,12 @@ def search(images: image_sets.Images, folder: pathlib.Path) -> list[dict[str, An
         project_name="search",
     )
     tuner.search(images)
+    trials = tuner.oracle.get_best_trials(len(tuner.oracle.trials))
+    # They come from disk in any order: of two equal ones the earlier is the first.
+    trials.sort(key=lambda trial: (-trial.score, int(trial.trial_id)))
     return [
         {"constants": trial.hyperparameters.values, "held_out_accuracy": trial.score}
-        for trial in tuner.oracle.get_best_trials(len(tuner.oracle.trials))
+        for trial in trials
     ]
 
 

@@ -3,7 +3,6 @@
 import concurrent.futures
 import importlib.util
 import re
-import resource
 
 import keras
 import numpy as np
@@ -410,43 +409,6 @@ def test_threads_get_their_own_results(probable, fast):
         np.testing.assert_allclose(prediction, expected.predictions[i], atol=1e-5)
     if keras.backend.backend() != "torch":
         assert fresh.compile_count <= 3
-
-
-def resident():
-    """Memory of this process in MiB, where the system tells."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-    except FileNotFoundError:
-        miss("the system does not tell a process its memory")
-
-
-@pytest.mark.long
-@pytest.mark.once
-def test_memory_stays_flat_over_ten_thousand_requests():
-    base = keras.Sequential(
-        [
-            keras.Input((16,)),
-            layers.Dense(16, activation="relu", name="tap"),
-            layers.Dense(16, activation="relu"),
-            layers.Dense(3, activation="softmax"),
-        ]
-    )
-    model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
-    x = np.random.default_rng(0).normal(size=(100, 16)).astype("float32")
-    fast = ksd.EarlyExit(model)
-    scores = model.predict(x, verbose=0)["exit_1"].max(axis=-1)
-    fast.thresholds = float(np.median(scores))
-
-    def serve(requests):
-        for i in range(requests):
-            fast.predict(x[i % 100 : i % 100 + 1], batch_size=1)
-
-    serve(1000)
-    before = resident()
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        list(pool.map(serve, [5000, 5000]))
-    assert resident() - before < 8
 
 
 @pytest.mark.once

@@ -1,11 +1,12 @@
-"""Train for long, or wrap one base again and again, and print what memory does.
+"""Train, wrap one base or serve again and again, and print what memory does.
 
-Run by test_long_runs.py as `python -m tests.integration.long_run_probe steps 5000` or
-`python -m tests.integration.long_run_probe cycles 120`. Prints, of what came after a
+Run by test_long_runs.py as `python -m tests.integration.long_run_probe steps 5000`, or
+with `cycles 120` or `requests 10000`. Prints, of what came after a
 warm-up, the slopes for 100 rounds: of the resident memory and of the memory in use,
 both in MB, of the number of Python objects, and of the times that Python ran the model.
 """
 
+import concurrent.futures
 import ctypes
 import gc
 import os
@@ -131,11 +132,39 @@ def cycles(rounds):
     return seen
 
 
+def requests(rounds):
+    """Answer many requests in two threads; return what memory did on the way."""
+    base = keras.Sequential(
+        [
+            keras.Input((16,)),
+            layers.Dense(16, activation="relu", name="tap"),
+            Traced(),
+            layers.Dense(16, activation="relu"),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+    model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
+    x = np.random.default_rng(0).normal(size=(100, 16)).astype("float32")
+    scores = model.predict(x, verbose=0)["exit_1"].max(axis=-1)
+    fast = ksd.EarlyExit(model, thresholds=float(np.median(scores)))
+
+    def serve(number):
+        for i in range(number):
+            fast.predict(x[i % 100 : i % 100 + 1], batch_size=1)
+
+    seen = []
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for _ in range(SAMPLES):
+            list(pool.map(serve, 2 * [rounds // SAMPLES // 2]))
+            seen.append(now())
+    return seen
+
+
 def main(kind, rounds):
     """Print the slopes."""
     if keras.backend.backend() == "jax":
         compile_quickly()
-    seen = {"steps": steps, "cycles": cycles}[kind](rounds)
+    seen = {"steps": steps, "cycles": cycles, "requests": requests}[kind](rounds)
     print(*(slope(values, rounds) for values in zip(*seen, strict=True)))
 
 

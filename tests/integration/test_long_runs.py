@@ -88,6 +88,17 @@ def test_many_wrappers_of_one_base_take_no_more_memory(backend):
     assert objects < 100
 
 
+@pytest.mark.long
+@pytest.mark.process
+@pytest.mark.once
+def test_many_requests_take_no_more_memory_and_compile_once():
+    resident, in_use, objects, runs = slopes("requests", 10000, "tensorflow")
+    assert resident < 0.1  # MB for 100 requests.
+    assert in_use < 0.1
+    assert objects < 10
+    assert runs == 0
+
+
 def slopes(kind, rounds, backend):
     """Return what the probe printed."""
     result = run_python(
