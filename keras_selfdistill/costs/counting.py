@@ -151,7 +151,8 @@ def _with_batch(
         shape = (shape[0], *sample_shape)
     if shape and shape[0] is None:
         shape = (rows, *shape[1:])
-    return keras.KerasTensor(shape, tensor.dtype)
+    # Names that Keras makes cost as much as all the rest.
+    return keras.KerasTensor(shape, tensor.dtype, name="sample")
 
 
 def _reshapes_the_batch(node: Node) -> bool:

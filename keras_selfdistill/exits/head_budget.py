@@ -55,8 +55,10 @@ def features_within_budget(
     Returns:
         The head, and its features by exit name.
     """
+    seeds = random.getstate()
     tried = _tried(base, head, taps, target, classes)
     if not tried:
+        random.setstate(seeds)
         return head, head.features(taps, target)
     chosen = tried[-1]
     if chosen is not tried[0]:
@@ -90,9 +92,9 @@ def _tried(
     target: Target,
     classes: int,
 ) -> "list[_Trial]":
-    """Return the heads that were built: first the recipe's own, last the chosen one.
+    """Return the heads that were tried: first the recipe's own, last the chosen one.
 
-    None is built if there is nothing to narrow, or nothing to compare with.
+    There are none if there is nothing to narrow or to compare with, or none is chosen.
     """
     of_base = _known_macs(base) if head.narrower() is not None else Count()
     if not of_base.macs:
@@ -104,16 +106,16 @@ def _tried(
             return tried
         if math.isnan(trial.macs_ratio):
             break
-    return tried[:1]
+    return []
 
 
 class _Trial(NamedTuple):
     """A head that was built to be counted: its variables have no values yet."""
 
     head: Head
-    features: dict[str, SymbolicTensor]
+    features: dict[str, SymbolicTensor]  # Of all exits only if within the budget.
     variables: list[keras.Variable]
-    macs_ratio: float  # Of all exits, logits included; NaN if unknown.
+    macs_ratio: float  # Of these exits, logits included; NaN if unknown.
     seeds: Any  # State of Python's random numbers behind it.
 
 
@@ -125,19 +127,36 @@ def _trials(
     target: Target,
     classes: int,
 ) -> Iterator[_Trial]:
-    """Build a head, then ever narrower ones."""
+    """Build a head, then ever narrower ones, each until it is over budget."""
     # Keras' initializers draw their seeds here: a head that is dropped must not change
     # the weights of the next.
     seeds = random.getstate()
     while head is not None:
         random.setstate(seeds)
+        features: dict[str, SymbolicTensor] = {}
+        count = Count()
         with deferred_values() as variables:
-            features = head.features(taps, target)
-        logits = sum(math.prod(each.shape[1:]) for each in features.values()) * classes
-        count = Count.total([features_macs(base, features), Count(logits)])
-        ratio = macs_ratio(count, of_base)
+            for part in _parts(head, taps, target):
+                features |= part
+                logits = sum(math.prod(each.shape[1:]) for each in part.values())
+                added = Count.total([features_macs(base, part), Count(logits * classes)])
+                count = Count.total([count, added])
+                ratio = macs_ratio(count, of_base)
+                if not ratio <= MACS_BUDGET:
+                    break
         yield _Trial(head, features, variables, ratio, random.getstate())
         head = head.narrower()
+
+
+def _parts(
+    head: Head, taps: Mapping[str, SymbolicTensor], target: Target
+) -> Iterator[dict[str, SymbolicTensor]]:
+    """Build a head exit by exit, shallow to deep, if the exits are independent."""
+    if type(head).features is Head.features:
+        for name, tap in taps.items():
+            yield head.features({name: tap}, target)
+    else:
+        yield head.features(taps, target)
 
 
 def features_macs(base: keras.Model, features: Mapping[str, SymbolicTensor]) -> Count:
@@ -168,7 +187,7 @@ def _known_macs(base: keras.Model) -> Count:
 def _log(base: keras.Model, tried: Sequence[_Trial]) -> None:
     logging.info(
         "The exits of %s use %r, which adds %.0f %% to its multiply-adds. The "
-        "recipe's own %r would add %.0f %%; pass it as `head=` to use it.",
+        "recipe's own %r would add at least %.0f %%; pass it as `head=` to use it.",
         base.name,
         tried[-1].head,
         100 * tried[-1].macs_ratio,
