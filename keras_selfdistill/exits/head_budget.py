@@ -138,9 +138,9 @@ def _trials(
         with deferred_values() as variables:
             for part in _parts(head, taps, target):
                 features |= part
-                logits = sum(math.prod(each.shape[1:]) for each in part.values())
-                added = Count.total([features_macs(base, part), Count(logits * classes)])
-                count = Count.total([count, added])
+                units = sum(math.prod(each.shape[1:]) for each in part.values())
+                logits = Count(units * classes)
+                count = Count.total([count, features_macs(base, part), logits])
                 ratio = macs_ratio(count, of_base)
                 if not ratio <= MACS_BUDGET:
                     break

@@ -14,6 +14,7 @@ from keras_selfdistill.early_exit.export.int8.memory import (
     arena_levels,
     float_operators,
 )
+from keras_selfdistill.early_exit.export.int8.onnx_sections import shorten_names
 from keras_selfdistill.early_exit.export.section_runner import SectionRunner
 from tests.conftest import small_base
 from tests.early_exit.test_export import Moving, need
@@ -606,6 +607,60 @@ def agreement(fast, x, y, train, folder):
     return found
 
 
+def test_short_names_mean_the_same_in_branches():
+    need("onnx")
+    need("onnxruntime")
+    import onnx
+    import onnxruntime
+
+    helper, number = onnx.helper, onnx.TensorProto.FLOAT
+
+    def value(name, shape=(2,)):
+        return helper.make_tensor_value_info(name, number, shape)
+
+    def branch(operator):
+        # Reads a value from outside of it.
+        node = helper.make_node(operator, ["long/doubled", "long/c"], ["long/out"])
+        return helper.make_graph([node], operator, [], [value("long/out")])
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Add", ["x", "x"], ["long/doubled"], "long/add"),
+            helper.make_node(
+                "Clip", ["long/doubled", "", "long/c"], ["y"], "long/clip"
+            ),
+            helper.make_node("ReduceSum", ["x"], ["long/sum"], keepdims=0),
+            helper.make_node("Less", ["long/sum", "long/c"], ["long/is_low"]),
+            helper.make_node(
+                "If",
+                ["long/is_low"],
+                ["z"],
+                then_branch=branch("Add"),
+                else_branch=branch("Mul"),
+            ),
+        ],
+        "long/graph",
+        [value("x")],
+        [value("y"), value("z")],
+        [helper.make_tensor("long/c", number, (), [3.0])],
+    )
+    versions = {"ir_version": 8, "opset_imports": [helper.make_opsetid("", 17)]}
+    model = helper.make_model(graph, **versions)
+
+    def answers(x):
+        session = onnxruntime.InferenceSession(model.SerializeToString())
+        return session.run(["y", "z"], {"x": np.array(x, "float32")})
+
+    before = [answers(x) for x in ([0.5, 1], [2, 3])]
+    shorten_names(model.graph, {"x", "y", "z"})
+    assert b"long/" not in model.graph.SerializeToString().replace(b"long/graph", b"")
+    onnx.checker.check_model(model)
+    for x, expected in zip(([0.5, 1], [2, 3]), before, strict=True):
+        np.testing.assert_array_equal(answers(x), expected)
+    np.testing.assert_array_equal(before[0], [[1, 2], [4, 5]])
+    np.testing.assert_array_equal(before[1], [[3, 3], [12, 18]])
+
+
 def parts(path):
     return path.glob("*.onnx") if path.is_dir() else [path]
 
@@ -614,12 +669,12 @@ def parts(path):
 @pytest.mark.parametrize(
     ("widths", "head", "ratio"),
     [
-        ((16, 32, 64), "bottleneck", 0.40),
+        ((16, 32, 64), "bottleneck", 0.36),
         ((16, 64, 256), "separable", 0.30),
     ],
 )
 def test_digits_in_int8(tmp_path, widths, head, ratio):
-    """In int8, a third of the smallest file is structure, more so in ONNX."""
+    """In int8, a quarter of the smallest file is structure."""
     keras.utils.set_random_seed(0)
     inputs = x = keras.Input((8, 8, 1))
     for stage, width in enumerate(widths, start=1):
@@ -638,9 +693,8 @@ def test_digits_in_int8(tmp_path, widths, head, ratio):
     for drop, moved, size, same in found.values():
         assert drop <= 0.01
         assert moved <= 0.03
-        assert size < 1
+        assert size <= ratio
         assert same >= 0.98
-    assert found["litert"][2] <= ratio
 
 
 @pytest.mark.long
@@ -665,5 +719,4 @@ def test_cifar100_in_int8(tfds_folder, tmp_path):
         assert drop <= 0.01
         assert same >= 0.8
         assert moved <= 0.03
-        assert size <= 0.35
-    assert found["litert"][2] <= 0.3
+        assert size <= 0.3

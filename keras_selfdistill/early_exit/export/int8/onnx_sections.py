@@ -152,7 +152,9 @@ def shorten_names(graph: Any, kept: Container[str]) -> None:
             node.input[:] = map(rename, node.input)
             node.output[:] = map(rename, node.output)
             waiting += [each.g for each in node.attribute if each.HasField("g")]
-            waiting += [each for attribute in node.attribute for each in attribute.graphs]
+            waiting += [
+                each for attribute in node.attribute for each in attribute.graphs
+            ]
 
 
 class _Samples:
