@@ -6,6 +6,7 @@ The layers are found in `keras.layers`, so that those of a new Keras come by the
 import functools
 import importlib.util
 import inspect
+import math
 
 import keras
 import numpy as np
@@ -292,22 +293,47 @@ FORMATS = {
 }
 
 
+def make_base_of_several(layer_classes):
+    """Return a base where several layers read one input side by side."""
+    inputs, features = keras.Input((max(map(math.prod, SHAPES)),)), []
+    for layer_class in layer_classes:
+        shape, form = fitting(layer_class)
+        x = layers.Reshape(shape)(inputs[:, : math.prod(shape)])
+        x = layers.Rescaling(1 / 255)(make(layer_class)(*form(x)))
+        pooled = layer_class in POOLED
+        x = layers.GlobalAveragePooling2D()(x) if pooled else layers.Flatten()(x)
+        # However large a layer's output is, it counts as much as the others.
+        features.append(layers.Dense(3, "tanh")(x))
+    x = layers.Concatenate(name="tap")(features)
+    x = layers.Dense(8, "tanh")(x)
+    return keras.Model(inputs, layers.Dense(3, "softmax")(x))
+
+
+# Its symbolic output is its input itself, so that no layer may lie before it.
+FIRST_ALONE = {layers.Equalization}
+TOGETHER = [each for each in CLASSES if each not in FIRST_ALONE]
+# Most of the time of an export is the same for one layer and for several.
+GROUPS = [TOGETHER[part::7] for part in range(7)]
+
+
 @pytest.mark.long
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="artifacts are written there")
 @pytest.mark.parametrize("format", FORMATS)
-@each_class
-def test_exports_of_layers_that_train_otherwise(layer_class, format, tmp_path):
+@pytest.mark.parametrize("group", [*GROUPS, *([each] for each in FIRST_ALONE)])
+def test_exports_of_layers_that_train_otherwise(group, format, tmp_path):
     packages, run = FORMATS[format]
     for package in packages:
         if importlib.util.find_spec(package) is None:
             miss(f"{package} is not installed")
     keras.utils.set_random_seed(0)
-    base = make_base(layer_class)
+    base = make_base(*group) if len(group) == 1 else make_base_of_several(group)
     x = make_x(base)
     expected = base.predict(x, verbose=0)
     early_exit(base).export(tmp_path / "exported", format)
     found = run(tmp_path / "exported", x)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    trained = keras.ops.convert_to_numpy(base(x, training=True))
+    assert (abs(trained - expected).max() > 1e-4) == bool({*group} - ALIKE.keys())
 
 
 @pytest.mark.long
