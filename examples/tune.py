@@ -93,8 +93,9 @@ def search_space(recipe: ksd.recipes.Recipe) -> keras_tuner.HyperParameters:
     for field in dataclasses.fields(recipe):
         own = getattr(recipe, field.name)
         if field.name in RANGES:
-            space.Float(field.name, *RANGES[field.name], default=own)
-        elif field.name == "hint_weight":
+            low, high = RANGES[field.name]
+            space.Float(field.name, min(low, own), high, default=own)
+        elif field.name == "hint_weight" and own:  # Not by a factor of 0.
             low, high = (own * factor for factor in HINTS)
             space.Float(field.name, low, high, sampling="log", default=own)
     return space

@@ -257,6 +257,7 @@ METHODS: dict[str, Method] = {
     "byot": Method(build=build_wrapped),
     "attention_byot": Method(build=build_wrapped),
     "teskd": Method(build=build_wrapped),
+    "rotation_exits": Method(build=build_wrapped),
     "byot_ensemble_teacher": Method(build=build_wrapped),
     "separable_byot": Method(build=build_wrapped),
     # What the heads of `separable_byot` give without a teacher.

@@ -6,6 +6,7 @@ Public: `suggest_taps`, as `keras_selfdistill.suggest_taps`; the rest is interna
 __all__ = [
     "attach",
     "block_ends",
+    "exit_tensors",
     "head_budget",
     "named_taps",
     "placement",

@@ -2,12 +2,17 @@
 
 import dataclasses
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 from absl import logging
-from keras import layers
 
+from keras_selfdistill.exits.exit_tensors import (
+    Exit,
+    check_task,
+    ensemble_output,
+    exits_of,
+)
 from keras_selfdistill.exits.head_budget import features_within_budget
 from keras_selfdistill.exits.named_taps import has_no_taps, named_taps
 from keras_selfdistill.exits.placement import Tap, flatten_to_place, placed_taps
@@ -21,37 +26,15 @@ from keras_selfdistill.graph.nodes import (
     producer,
     unrecorded,
 )
-from keras_selfdistill.graph.shells import masked_as
 from keras_selfdistill.graph.task import Task
 from keras_selfdistill.heads import registry
 from keras_selfdistill.heads.base import Head, Target
-from keras_selfdistill.heads.pieces import resize_positions
 from keras_selfdistill.recipes.base import Recipe
 from keras_selfdistill.utils.type_aliases import (
     SymbolicTensor,
     TapsLike,
-    Tensor,
     TensorStructure,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Exit:
-    """Symbolic tensors of one exit.
-
-    Args:
-        output: Output after the base's activation, shape `(batch, classes)`.
-        logits: Logits, shape `(batch, classes)`; for all but the final exit at least
-            float32.
-        feature: Feature, shape `(batch, width)`.
-        hint: Tensor that the hint loss compares with the teacher's feature: the
-            feature, or the output of its adapter.
-    """
-
-    output: SymbolicTensor
-    logits: SymbolicTensor
-    feature: SymbolicTensor
-    hint: SymbolicTensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +137,7 @@ def _attach(
     head: Head | None,
     recipe: Recipe,
 ) -> ExitGraph:
+    check_task(recipe, base, end.task)
     chosen = _choose_taps(flat, end, taps)
     names = exit_names(len(chosen))
     _check_names(flat.model, names)
@@ -165,20 +149,15 @@ def _attach(
     elif head is None:
         own = registry.head_for_taps(recipe.head, list(chosen.values()), target)
         head, features = features_within_budget(
-            flat.model, own, by_exit, target, end.task.units
+            flat.model, own, by_exit, target, end.task.units * recipe.logits_per_class
         )
     else:
         features = head.features(by_exit, target)
-    adapted = recipe.adapted_exits(names)
-    exits = {
-        name: _make_exit(name, feature, end, head, adapt=name in adapted)
-        for name, feature in features.items()
-    }
-    exits["final"] = Exit(end.output, end.logits, end.feature, end.feature)
-    ensemble = _ensemble(exits, end.activation)
+    exits = exits_of(features, end, head, recipe)
+    ensemble = ensemble_output(exits, end.activation)
+    tensors = {name: each.tensors() for name, each in exits.items()}
     network = keras.Model(
-        input_structure(base),
-        {"exits": {name: vars(e) for name, e in exits.items()}, "ensemble": ensemble},
+        input_structure(base), {"exits": tensors, "ensemble": ensemble}
     )
     policy = dtype_policy([*chosen.values()][-1]) if chosen else base.dtype_policy
     return ExitGraph(
@@ -225,42 +204,6 @@ def _tap_names(taps: TapsLike) -> list[str]:
     """Return the names of the taps; `_choose_taps` checks their types."""
     given = taps if isinstance(taps, (list, tuple)) else ()
     return [tap.name if isinstance(tap, Tap) else tap for tap in given]
-
-
-def _make_exit(
-    name: str, feature: SymbolicTensor, end: BaseEnd, head: Head, adapt: bool
-) -> Exit:
-    width = end.feature.shape[-1]
-    if tuple(feature.shape) != tuple(end.feature.shape):
-        raise ValueError(
-            f"A head must return a feature of the base's shape. Received: {head!r} "
-            f"returned shape {tuple(feature.shape)} for {name!r}. Expected: "
-            f"{tuple(end.feature.shape)}."
-        )
-    dtype = _full_precision(end.output)
-    logits = layers.Dense(end.task.units, name=f"{name}_logits", dtype=dtype)(feature)
-    logits = resize_positions(logits, end.task.positions, f"{name}_resized")
-    logits = masked_as(logits, end.output, f"{name}_unmasked")
-    output = layers.Activation(end.activation, name=name, dtype=dtype)(logits)
-    hint = feature
-    if adapt:
-        hint = layers.Dense(width, name=f"{name}_adapter", dtype=dtype)(feature)
-    return Exit(output, logits, feature, hint)
-
-
-def _ensemble(
-    exits: Mapping[str, Exit], activation: Callable[[Tensor], Tensor]
-) -> SymbolicTensor:
-    dtype = _full_precision(exits["final"].output)
-    logits = layers.Average(name="ensemble_logits", dtype=dtype)(
-        [each.logits for each in exits.values()]
-    )
-    return layers.Activation(activation, name="ensemble", dtype=dtype)(logits)
-
-
-def _full_precision(output: SymbolicTensor) -> str:
-    """Return the dtype of logits and outputs: at least float32."""
-    return "float64" if output.dtype == "float64" else "float32"
 
 
 def head_target(end: BaseEnd, calls: Mapping[str, SymbolicTensor]) -> Target:

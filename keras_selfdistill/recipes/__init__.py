@@ -12,6 +12,7 @@ from keras_selfdistill.recipes.byot import BYOT, SeparableBYOT
 from keras_selfdistill.recipes.deep_supervision import DeepSupervision
 from keras_selfdistill.recipes.past_self import PastSelf
 from keras_selfdistill.recipes.registry import RECIPES, get
+from keras_selfdistill.recipes.rotation_exits import RotationExits
 from keras_selfdistill.recipes.teacher_free import TeacherFree
 from keras_selfdistill.recipes.teskd import TESKD
 
@@ -22,6 +23,7 @@ __all__ = [
     "PastSelf",
     "RECIPES",
     "Recipe",
+    "RotationExits",
     "SeparableBYOT",
     "TESKD",
     "TeacherFree",

@@ -67,6 +67,9 @@ class Recipe(Config):
             Positions whose label the label loss ignores (`ignore_class`) are then left
             out of the terms, and their labels are passed as class 0.
         tasks: Names of the tasks that `extra_terms` can compute, by default all.
+        logits_per_class: Number of logits that an exit but the final one has for each
+            class, in bases that predict one class for each sample. Their logsumexp is
+            the logit of the class.
 
     Args:
         teacher: Teacher of an exit: `"deepest"`, the final exit; `"next"`, the next
@@ -89,6 +92,7 @@ class Recipe(Config):
     extra_term_names: ClassVar[tuple[str, ...]] = ()
     reads_labels: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = TASKS
+    logits_per_class: ClassVar[int] = 1
 
     teacher: str = "deepest"
     detach_teacher: bool = True
@@ -185,6 +189,19 @@ class Recipe(Config):
             base: The base with its weights after the previous epoch.
         """
 
+    def views(self, inputs: TensorStructure) -> Sequence[TensorStructure]:
+        """Return the views of a batch that run through the network, by default one.
+
+        In training and in evaluation, all views of a batch are one larger batch, also
+        to batch normalisation. The first view counts as the batch: it gives all losses
+        and metrics but `extra_terms`, which see every view. A step costs as many times
+        as much.
+
+        Args:
+            inputs: Inputs of the batch. The views have the same shapes and structure.
+        """
+        return [inputs]
+
     def extra_terms(
         self,
         labels: Labels,
@@ -205,7 +222,9 @@ class Recipe(Config):
         Args:
             labels: Labels of the batch, as passed to `fit`, but for `reads_labels`.
             exits: Mapping of exit names to their `output` and `logits`, shape `(batch,
-                classes)`, and their `feature`, shape `(batch, width)`.
+                classes)`, and their `feature`, shape `(batch, width)`; with several
+                `logits_per_class` also `joint`, shape `(batch, classes, number)`. With
+                several `views` these are tensors of shape `(batch, views, …)`.
             state: The layer that `make_state` returned. Its variables may be assigned,
                 also in evaluation unless only `if training`; a training step that is
                 not finite is not kept.
@@ -265,30 +284,3 @@ class Recipe(Config):
         for name, value in values.items():
             object.__setattr__(recipe, name, value)
         return recipe
-
-
-def exit_weights(recipe: Recipe, exit_names: Sequence[str]) -> dict[str, TermWeights]:
-    """Return the first weights of every exit, after a check that they fit the exits.
-
-    Args:
-        recipe: The recipe.
-        exit_names: Names of the exits, shallow to deep.
-
-    Raises:
-        ValueError: An exit has no weights, or there are weights of others.
-
-    Example:
-        >>> from keras_selfdistill.recipes import DeepSupervision
-        >>> exit_weights(DeepSupervision(), ["final"])
-        {'final': TermWeights(label=1.0, soft_target=0.0, hint=0.0)}
-    """
-    recipe = recipe.at(0)
-    recipe.per_exit("external_weight", exit_names)
-    weights = recipe.weights(exit_names)
-    if set(weights) != set(exit_names):
-        raise ValueError(
-            f"{type(recipe).__name__}.weights must name every exit once. Received: "
-            f"weights of {sorted(weights)}. Expected: weights of {list(exit_names)}, "
-            "with TermWeights(label=0.0) for an exit without losses."
-        )
-    return weights

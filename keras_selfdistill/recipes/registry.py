@@ -5,6 +5,7 @@ from keras_selfdistill.recipes.base import Recipe
 from keras_selfdistill.recipes.byot import BYOT, SeparableBYOT
 from keras_selfdistill.recipes.deep_supervision import DeepSupervision
 from keras_selfdistill.recipes.past_self import PastSelf
+from keras_selfdistill.recipes.rotation_exits import RotationExits
 from keras_selfdistill.recipes.teacher_free import TeacherFree
 from keras_selfdistill.recipes.teskd import TESKD
 from keras_selfdistill.utils.config import resolve
@@ -18,6 +19,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "teskd": TESKD,
     "teacher_free": TeacherFree,
     "past_self": PastSelf,
+    "rotation_exits": RotationExits,
 }
 
 
@@ -26,8 +28,8 @@ def get(identifier: "str | Recipe") -> Recipe:
 
     Args:
         identifier: `"byot"`, `"separable_byot"`, `"deep_supervision"`,
-            `"attention_byot"`, `"teskd"`, `"teacher_free"`, `"past_self"`, or a
-            `Recipe`.
+            `"attention_byot"`, `"teskd"`, `"teacher_free"`, `"past_self"`,
+            `"rotation_exits"`, or a `Recipe`.
 
     Raises:
         ValueError: No recipe has this name.

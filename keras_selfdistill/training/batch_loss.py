@@ -9,7 +9,11 @@ from keras import ops
 
 from keras_selfdistill.training.extra_terms import extra_terms
 from keras_selfdistill.training.section_gradients import mean_magnitudes
-from keras_selfdistill.utils.keras_internals import aggregate_additional_loss
+from keras_selfdistill.utils.keras_internals import (
+    aggregate_additional_loss,
+    mask_of,
+    set_mask,
+)
 from keras_selfdistill.utils.type_aliases import Labels, Tensor, TensorStructure
 
 
@@ -125,15 +129,24 @@ class BatchLoss(keras.Model):
 
     def _forward(self, x: TensorStructure, training: bool) -> types.SimpleNamespace:
         """Run all exits and the external teacher on the inputs of a batch."""
-        found = self.exit_graph.training_network(x, training=training)
-        exits = found["exits"]
+        views = self._recipe.views(x)
+        found = self.exit_graph.training_network(
+            _as_one_batch(views), training=training
+        )
+        exits, of_views = found["exits"], found["exits"]
+        ensemble = found["ensemble"]
+        if len(views) > 1:
+            of_views = _views_of(exits, len(views))
+            exits = _first_view(exits, len(views))
+            ensemble = _first_view(ensemble, len(views))
         external_logits = None
         if self._teacher is not None:
             external_logits = self._teacher(x, training=False)
         return types.SimpleNamespace(
             exits=exits,
+            exits_of_views=of_views,
             outputs={name: exits[name]["output"] for name in self.exit_names},
-            ensemble=found["ensemble"],
+            ensemble=ensemble,
             external_logits=external_logits,
             inputs=x,
             training=training,
@@ -171,8 +184,9 @@ class BatchLoss(keras.Model):
         found = extra_terms(
             self._recipe.at(self._step.value),
             y,
-            batch.exits,
+            batch.exits_of_views,
             self._recipe_state,
+            output=batch.outputs["final"],
             inputs=batch.inputs,
             training=batch.training,
             sample_weight=sample_weight,
@@ -199,3 +213,37 @@ class BatchLoss(keras.Model):
         networks = filter(None, (self._teacher, self._recipe_state))
         others = {id(loss) for network in networks for loss in network.losses}
         return [loss for loss in found if id(loss) not in others]
+
+
+def _as_one_batch(views: Sequence[TensorStructure]) -> TensorStructure:
+    """Return views of a batch as one batch: all views of a sample, then of the next.
+
+    In this order, devices that share a batch need no samples of each other.
+    """
+    if len(views) == 1:
+        return views[0]
+
+    def join(*tensors: Tensor) -> Tensor:
+        stacked = ops.stack(tensors, axis=1)
+        return ops.reshape(stacked, (-1, *ops.shape(stacked)[2:]))
+
+    return keras.tree.map_structure(join, *views)
+
+
+def _views_of(tensors: TensorStructure, views: int) -> TensorStructure:
+    """Return the tensors of `_as_one_batch` with shape `(batch, views, …)`."""
+    return keras.tree.map_structure(
+        lambda each: ops.reshape(each, (-1, views, *ops.shape(each)[1:])), tensors
+    )
+
+
+def _first_view(tensors: TensorStructure, views: int) -> TensorStructure:
+    """Return the tensors of the first view, with their masks."""
+
+    def first(tensor: Tensor) -> Tensor:
+        found, mask = _views_of(tensor, views)[:, 0], mask_of(tensor)
+        if mask is not None:
+            set_mask(found, _views_of(mask, views)[:, 0])
+        return found
+
+    return keras.tree.map_structure(first, tensors)

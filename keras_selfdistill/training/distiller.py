@@ -48,8 +48,8 @@ class SelfDistiller(SavedWrapper, Trainer):
             A layer of a nested model is named `"backbone/stage/layer"`, the second
             call of a layer that is called several times `"layer@2"`.
         recipe: `"byot"` (the default), `"separable_byot"`, `"attention_byot"`,
-            `"teskd"`, `"deep_supervision"`, `"teacher_free"`, `"past_self"`, or a
-            `Recipe`.
+            `"teskd"`, `"deep_supervision"`, `"teacher_free"`, `"past_self"`,
+            `"rotation_exits"`, or a `Recipe`.
         head: `"bottleneck"`, `"separable"`, `"attention"`, `"top_down"`, `"linear"`,
             or a `Head`; by default the head of the recipe. A default bottleneck is
             narrowed if it would add more than 15 % to the base's multiply-adds (see

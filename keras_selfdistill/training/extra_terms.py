@@ -129,6 +129,7 @@ def extra_terms(
     exits: Mapping[str, ExitTensors],
     state: keras.Layer | None,
     *,
+    output: Tensor,
     inputs: TensorStructure,
     training: bool,
     sample_weight: Tensor | None,
@@ -139,8 +140,9 @@ def extra_terms(
     Args:
         recipe: Recipe at the step.
         labels: Labels of the batch.
-        exits: Mapping of exit names to their tensors.
+        exits: Mapping of exit names to their tensors, of all views.
         state: State of the recipe.
+        output: Output of the base, whose shape and mask the labels fit.
         inputs: Inputs of the batch.
         training: Whether the batch is trained.
         sample_weight: Sample weights, or `None`.
@@ -156,18 +158,17 @@ def extra_terms(
         ...     extra_term_names = ("constant_loss",)
         ...     def extra_terms(self, labels, exits, state, *, inputs, training):
         ...         return {"constant_loss": ops.ones((2,))}
-        >>> exits = {"final": {"output": np.ones((2, 1))}}
         >>> found = extra_terms(
-        ...     Constant(), np.zeros(2), exits, None, inputs=np.zeros((2, 1)),
-        ...     training=True, sample_weight=np.array([0.0, 3.0]),
+        ...     Constant(), np.zeros(2), {}, None, output=np.ones((2, 1)),
+        ...     inputs=np.zeros((2, 1)), training=True,
+        ...     sample_weight=np.array([0.0, 3.0]),
         ...     label_loss=keras.losses.SparseCategoricalCrossentropy())
         >>> float(found["constant_loss"])
         1.5
     """
-    final = exits["final"]["output"]
-    mask = mask_of(final)
+    mask = mask_of(output)
     if recipe.reads_labels:
-        labels, valid = without_ignored(label_loss, labels, final)
+        labels, valid = without_ignored(label_loss, labels, output)
         mask = _both(mask, valid)
     found = recipe.extra_terms(labels, exits, state, inputs=inputs, training=training)
     _check(recipe, found, labels)

@@ -16,7 +16,7 @@ from keras_selfdistill.losses.sample_weights import (
     weights_at_positions,
 )
 from keras_selfdistill.losses.soft_target import BinarySoftTargetLoss
-from keras_selfdistill.recipes.base import Recipe, exit_weights
+from keras_selfdistill.recipes.base import Recipe, TermWeights
 from keras_selfdistill.recipes.fields import is_used
 from keras_selfdistill.utils.type_aliases import (
     ExitTensors,
@@ -69,7 +69,7 @@ class Objective:
         self.label_loss = as_loss(label_loss, task)
         self._loss_of_logits = on_logits(self.label_loss, task)
         self.pair_losses = list(pair_losses)
-        weights = exit_weights(recipe, self.exit_names)
+        weights = _first_weights(recipe, self.exit_names)
         self._taught = taught_exits(recipe, self.exit_names)
         taught = [weights[name] for name in self._taught]
         used = {
@@ -259,9 +259,23 @@ def check_weights(
     Raises:
         ValueError: There are more or fewer weights, or other names, than exits.
     """
-    exit_weights(recipe, exit_names)
+    _first_weights(recipe, exit_names)
     for pair_loss in pair_losses:
         pair_loss.weights(taught_exits(recipe, exit_names))
+
+
+def _first_weights(recipe: Recipe, exit_names: Sequence[str]) -> dict[str, TermWeights]:
+    """Return the first weights of every exit, after a check that they fit the exits."""
+    recipe = recipe.at(0)
+    recipe.per_exit("external_weight", exit_names)
+    weights = recipe.weights(exit_names)
+    if set(weights) != set(exit_names):
+        raise ValueError(
+            f"{type(recipe).__name__}.weights must name every exit once. Received: "
+            f"weights of {sorted(weights)}. Expected: weights of {list(exit_names)}, "
+            "with TermWeights(label=0.0) for an exit without losses."
+        )
+    return weights
 
 
 def taught_exits(recipe: Recipe, exit_names: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ Labels: TypeAlias = Any
 Data: TypeAlias = Any
 """What `fit` takes as `x`: array, list or dict of arrays, dataset or generator."""
 ExitTensors: TypeAlias = Mapping[str, Any]
-"""Tensors of one exit by name: `output`, `logits`, `feature` and `hint`."""
+"""Tensors of one exit by name: `output`, `logits`, `feature`, `hint`, maybe `joint`."""
 
 # Descriptions.
 Shape: TypeAlias = tuple[int | None, ...]

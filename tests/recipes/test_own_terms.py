@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import keras_selfdistill as ksd
 from keras_selfdistill.recipes import PastSelf, TeacherFree
@@ -209,3 +209,28 @@ def test_terms_leave_out_what_the_label_loss_does(name, kind, last_axis):
             labels = labels[..., None] if last_axis else labels
             logs = model.evaluate(IDS, labels, sample_weight=weights, **options)
             assert logs[term] == pytest.approx(every[~left_out].mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("last_axis", [False, True], ids=["2d", "3d"])
+def test_the_first_view_of_a_recipe_counts_as_the_batch(last_axis):
+    """Padding and sample weights too; the terms alone see the other views."""
+
+    class Shifted(ksd.recipes.DeepSupervision):
+        extra_term_names = ("shift_loss",)
+
+        def views(self, inputs):
+            return [inputs, ops.roll(inputs, 1, axis=1), 0 * inputs]
+
+        def extra_terms(self, labels, exits, state, *, inputs, training):
+            first, second, _ = ops.unstack(exits["final"]["output"], 3, axis=1)
+            return {"shift_loss": ops.sum((first - second) ** 2, axis=-1)}
+
+    tags = TAGS[..., None] if last_axis else TAGS
+    options = {"sample_weight": WEIGHTS, "verbose": 0, "return_dict": True}
+    model = wrapped(Shifted(), base=tagger(mask_zero=True))
+    expected = wrapped("teacher_free", base=model.base)
+    logs, usual = (each.evaluate(IDS, tags, **options) for each in (model, expected))
+    assert logs["label_loss"] == pytest.approx(usual["label_loss"] / 0.9, rel=1e-5)
+    outputs = [model.base.predict(ids, verbose=0) for ids in (IDS, np.roll(IDS, 1, 1))]
+    values = WEIGHTS * ((outputs[0] - outputs[1]) ** 2).sum(axis=-1)
+    assert logs["shift_loss"] == pytest.approx(values[IDS > 0].mean(), rel=1e-5)

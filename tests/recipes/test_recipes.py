@@ -30,6 +30,7 @@ CONSTANTS = {
         "virtual_temperature": 20.0,
     },
     "past_self": {**BYOT, "past_weight": 0.8},
+    "rotation_exits": {**BYOT, "alpha": 0.0, "hint_weight": 0.0},
     "separable_byot": {
         "alpha": 0.3,
         "temperature": 3.0,
@@ -86,6 +87,7 @@ def test_names_stand_for_classes_heads_and_losses():
         "teskd": ("TESKD", "top_down", soft, hint),
         "teacher_free": ("TeacherFree", "bottleneck", soft, hint),
         "past_self": ("PastSelf", "bottleneck", soft, hint),
+        "rotation_exits": ("RotationExits", "separable", soft, hint),
     }
 
 
@@ -182,6 +184,7 @@ FIELDS = {
     recipes.TESKD: ["label_weight", "soft_target_weight", "hint_weight"],
     recipes.TeacherFree: ["regularization"],
     recipes.PastSelf: ["past_weight"],
+    recipes.RotationExits: ["alpha", "hint_weight", "final_label_weight"],
 }
 SHARES = ("alpha", "regularization", "past_weight")
 
