@@ -42,12 +42,12 @@ class RotationExits(BYOT):
     logsumexp of the four. So exits are evaluated, deployed and left early like others.
 
     All four views are one batch, also to batch normalisation, as in the authors' code:
-    a step costs and remembers four times as much, and so does `evaluate`; predictions
-    cost no more than those of other recipes.
+    a step takes four times the computation and memory, and so does `evaluate`;
+    predictions cost what they do with other recipes.
 
     The authors' exits repeat the base's stages; here they have the separable head. For
-    the prediction of an exit their code sums logits, not probabilities, and counts it
-    on all four views; the final exit is tested on one.
+    the class that an exit predicts, their code sums logits, not probabilities, and
+    tests it on all four views. It tests the final exit on one view, the image as it is.
 
     With `alpha` above 0, the final exit teaches the marginals as in `BYOT`: the loss of
     an exit is `(1 − α) · J + α · T² · KL(final ‖ exit) + β · hint`.
@@ -58,8 +58,8 @@ class RotationExits(BYOT):
 
     Args:
         alpha: Share of the soft targets, α in [0, 1], or one for each exit but the
-            final one; 0 in the paper.
-        hint_weight: Weight of the hint, β; 0 in the paper.
+            final one; 0 in the authors' code.
+        hint_weight: Weight of the hint, β; 0 in the authors' code.
         **fields: Fields of `BYOT`.
 
     Raises:
