@@ -140,9 +140,9 @@ def _joint(labels: Labels, tensors: ExitTensors, weight: float | Tensor) -> Tens
     joint = tensors["joint"]  # (batch, views, classes, rotations)
     # View number k is the image turned k times.
     right = ops.stack([joint[:, k, :, k] for k in range(ROTATIONS)], axis=1)
-    surprise = ops.logsumexp(joint, axis=(2, 3))[..., None] - right
+    surprisal = ops.logsumexp(joint, axis=(2, 3))[..., None] - right
     rows = as_one_hot(labels, right[:, 0])
-    loss = ops.mean(ops.sum(rows[:, None] * surprise, axis=-1), axis=1)
+    loss = ops.mean(ops.sum(rows[:, None] * surprisal, axis=-1), axis=1)
     return ops.cast(weight, loss.dtype) * loss
 
 
