@@ -111,6 +111,7 @@ def grid(data_dir, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_a_cell_names_every_exit_and_how_it_came_about(grid, capsys):
     wanted = cell("byot", variant="strong", alpha=0.5)
     cells.run_cell(grid, wanted)

@@ -142,7 +142,7 @@ def quantiles(scores, shares):
     return found
 
 
-@long_on("tensorflow")
+@long_on("jax", "tensorflow")
 @pytest.mark.parametrize(
     ("criterion", "scores_from", "last_resort"),
     [

@@ -11,7 +11,7 @@ from keras_selfdistill.graph.ends.pre_activation import LogitsOfProbabilities
 from keras_selfdistill.graph.nodes import producer
 from tests.conftest import marks_long_on, to_numpy
 
-pytestmark = marks_long_on("jax")  # XLA compiles a network for each.
+pytestmark = marks_long_on("jax", "tensorflow")  # A network is compiled for each.
 SHAPE = {"table": (5,), "steps": (6, 5), "image": (6, 6, 3), "volume": (4, 4, 4, 2)}
 
 

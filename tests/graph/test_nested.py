@@ -12,7 +12,7 @@ from keras_selfdistill.graph.shells import Renamed
 from tests.conftest import marks_long_on, to_numpy
 
 # A network is traced for each.
-pytestmark = marks_long_on("tensorflow")
+pytestmark = marks_long_on("jax", "tensorflow")
 
 
 def stage(width, name):

@@ -7,10 +7,13 @@ from keras import layers
 
 import keras_selfdistill as ksd
 from keras_selfdistill.graph.flatten import flatten
-from tests.conftest import to_numpy
+from tests.conftest import marks_long_on, to_numpy
 
 # Keras says it of nested models, though it does hand the mask on to what is inside.
-pytestmark = pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a"),
+    *marks_long_on("jax", "tensorflow"),
+]
 
 WORDS = np.array([[1, 2, 3, 0, 0], [4, 5, 0, 0, 0], [1, 1, 1, 1, 1]])
 TAGS = np.array([[1, 0, 3, 0, 0], [4, 4, 5, 6, 7], [0, 0, 0, 0, 2]])

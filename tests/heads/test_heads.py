@@ -81,9 +81,15 @@ def test_the_linear_head_takes_any_rank(shape):
     )
 
 
+OTHER_SIZES = [(32, 32), (20, 9)]
+
+
 @pytest.mark.once
 @pytest.mark.parametrize("recipe", ["byot", "attention_byot", "teskd"])
-@pytest.mark.parametrize("size", [(33, 47), (32, 32), (20, 9)])
+@pytest.mark.parametrize(
+    "size",
+    [(33, 47), *(pytest.param(each, marks=pytest.mark.long) for each in OTHER_SIZES)],
+)
 def test_heads_fit_odd_images(size, recipe):
     base = (
         keras.applications.MobileNetV2(

@@ -23,7 +23,7 @@ from tests.conftest import (
     to_numpy,
 )
 
-pytestmark = marks_long_on("jax")  # XLA compiles a network for each.
+pytestmark = marks_long_on("jax", "tensorflow")  # A network is compiled for each.
 LOSS = "sparse_categorical_crossentropy"
 BACKEND = keras.backend.backend()
 

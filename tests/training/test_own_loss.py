@@ -8,7 +8,9 @@ import pytest
 from keras import ops
 
 import keras_selfdistill as ksd
-from tests.conftest import long_on, to_numpy
+from tests.conftest import marks_long_on, to_numpy
+
+pytestmark = marks_long_on("jax")
 
 LOSS = "sparse_categorical_crossentropy"
 
@@ -90,7 +92,6 @@ def test_twice_the_loss_is_twice_the_learning_rate(kind):
     assert int(to_numpy(own._step.value)) == 2
 
 
-@long_on("jax")
 def test_terms_of_several_calls_are_not_logged():
     model, plain = (
         wrapped(kind, run_eagerly=True) for kind in (Mixed, ksd.SelfDistiller)

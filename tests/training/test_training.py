@@ -31,6 +31,7 @@ def fit(model, x, y, **options):
     )
 
 
+@long_on("jax")
 def test_logs_have_the_documented_keys(base, batch, tmp_path):
     model = wrap(base, metrics=["accuracy"])
     log = tmp_path / "log.csv"
@@ -81,7 +82,7 @@ def test_a_metric_object_is_the_final_exits(base, batch):
     assert float(to_numpy(top.result())) == pytest.approx(logs["top2"])
 
 
-@long_on("jax")
+@long_on("jax", "tensorflow")
 def test_class_weight_with_one_hot_labels(base, batch):
     x, y = batch
     by_class = {0: 0.5, 1: 2.0, 2: 0.0, 3: 1.0}
@@ -130,6 +131,7 @@ def test_metrics_are_those_of_each_exit(base, batch):
 
 
 @pytest.mark.once
+@long_on("jax", "tensorflow")
 def test_exits_of_ten_or_more_keep_their_own_metrics():
     keras.utils.set_random_seed(3)
     stack = [layers.Dense(6, activation="relu", name=f"hidden_{i}") for i in range(12)]
@@ -265,6 +267,7 @@ def hand_built(base, wrapper):
     return keras.Model(base.input, {"shallow": shallow, "deep": base.output})
 
 
+@long_on("jax")
 def test_deep_supervision_equals_a_hand_built_model_step_for_step(batch):
     x, y = batch
     keras.utils.set_random_seed(5)
@@ -309,7 +312,7 @@ def test_zero_sample_weights_stop_every_term(base, batch):
     assert set(logs.values()) == {0.0}
 
 
-@long_on("jax")
+@long_on("jax", "tensorflow")
 def test_label_forms_agree(base, batch):
     x, y = batch
     hot = np.eye(4, dtype="float32")[y]
@@ -469,7 +472,7 @@ def test_gradient_accumulation_equals_the_larger_batch(batch):
     assert_equal_weights(small, large)
 
 
-@long_on("torch")
+@long_on("torch", "jax")
 @pytest.mark.filterwarnings("ignore")  # torch.compile warns of its own workings.
 def test_compiled_and_eager_steps_agree(batch):
     eager = linear_wrap(run_eagerly=True)
