@@ -23,12 +23,12 @@ from absl import app, flags
 
 import keras_selfdistill as ksd
 from accuracy_grid.cells import Grid, run_cell
-from accuracy_grid.methods import (
-    METHODS,
+from accuracy_grid.methods import METHODS, Cell, methods_of
+from accuracy_grid.presets import (
     PRESETS,
-    Cell,
+    SCHEDULES,
     Preset,
-    methods_of,
+    as_in_paper,
     named_preset,
 )
 from accuracy_grid.table import write_table
@@ -44,6 +44,13 @@ def define_flags() -> None:
     flags.DEFINE_enum("preset", "cpu", list(PRESETS), "Size of the experiment.")
     flags.DEFINE_enum(
         "model", None, list(ksd.networks.NETWORKS), "Instead of the preset's network."
+    )
+    flags.DEFINE_enum(
+        "schedule",
+        "common",
+        SCHEDULES,
+        "common: all methods are trained alike; paper: each as by the public code of "
+        "its paper, the baselines as by BYOT's. The results stand apart.",
     )
     flags.DEFINE_list(
         "methods", None, "Rows of the table; by default all that the network allows."
@@ -94,9 +101,10 @@ def cells(preset: Preset) -> list[Cell]:
             f"Received --methods={','.join(unknown)}; expected some of "
             f"{', '.join(possible)}, which {preset.model} allows."
         )
+    in_paper = FLAGS.schedule == "paper"
     return [
         Cell(
-            preset=preset,
+            preset=as_in_paper(preset, method) if in_paper else preset,
             method=method,
             seed=int(seed),
             fields={**METHODS[method].fields, **given},
@@ -123,7 +131,7 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
     limit = FLAGS.time_limit_s
     deadline = float("inf") if limit is None else time.monotonic() + limit
-    name, preset = named_preset(FLAGS.preset, FLAGS.model)
+    name, preset = named_preset(FLAGS.preset, FLAGS.model, FLAGS.schedule)
     if FLAGS.checkpoint_every:
         preset = dataclasses.replace(preset, checkpoint_every=FLAGS.checkpoint_every)
     place = pathlib.Path("selection" if FLAGS.select else "", name)

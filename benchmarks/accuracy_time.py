@@ -15,7 +15,8 @@ import keras
 from absl import app, flags
 
 import keras_selfdistill as ksd
-from accuracy_grid.methods import METHODS, PRESETS, Cell, methods_of, named_preset
+from accuracy_grid.methods import METHODS, Cell, methods_of
+from accuracy_grid.presets import PRESETS, named_preset
 from accuracy_grid.step_time import ratios
 from accuracy_grid.training import read_data
 from shared.environment import origin

@@ -53,6 +53,8 @@ class Grid:
         """Returns all that decides the result of a cell, as JSON would return it."""
         preset = dataclasses.asdict(cell.preset)
         del preset["checkpoint_every"]
+        if cell.preset.paper_training is None:
+            del preset["paper_training"]
         settings = {
             "preset": self.preset_name,
             **preset,

@@ -1,4 +1,4 @@
-"""The rows of the accuracy benchmark: what is trained, and at what size."""
+"""The rows of the accuracy benchmark: what is trained."""
 
 import dataclasses
 import functools
@@ -9,78 +9,10 @@ import keras
 import numpy as np
 
 import keras_selfdistill as ksd
+from accuracy_grid.presets import Preset
 from shared import cifar100
 
 Batch = tuple[np.ndarray, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Preset:
-    """What all cells of a table share, so that methods alone differ.
-
-    Schedule and augmentation are those of BYOT (ICCV 2019) for every method, with
-    Nesterov momentum, also where a method's own paper trained otherwise: TESKD divides
-    the rate at other epochs, and the journal version trains for 250, with AutoAugment
-    and Cutout.
-
-    Attributes:
-        model: Name in `keras_selfdistill.networks.NETWORKS`.
-        width_multiplier: Factor on the layer widths, of the teacher as well.
-        train_examples: The first images of every class, together; `None`: all.
-        validation_examples: Held out of the training images by `--select`.
-        test_examples: The first test images; `None`: all.
-        epochs: Passes over the training images.
-        batch_size: Images per step.
-        schedule: `"cosine"` to 0, or `"step"`: ÷10 after 37.5 %, 65 %, 90 % of steps.
-        warmup_steps: Steps in which the rate rises from 0, with `"cosine"`.
-        dtype: Keras dtype policy.
-        taps: Number of exits besides the base's own.
-        checkpoint_every: Epochs between checkpoints; decides no result.
-    """
-
-    model: str = "resnet18"
-    width_multiplier: float = 1.0
-    train_examples: int | None = None
-    validation_examples: int = 5000
-    test_examples: int | None = None
-    epochs: int = 200
-    batch_size: int = 128
-    schedule: str = "cosine"
-    warmup_steps: int = 0
-    dtype: str = "float32"
-    taps: int = 3
-    checkpoint_every: int = 1
-
-
-PRESETS = {
-    "cpu": Preset(
-        width_multiplier=0.375,  # 24 channels at first
-        train_examples=5000,
-        epochs=40,
-        batch_size=64,
-        warmup_steps=200,
-        checkpoint_every=4,
-    ),
-    "cpu_full": Preset(width_multiplier=0.25, epochs=12, warmup_steps=200),
-    "paper": Preset(schedule="step", dtype="mixed_bfloat16", checkpoint_every=5),
-    "smoke": Preset(
-        width_multiplier=0.125,
-        train_examples=200,
-        validation_examples=100,
-        test_examples=200,
-        epochs=2,
-        batch_size=100,
-        warmup_steps=2,
-    ),
-}
-
-
-def named_preset(name: str, model: str | None = None) -> tuple[str, Preset]:
-    """Returns a preset, maybe with another network, and the name of its results."""
-    preset = PRESETS[name]
-    if model in (None, preset.model):
-        return name, preset
-    return f"{name}-{model}", dataclasses.replace(preset, model=model)
 
 
 SPARSE = "sparse_categorical_crossentropy"
@@ -133,7 +65,11 @@ class Method:
 def network(preset: Preset, model: str | None = None, **options: Any) -> keras.Model:
     """Returns an untrained network, the preset's own unless `model` names another."""
     builder = ksd.networks.NETWORKS[model or preset.model]
-    return builder(width_multiplier=preset.width_multiplier, **options)
+    return builder(
+        width_multiplier=preset.width_multiplier,
+        paper_initialization=preset.paper_training is not None,
+        **options,
+    )
 
 
 def build_plain(cell, optimizer, teacher=None, *, model=None, logits=False):

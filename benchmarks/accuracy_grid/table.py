@@ -7,7 +7,8 @@ import statistics
 
 from absl import app
 
-from accuracy_grid.methods import METHODS, PRESETS
+from accuracy_grid.methods import METHODS
+from accuracy_grid.presets import PRESETS
 from accuracy_grid.published import published
 from shared.run_folder import write
 
@@ -71,14 +72,18 @@ def _caption(cells, timed, select):
     kind = "held-out training images" if select else "test images"
     settings = cells[0]["settings"]
     images = settings["train_examples"] or ("45,000" if select else "50,000")
+    in_paper = settings["schedule"] == "paper"
+    epochs = "" if in_paper else f"{settings['epochs']} epochs, "
     caption = (
         f"Accuracy on CIFAR-100's {kind} in per cent, mean ± standard deviation of a "
         f"sample over seeds: {settings['model']}, width multiplier "
         f"{settings['width_multiplier']}, {images} training images, "
-        f"{settings['epochs']} epochs, {settings['dtype']}. A network is evaluated "
+        f"{epochs}{settings['dtype']}. A network is evaluated "
         "once, after its last epoch. Published: full width, all images, 200 epochs, "
         "PyTorch."
     )
+    if in_paper:
+        caption += _paper_trainings(cells)
     if timed:
         clock = "clock" if timed["machine"]["accelerators"] else "processor"
         caption += (
@@ -93,12 +98,32 @@ def _caption(cells, timed, select):
     return caption
 
 
+def _paper_trainings(cells):
+    """Returns one sentence for each way to train, and names the methods."""
+    methods = collections.defaultdict(set)
+    for cell in cells:
+        paper = json.dumps(cell["settings"]["paper_training"])
+        methods[paper].add(cell["settings"]["method"])
+    text = " Each method is trained as by the public code of its paper."
+    for paper, names in sorted(methods.items()):
+        paper = json.loads(paper)
+        momentum = "Nesterov" if paper["nesterov"] else "plain"
+        text += (
+            f" {', '.join(sorted(names, key=list(METHODS).index))} ({paper['code']}): "
+            f"{paper['epochs']} epochs, rate ÷10 after "
+            f"{', '.join(map(str, paper['divided_after']))}, {momentum} momentum."
+        )
+    return text
+
+
 def _made_by(cells, timed, select):
     settings = [cell["settings"] for cell in cells]
     preset, model = (settings[0][name] for name in ("preset", "model"))
     shared = f" --preset={preset}"
     if model != PRESETS[preset].model:
         shared += f" --model={model}"
+    if settings[0]["schedule"] == "paper":
+        shared += " --schedule=paper"
     seeds = collections.defaultdict(list)
     for s in settings:
         fields = json.dumps(s["fields"]) if s["variant"] else ""

@@ -15,7 +15,8 @@ import keras
 import numpy as np
 
 import keras_selfdistill as ksd
-from accuracy_grid.methods import Batch, Cell, Preset, cifar100
+from accuracy_grid.methods import Batch, Cell, cifar100
+from accuracy_grid.presets import Preset
 from shared import augmentation
 from shared.run_folder import refuse_changes, replacing
 
@@ -132,7 +133,7 @@ class OutOfTimeError(Exception):
 
 def build_optimizer(preset: Preset, steps_per_epoch: int) -> keras.optimizers.SGD:
     """Returns the papers' optimizer; as in examples/train_cifar100.py."""
-    steps = preset.epochs * steps_per_epoch
+    paper, steps = preset.paper_training, preset.epochs * steps_per_epoch
     if preset.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(
             0.0,
@@ -141,14 +142,18 @@ def build_optimizer(preset: Preset, steps_per_epoch: int) -> keras.optimizers.SG
             warmup_steps=preset.warmup_steps,
         )
     else:
+        if paper is None:
+            ends = [round(share * steps) for share in (0.375, 0.65, 0.9)]
+        else:
+            ends = [epoch * steps_per_epoch for epoch in paper.divided_after]
         # Keras keeps a value up to and including its boundary, and counts from 0.
-        boundaries = [round(share * steps) - 1 for share in (0.375, 0.65, 0.9)]
-        values = [LEARNING_RATE / 10**drop for drop in range(4)]
+        boundaries = [end - 1 for end in ends]
+        values = [LEARNING_RATE / 10**drop for drop in range(len(ends) + 1)]
         rate = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
     return keras.optimizers.SGD(
         rate,
         momentum=MOMENTUM,
-        nesterov=True,
+        nesterov=paper is None or paper.nesterov,
         # Keras' decay acts past the momentum buffer, which would have repeated it.
         weight_decay=WEIGHT_DECAY / (1 - MOMENTUM),
     )

@@ -12,7 +12,15 @@ from absl import app
 
 import accuracy
 import keras_selfdistill as ksd
-from accuracy_grid import cells, methods, published, step_time, table, training
+from accuracy_grid import (
+    cells,
+    methods,
+    presets,
+    published,
+    step_time,
+    table,
+    training,
+)
 from shared import augmentation, cifar100
 from tests.conftest import ROOT, require_backend
 from tests.examples.test_cifar100 import write_fake
@@ -21,7 +29,7 @@ from tests.interruption import killed_replacing, run_script, run_whole_and_kille
 SCRIPT = ROOT / "benchmarks" / "accuracy.py"
 
 pytestmark = pytest.mark.once
-SMOKE = methods.PRESETS["smoke"]
+SMOKE = presets.PRESETS["smoke"]
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +307,7 @@ def test_published_rows_stand_beside_their_networks():
 def test_ordinary_distillation_needs_a_deeper_network():
     every = list(methods.METHODS)
     assert methods.methods_of(SMOKE) == every
-    _, other = methods.named_preset("smoke", "vgg19_bn")
+    _, other = presets.named_preset("smoke", "vgg19_bn")
     assert methods.methods_of(other) == [name for name in every if name != "kd"]
 
 
@@ -376,7 +384,7 @@ keras.Model.fit = lambda *args, **kwargs: (late.append(1), fit(*args, **kwargs))
 
 def test_presets_are_those_of_the_experiments():
     """Sizes, optimizer and schedules, as they were laid down before the first cell."""
-    presets = methods.PRESETS
+    sizes = presets.PRESETS
     shown = {
         name: (
             64 * preset.width_multiplier,
@@ -386,13 +394,13 @@ def test_presets_are_those_of_the_experiments():
             preset.schedule,
             preset.dtype,
         )
-        for name, preset in presets.items()
+        for name, preset in sizes.items()
     }
     assert shown["cpu"] == (24, 5000, 64, 40, "cosine", "float32")
     assert shown["cpu_full"] == (16, None, 128, 12, "cosine", "float32")
     assert shown["paper"] == (64, None, 128, 200, "step", "mixed_bfloat16")
     steps = 79
-    cosine = training.build_optimizer(presets["cpu"], steps)
+    cosine = training.build_optimizer(sizes["cpu"], steps)
     assert (cosine.momentum, cosine.nesterov) == (0.9, True)
     assert cosine.weight_decay * (1 - 0.9) == pytest.approx(5e-4)
     rate = cosine._learning_rate
@@ -402,10 +410,69 @@ def test_presets_are_those_of_the_experiments():
     assert float(rate(middle)) == pytest.approx(0.05, rel=1e-3)
     assert float(rate(40 * steps)) == pytest.approx(0.0, abs=1e-6)
     steps = 391
-    rate = training.build_optimizer(presets["paper"], steps)._learning_rate
+    rate = training.build_optimizer(sizes["paper"], steps)._learning_rate
     for epoch, before, after in ((75, 0.1, 0.01), (130, 0.01, 1e-3), (180, 1e-3, 1e-4)):
         found = [float(rate(epoch * steps + shift)) for shift in (-1, 0)]
         assert found == pytest.approx([before, after])
+
+
+@pytest.mark.parametrize(
+    ("method", "epochs", "drops", "nesterov"),
+    [
+        ("byot", 200, (75, 130, 180), False),
+        ("plain", 200, (75, 130, 180), False),
+        ("deep_supervision", 200, (75, 130, 180), False),
+        ("attention_byot", 250, (83, 166, 240), False),
+        ("teskd", 200, (100, 150), True),
+    ],
+)
+def test_each_method_may_be_trained_as_its_paper_does(method, epochs, drops, nesterov):
+    """Epochs, rates and momentum by hand, from the public codes."""
+    name, preset = presets.named_preset("paper", schedule="paper")
+    assert name == "paper-paper_schedule"
+    preset = presets.as_in_paper(preset, method)
+    assert (preset.epochs, preset.schedule) == (epochs, "paper")
+    steps = 391
+    optimizer = training.build_optimizer(preset, steps)
+    assert (optimizer.momentum, optimizer.nesterov) == (0.9, nesterov)
+    assert optimizer.weight_decay * (1 - 0.9) == pytest.approx(5e-4)
+    for done, epoch in enumerate(drops):
+        found = [
+            float(optimizer._learning_rate(epoch * steps + shift)) for shift in (-1, 0)
+        ]
+        assert found == pytest.approx([0.1 / 10**done, 0.1 / 10 ** (done + 1)])
+
+
+def test_a_smaller_preset_shortens_every_papers_training_alike():
+    found = presets.as_in_paper(presets.PRESETS["cpu"], "attention_byot")
+    assert (found.epochs, found.warmup_steps) == (50, 0)
+    assert found.paper_training.divided_after == (16, 33, 48)  # 50 · (83, 166, 240)/250
+
+
+def test_a_cell_of_the_papers_schedule_says_how_it_was_trained(grid):
+    preset = presets.as_in_paper(SMOKE, "plain")
+    made = methods.Cell(preset=preset, method="plain", seed=0, fields={})
+    settings = grid.settings(made)
+    assert settings["schedule"] == "paper"
+    assert settings["paper_training"] == {
+        "code": "BYOT, public reproduction",
+        "epochs": 2,
+        "divided_after": [0, 1, 1],
+        "nesterov": False,
+    }
+    with pytest.raises(app.UsageError, match=r"paper_training=None \(was "):
+        training.refuse_other_settings("file", settings, grid.settings(cell("plain")))
+    content = {**result("plain", 0, final=0.5), "settings": settings}
+    grid.results.mkdir()
+    (grid.results / "plain-seed0.json").write_text(json.dumps(content))
+    text = table.table(grid.results, select=False)
+    said = "plain (BYOT, public reproduction): 2 epochs, rate ÷10 after 0, 1, 1, plain"
+    assert said in text
+    assert "--preset=smoke --schedule=paper --methods=plain --seeds=0`" in text
+    kernel, bias = methods.network(preset).get_layer("predictions").get_weights()
+    limit = len(kernel) ** -0.5
+    assert 0.9 * limit < abs(kernel).max() <= limit  # Glorot's would be larger.
+    assert abs(bias).max() > 0
 
 
 def test_ordinary_distillation_is_its_formula():
@@ -467,8 +534,11 @@ def test_the_command_keeps_the_committed_results(path):
     """Each is what the benchmark would train now, under the name it would give."""
     settings = json.loads(path.read_text())["settings"]
     constants = methods.METHODS[settings["method"]].fields
-    name, preset = methods.named_preset(settings["preset"], settings["model"])
+    schedule = "paper" if settings["schedule"] == "paper" else "common"
+    name, preset = presets.named_preset(settings["preset"], settings["model"], schedule)
     assert path.parent.name == name
+    if schedule == "paper":
+        preset = presets.as_in_paper(preset, settings["method"])
     made = methods.Cell(
         preset=preset,
         method=settings["method"],
@@ -513,7 +583,7 @@ def test_precision_and_schedule_of_paper_train_on_every_backend(
     for dtype in ("float32", "mixed_bfloat16"):
         before = (
             "import dataclasses\n"
-            "from accuracy_grid.methods import PRESETS\n"
+            "from accuracy_grid.presets import PRESETS\n"
             "PRESETS['smoke'] = dataclasses.replace(PRESETS['smoke'], warmup_steps=0, "
             f"schedule='step', dtype={dtype!r})\n"
         )

@@ -6,11 +6,11 @@ import keras
 import numpy as np
 
 import keras_selfdistill as ksd
-from accuracy_grid import methods, training
+from accuracy_grid import methods, presets, training
 from shared import cifar100
 from tests.conftest import long_on
 
-SMOKE = methods.PRESETS["smoke"]
+SMOKE = presets.PRESETS["smoke"]
 
 
 def trained(folder):
