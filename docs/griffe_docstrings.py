@@ -16,5 +16,5 @@ class Docstrings(griffe.Extension):
 
     def on_function(self, *, func: griffe.Function, **kwargs: Any) -> None:
         """Forget what a function of `networks` returns before it is decorated."""
-        if any(str(each.value) == "_network" for each in func.decorators):
+        if any(str(each.value) == "network" for each in func.decorators):
             func.returns = None

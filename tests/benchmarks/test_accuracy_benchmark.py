@@ -300,6 +300,9 @@ def test_published_rows_stand_beside_their_networks():
     assert published.published("teskd", "resnet18") == "79.15 (plain 74.41)"
     assert published.published("teskd", "resnet50") == "–"
     assert published.published("byot", "resnet34") == "–"
+    row = "69.23 / 78.15 / 80.98 / 82.30, ensemble 83.51 (plain 81.12)"
+    assert published.published("byot", "pyramidnet101_240") == row
+    assert len(published.PUBLISHED["byot"]) == 10  # The rows of its table.
     for rows in published.PUBLISHED.values():
         assert rows.keys() <= ksd.networks.NETWORKS.keys()
 

@@ -1,13 +1,16 @@
 """The networks against parameter counts published or derived without Keras."""
 
 import doctest
+import functools
 import inspect
 
 import keras
 import numpy as np
 import pytest
 
+import keras_selfdistill as ksd
 from keras_selfdistill import networks
+from keras_selfdistill.networks import builder, pyramidnet
 
 pytestmark = pytest.mark.once
 
@@ -67,6 +70,18 @@ def vgg19_count(classes=100):
     return total + channels * classes + classes
 
 
+def pyramidnet_count(blocks, widening, classes=100):
+    channels, total = 16, conv_bn(3, 3, 16)
+    for block in range(1, 3 * blocks + 1):
+        width = round(16 + block * widening / (3 * blocks))
+        total += 2 * channels  # The block's first batch normalization.
+        total += conv_bn(1, channels, width)
+        total += conv_bn(3, width, width)
+        total += conv_bn(1, width, 4 * width)
+        channels = 4 * width
+    return total + 2 * channels + channels * classes + classes
+
+
 BY_HAND = {
     "resnet18": resnet_count((2, 2, 2, 2), inner=64, expansion=1, bottleneck=False),
     "resnet34": resnet_count((3, 4, 6, 3), inner=64, expansion=1, bottleneck=False),
@@ -78,6 +93,7 @@ BY_HAND = {
     "wide_resnet28_12": wide_resnet_count(4, 12),
     "wide_resnet44_8": wide_resnet_count(7, 8),
     "resnext29_8": resnet_count((3, 3, 3), inner=512, expansion=0.5, groups=8),
+    "pyramidnet101_240": pyramidnet_count(11, 240),
 }
 
 # As printed by widely used PyTorch implementations of the same papers.
@@ -93,6 +109,8 @@ PUBLISHED = {
         BY_HAND["resnext29_8"] - 90 * (1024 + 1),
         34_426_698,
     ),
+    # Of the authors' definition, depth 101, alpha 240, bottleneck.
+    "pyramidnet101_240": (BY_HAND["pyramidnet101_240"], 13_688_174),
 }
 
 
@@ -220,6 +238,18 @@ class Reference:
         y = self.conv(relu(self.bn(y, f"{block}_last_bn")), f"{block}_last_conv")
         return self.conv(active, f"{block}_shortcut_conv", stride=2) + y
 
+    def pyramid(self, x, block):
+        y = self.conv(self.bn(x, f"{block}_first_bn"), f"{block}_first_conv")
+        y = relu(self.bn(y, f"{block}_middle_bn"))
+        y = relu(
+            self.bn(self.conv(y, f"{block}_middle_conv", stride=2), f"{block}_last_bn")
+        )
+        y = self.bn(self.conv(y, f"{block}_last_conv"), f"{block}_end_bn")
+        count, height, width, channels = x.shape
+        pooled = x.reshape(count, height // 2, 2, width // 2, 2, channels)
+        y[..., :channels] += pooled.mean(axis=(2, 4))
+        return y
+
 
 def relu(x):
     return np.maximum(x, 0)
@@ -232,6 +262,13 @@ def randomize_batch_normalization(model, rng):
             layer.set_weights([rng.uniform(0.5, 1.5, shape) for _ in range(4)])
 
 
+def shallow_pyramidnet(**options):
+    """Returns three blocks, since compilers take their time for 33."""
+    features = functools.partial(pyramidnet._pyramidnet, blocks=1, widening=48)
+    features.__name__ = "shallow"
+    return builder.network(features)(classes=10, **options)
+
+
 @pytest.mark.parametrize(
     ("name", "block", "kind"),
     [
@@ -239,10 +276,12 @@ def randomize_batch_normalization(model, rng):
         ("resnet50", 3, "bottleneck"),
         ("wide_resnet20_8", 3, "wide"),
         ("resnext29_8", 3, "resnext"),
+        ("pyramidnet101_240", 1, "pyramid"),
     ],
 )
 def test_strided_block_equals_the_papers_formula(name, block, kind):
-    model = networks.NETWORKS[name](**TINY)
+    build = networks.NETWORKS[name]
+    model = shallow_pyramidnet() if kind == "pyramid" else build(**TINY)
     rng = np.random.default_rng(1)
     randomize_batch_normalization(model, rng)
     before = model.get_layer(f"stage1_block{block}_out").output
@@ -332,6 +371,47 @@ def test_help_shows_the_arguments_and_the_examples_hold():
         "paper_initialization",
         "name",
     ]
-    result = doctest.testmod(networks)
-    assert result.attempted > 0
-    assert result.failed == 0
+    for module in (networks.resnet, networks.taps):
+        result = doctest.testmod(module)
+        assert result.attempted > 0
+        assert result.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("resnet18", (2, 2, 2)),
+        ("resnet34", (3, 4, 6)),
+        ("resnet50", (3, 4, 6)),
+        ("wide_resnet20_8", (3, 3)),
+    ],
+)
+def test_the_papers_exits_lie_at_the_ends_of_stages(name, ends):
+    expected = [f"stage{i}_block{end}_out" for i, end in enumerate(ends, start=1)]
+    assert networks.stage_ends(networks.NETWORKS[name](**TINY)) == expected
+
+
+def test_a_network_without_stages_has_no_ends_of_them():
+    pools = [f"stage{i}_pool" for i in range(1, 5)]
+    assert networks.stage_ends(networks.vgg19_bn(**TINY)) == pools
+    with pytest.raises(ValueError, match="'other', without stages; expected a network"):
+        networks.stage_ends(keras.Sequential([keras.Input((2,))], name="other"))
+
+
+@pytest.mark.long
+def test_a_pyramidnet_learns_at_its_stage_ends_and_comes_back(tmp_path):
+    base = shallow_pyramidnet(input_shape=(8, 8, 3))
+    model = ksd.SelfDistiller(base, networks.stage_ends(base), "byot")
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(4, 8, 8, 3)).astype("float32")
+    before = base.get_layer("stem_conv").get_weights()[0]
+    logs = model.train_on_batch(images, np.arange(4), return_dict=True)
+    assert np.isfinite(logs["loss"])
+    assert not np.array_equal(before, base.get_layer("stem_conv").get_weights()[0])
+    model.save(tmp_path / "wrapper.keras")
+    loaded = ksd.load_model(tmp_path / "wrapper.keras")
+    expected, found = (x.predict_on_batch(images) for x in (model, loaded))
+    assert list(found) == ["exit_1", "exit_2", "final"]
+    for name, output in expected.items():
+        np.testing.assert_allclose(found[name], output, atol=1e-6)
