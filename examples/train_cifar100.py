@@ -1,7 +1,7 @@
 r"""Trains a network on CIFAR-100, alone or with self-distilled exits.
 
     KERAS_BACKEND=jax python examples/train_cifar100.py --output_dir=runs/byot \
-        --model=resnet18 --recipe=byot --epochs=200 --schedule=step
+        --model=resnet18 --recipe=byot --taps=paper --epochs=200 --schedule=step
 
 Writes to `--output_dir`: `history.csv`, one row per epoch; `checkpoint.keras`, the
 model and optimizer after the last finished epoch; `flags.json`; and `results.json`, the
@@ -55,8 +55,9 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "taps",
     "3",
-    "Number of exits besides the base's own, or the names of the tapped layers, "
-    "separated by commas.",
+    "Number of exits besides the base's own; the names of the tapped layers, separated "
+    "by commas; or paper: the ends of all stages but the last, with the recipe's heads "
+    "at any cost, as in the papers.",
 )
 flags.DEFINE_integer("epochs", 200, "Passes over the training images.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=1)
@@ -225,13 +226,27 @@ def build_base() -> keras.Model:
     )
 
 
+def taps(base: keras.Model) -> int | list[str]:
+    """Returns where `--taps` puts exits into a network."""
+    if FLAGS.taps.isdecimal():
+        return int(FLAGS.taps)
+    if FLAGS.taps != "paper":
+        return [name.strip() for name in FLAGS.taps.split(",")]
+    if FLAGS.model not in ksd.networks.NETWORKS:
+        raise app.UsageError(
+            f"Received --taps=paper --model={FLAGS.model}; expected one of "
+            f"{', '.join(ksd.networks.NETWORKS)}. Pass a number of taps, or names."
+        )
+    return ksd.networks.stage_ends(base)
+
+
 def build_model(steps_per_epoch: int) -> keras.Model:
     """Returns the compiled, untrained model that the flags describe."""
     model = build_base()
     if FLAGS.recipe != "plain":
-        names = [name.strip() for name in FLAGS.taps.split(",")]
-        taps = int(FLAGS.taps) if FLAGS.taps.isdecimal() else names
-        model = ksd.SelfDistiller(model, taps=taps, recipe=FLAGS.recipe)
+        in_paper = FLAGS.taps == "paper"
+        head = ksd.recipes.get(FLAGS.recipe).head if in_paper else None
+        model = ksd.SelfDistiller(model, taps(model), FLAGS.recipe, head=head)
     model.compile(
         build_optimizer(steps_per_epoch),
         loss="sparse_categorical_crossentropy",

@@ -15,6 +15,7 @@ from accuracy_grid.methods import (
     Cell,
     build_plain,
     build_wrapped,
+    named_taps,
     recipe,
 )
 from accuracy_grid.training import (
@@ -73,6 +74,7 @@ class Grid:
         method = METHODS[cell.method]
         if method.build is build_wrapped:
             settings["recipe"] = dataclasses.asdict(recipe(cell))
+            settings["tap_names"] = named_taps(cell.preset.model, cell.preset.taps)
         if method.head:
             settings["head"] = method.head
         if method.taught:

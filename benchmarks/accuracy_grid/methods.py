@@ -72,6 +72,18 @@ def network(preset: Preset, model: str | None = None, **options: Any) -> keras.M
     )
 
 
+@functools.cache
+def named_taps(model: str, count: int) -> tuple[str, ...] | None:
+    """Returns the papers' exits: at the ends of stages, if these are as many.
+
+    Elsewhere the papers do not say where their exits are, and a number places them.
+    """
+    # Names do not depend on the width.
+    small = ksd.networks.NETWORKS[model](width_multiplier=0.125)
+    ends = ksd.networks.stage_ends(small)
+    return tuple(ends) if len(ends) == count else None
+
+
 def build_plain(cell, optimizer, teacher=None, *, model=None, logits=False):
     """Returns the bare base."""
     activation = None if logits else "softmax"
@@ -95,7 +107,9 @@ def build_wrapped(cell, optimizer, teacher=None):
     """Returns the base with exits, whose heads are the published ones at any cost."""
     chosen = recipe(cell)
     head = METHODS[cell.method].head or chosen.head
-    model = ksd.SelfDistiller(network(cell.preset), cell.preset.taps, chosen, head=head)
+    preset = cell.preset
+    taps = named_taps(preset.model, preset.taps) or preset.taps
+    model = ksd.SelfDistiller(network(preset), taps, chosen, head=head)
     model.compile(optimizer, loss=SPARSE, metrics=["accuracy"])
     return model
 

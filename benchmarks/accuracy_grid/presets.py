@@ -55,7 +55,8 @@ class Preset:
             `"paper"`: by `paper_training`.
         warmup_steps: Steps in which the rate rises from 0, with `"cosine"`.
         dtype: Keras dtype policy.
-        taps: Number of exits besides the base's own.
+        taps: Number of exits besides the base's own; at the ends of stages, as in the
+            papers, in networks of one stage more.
         checkpoint_every: Epochs between checkpoints; decides no result.
         paper_training: How the method's own paper trains; `None`: as all others do.
     """

@@ -307,6 +307,24 @@ def test_published_rows_stand_beside_their_networks():
         assert rows.keys() <= ksd.networks.NETWORKS.keys()
 
 
+def test_exits_stand_where_the_published_ones_do(grid):
+    """In ResNets, of which the papers say it; a number of taps would place others."""
+    for model, blocks in (("resnet18", (2, 2, 2)), ("resnet34", (3, 4, 6))):
+        _, preset = presets.named_preset("smoke", model)
+        made = dataclasses.replace(cell("byot"), preset=preset)
+        names = [f"stage{i}_block{j}_out" for i, j in enumerate(blocks, start=1)]
+        assert grid.settings(made)["tap_names"] == names
+        built = methods.build_wrapped(made, "sgd")
+        assert list(built.taps) == names
+        assert built.head == ksd.heads.get("bottleneck")
+    assert methods.named_taps("wide_resnet20_8", 3) is None
+    # Files from before name no taps: ResNet-18's were these, others' were not.
+    settings = grid.settings(made)
+    before = {name: each for name, each in settings.items() if name != "tap_names"}
+    with pytest.raises(app.UsageError, match="tap_names="):
+        training.refuse_other_settings("file", before, settings)
+
+
 def test_ordinary_distillation_needs_a_deeper_network():
     every = list(methods.METHODS)
     assert methods.methods_of(SMOKE) == every

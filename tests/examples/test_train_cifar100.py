@@ -312,6 +312,17 @@ def test_every_recipe_is_offered_and_one_without_early_exits_evaluated(
     assert all(0 <= accuracy <= 1 for accuracy in found.values())
 
 
+def test_exits_may_be_the_papers(flags):
+    set_flags(flags, taps="paper", model="resnet34", width_multiplier=0.125)
+    model = train_cifar100.build_model(steps_per_epoch=1)
+    ends = ["stage1_block3_out", "stage2_block4_out", "stage3_block6_out"]
+    assert list(model.taps) == ends
+    assert model.head == ksd.heads.get("bottleneck")  # Not narrowed to a budget.
+    set_flags(flags, model="MobileNetV2")
+    with pytest.raises(app.UsageError, match="--taps=paper --model=MobileNetV2; expec"):
+        train_cifar100.taps(model.base)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
