@@ -1,4 +1,8 @@
-"""What the papers report for CIFAR-100, to stand beside what the benchmark gives."""
+"""What the papers report for CIFAR-100, to stand beside what the benchmark gives.
+
+Their public codes keep the epoch that is best on the test images; the benchmark
+evaluates the last one.
+"""
 
 import dataclasses
 

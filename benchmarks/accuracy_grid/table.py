@@ -80,7 +80,8 @@ def _caption(cells, timed, select):
         f"{settings['width_multiplier']}, {images} training images, "
         f"{epochs}{settings['dtype']}. A network is evaluated "
         "once, after its last epoch. Published: full width, all images, 200 epochs, "
-        "PyTorch."
+        "PyTorch; the papers' public codes keep the epoch that is best on the test "
+        "images."
     )
     if in_paper:
         caption += _paper_trainings(cells)
