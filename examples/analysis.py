@@ -55,15 +55,9 @@ def define_flags() -> None:
     """Defines the command line."""
     image_flags.define("cifar100")
     image_flags.define_network(sorted(ksd.networks.NETWORKS))
+    image_flags.define_training(list(ksd.recipes.RECIPES))
     flags.DEFINE_string("plain_model", None, "File of a plain network: no training.")
     flags.DEFINE_string("distilled_model", None, "File of a wrapper: no training.")
-    flags.DEFINE_integer("epochs", 30, "Passes over the training images.", 1)
-    flags.DEFINE_integer("batch_size", 64, "Images per step.", 1)
-    flags.DEFINE_float("learning_rate", 0.05, "Rate at the start; it falls to 0.", 0.0)
-    flags.DEFINE_float("weight_decay", 5e-4, "L2 decay, as PyTorch counts it.", 0.0)
-    flags.DEFINE_enum(
-        "recipe", "byot", list(ksd.recipes.RECIPES), "How the exits learn."
-    )
     flags.DEFINE_integer(
         "taps",
         None,
@@ -97,25 +91,15 @@ def train(
     )
     base.set_weights(plain.get_weights())
     model = ksd.SelfDistiller(base, FLAGS.taps, FLAGS.recipe)
-    steps = FLAGS.epochs * -(-len(images.train[0]) // FLAGS.batch_size)
     both = {"plain": plain, "distilled": model}
     for each in both.values():
-        image_sets.prepare(each, FLAGS.learning_rate, steps, FLAGS.weight_decay)
+        image_sets.prepare(each, images, FLAGS)
     gradients = ksd.analysis.gradients_by_depth(both, *train_sample)
-    histories = [
-        image_sets.fit(
-            each,
-            images,
-            epochs=FLAGS.epochs,
-            batch_size=FLAGS.batch_size,
-            seed=FLAGS.seed,
-        )
-        for each in both.values()
-    ]
+    histories = [image_sets.train(each, images, FLAGS) for each in both.values()]
     return analysis_page.Trained(plain, model, histories[-1], gradients)
 
 
-def load() -> analysis_page.Trained:
+def load(images: image_sets.Images) -> analysis_page.Trained:
     """Returns the networks of the files that were given."""
     plain, model = (
         ksd.load_model(pathlib.Path(path).expanduser())
@@ -127,7 +111,7 @@ def load() -> analysis_page.Trained:
             f"{type(model).__name__}; expected a saved SelfDistiller."
         )
     for each in (plain, model):  # Their gradients need a loss.
-        image_sets.prepare(each, FLAGS.learning_rate, 1, FLAGS.weight_decay)
+        image_sets.prepare(each, images, FLAGS)
     return analysis_page.Trained(plain, model)
 
 
@@ -178,7 +162,7 @@ def main(argv: Sequence[str]) -> None:
         run_folder.save(trained.plain, folder / "plain.keras")
         run_folder.save(trained.distilled, folder / "distilled.keras")
     else:
-        trained = load()
+        trained = load(images)
     hidden = ["data_dir", "output_dir"]
     if FLAGS.plain_model is None:
         hidden += ["plain_model", "distilled_model"]

@@ -53,20 +53,8 @@ def define_flags() -> None:
     """Defines the command line."""
     image_flags.define()
     image_flags.define_network(sorted(ksd.networks.NETWORKS))
+    image_flags.define_training(list(ksd.recipes.RECIPES))
     flags.DEFINE_integer("rounds", 4, "Rounds in all.", lower_bound=1)
-    flags.DEFINE_integer(
-        "epochs", 30, "Passes over the training images per round.", lower_bound=1
-    )
-    flags.DEFINE_integer("batch_size", 64, "Images per step.", lower_bound=1)
-    flags.DEFINE_float(
-        "learning_rate", 0.05, "Rate at the start of a round; it falls to 0.", 0.0
-    )
-    flags.DEFINE_float(
-        "weight_decay", 5e-4, "L2 decay, as PyTorch counts it.", lower_bound=0.0
-    )
-    flags.DEFINE_enum(
-        "recipe", "byot", list(ksd.recipes.RECIPES), "How the exits learn."
-    )
     flags.DEFINE_integer("taps", 2, "Exits before the final one.", lower_bound=1)
     flags.DEFINE_float(
         "external_weight",
@@ -127,14 +115,16 @@ def standard_error(accuracy: float, count: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / count)
 
 
-def build_wrapper(teacher: keras.Model | None, steps: int) -> ksd.SelfDistiller:
+def build_wrapper(
+    teacher: keras.Model | None, images: image_sets.Images
+) -> ksd.SelfDistiller:
     """Returns an untrained, compiled wrapper, taught from outside if there is one."""
     recipe = ksd.recipes.RECIPES[FLAGS.recipe](
         temperature=FLAGS.temperature, external_weight=FLAGS.external_weight
     )
     base = image_sets.build_base(FLAGS.data, FLAGS.model, FLAGS.width_multiplier)
     wrapper = ksd.SelfDistiller(base, FLAGS.taps, recipe, teacher=teacher)
-    image_sets.prepare(wrapper, FLAGS.learning_rate, steps, FLAGS.weight_decay)
+    image_sets.prepare(wrapper, images, FLAGS)
     return wrapper
 
 
@@ -144,11 +134,8 @@ def train_round(
     """Trains one round from new weights and returns its final model."""
     seed = FLAGS.seed + number
     keras.utils.set_random_seed(seed)
-    steps = FLAGS.epochs * -(-len(images.train[0]) // FLAGS.batch_size)
-    wrapper = build_wrapper(teacher, steps)
-    image_sets.fit(
-        wrapper, images, epochs=FLAGS.epochs, batch_size=FLAGS.batch_size, seed=seed
-    )
+    wrapper = build_wrapper(teacher, images)
+    image_sets.train(wrapper, images, FLAGS, seed=seed)
     return wrapper.final_model()
 
 

@@ -56,10 +56,8 @@ def define_flags() -> None:
     """Defines the command line."""
     image_flags.define()
     image_flags.define_network(sorted(ksd.networks.NETWORKS))
+    image_flags.define_training(list(ksd.recipes.RECIPES))
     flags.DEFINE_integer("trials", 8, "Sets of constants to try.", lower_bound=1)
-    flags.DEFINE_integer(
-        "epochs", 30, "Passes over the training images per trial.", lower_bound=1
-    )
     flags.DEFINE_float(
         "held_out",
         0.2,
@@ -69,16 +67,6 @@ def define_flags() -> None:
     )
     flags.DEFINE_string(
         "judged_by", "final", "Exit to choose by: exit_1, …, final or ensemble."
-    )
-    flags.DEFINE_integer("batch_size", 64, "Images per step.", lower_bound=1)
-    flags.DEFINE_float(
-        "learning_rate", 0.05, "Rate at the start; it falls to 0.", lower_bound=0.0
-    )
-    flags.DEFINE_float(
-        "weight_decay", 5e-4, "L2 decay, as PyTorch counts it.", lower_bound=0.0
-    )
-    flags.DEFINE_enum(
-        "recipe", "byot", list(ksd.recipes.RECIPES), "Whose constants to search."
     )
     flags.DEFINE_integer("taps", 2, "Exits before the final one.", lower_bound=1)
     flags.DEFINE_integer(
@@ -121,15 +109,8 @@ def train(recipe: ksd.recipes.Recipe, images: image_sets.Images) -> ksd.SelfDist
     keras.utils.set_random_seed(FLAGS.seed)
     base = image_sets.build_base(FLAGS.data, FLAGS.model, FLAGS.width_multiplier)
     wrapper = ksd.SelfDistiller(base, FLAGS.taps, recipe)
-    steps = FLAGS.epochs * -(-len(images.train[0]) // FLAGS.batch_size)
-    image_sets.prepare(wrapper, FLAGS.learning_rate, steps, FLAGS.weight_decay)
-    image_sets.fit(
-        wrapper,
-        images,
-        epochs=FLAGS.epochs,
-        batch_size=FLAGS.batch_size,
-        seed=FLAGS.seed,
-    )
+    image_sets.prepare(wrapper, images, FLAGS)
+    image_sets.train(wrapper, images, FLAGS)
     return wrapper
 
 

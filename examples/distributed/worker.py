@@ -109,7 +109,7 @@ def build_model(settings: flags.FlagValues, steps_per_epoch: int) -> ksd.SelfDis
     base = image_sets.build_base(settings.data, settings.model)
     model = ksd.SelfDistiller(base, settings.taps, settings.recipe)
     steps = settings.epochs * steps_per_epoch
-    image_sets.prepare(model, settings.learning_rate, steps, weight_decay=0.0)
+    image_sets.compile_model(model, settings.learning_rate, steps, weight_decay=0.0)
     return model
 
 

@@ -51,3 +51,28 @@ def define_network(names: Sequence[str]) -> None:
         "Factor on that network's layer widths.",
         lower_bound=0.0,
     )
+
+
+def define_training(recipes: Sequence[str]) -> None:
+    """Defines how long and how networks are trained, as `image_sets.train` does.
+
+    Args:
+        recipes: Names of the recipes to choose from.
+    """
+    flags.DEFINE_integer(
+        "epochs",
+        30,
+        "Passes over the training images in each training.",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer("batch_size", 64, "Images per step.", lower_bound=1)
+    flags.DEFINE_float(
+        "learning_rate",
+        0.05,
+        "Rate at the start of a training; it falls to 0.",
+        lower_bound=0.0,
+    )
+    flags.DEFINE_float(
+        "weight_decay", 5e-4, "L2 decay, as PyTorch counts it.", lower_bound=0.0
+    )
+    flags.DEFINE_enum("recipe", "byot", recipes, "How the exits learn.")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
-from absl import app
+from absl import app, flags
 
 import keras_selfdistill as ksd
 
@@ -84,7 +84,7 @@ def quiet_tensorflow() -> None:
     logging.getLogger("tensorflow").setLevel("ERROR")
 
 
-def prepare(
+def compile_model(
     model: keras.Model, learning_rate: float, steps: int, weight_decay: float
 ) -> None:
     """Compiles a model with momentum and a rate that falls to 0.
@@ -106,6 +106,28 @@ def prepare(
         ),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
+    )
+
+
+def prepare(model: keras.Model, images: Images, settings: flags.FlagValues) -> None:
+    """Compiles a model as the flags of `image_flags.define_training` say."""
+    steps = settings.epochs * -(-len(images.train[0]) // settings.batch_size)
+    compile_model(model, settings.learning_rate, steps, settings.weight_decay)
+
+
+def train(
+    model: keras.Model,
+    images: Images,
+    settings: flags.FlagValues,
+    seed: int | None = None,
+) -> keras.callbacks.History:
+    """Trains a compiled model as the flags say, from another seed if it is given."""
+    return fit(
+        model,
+        images,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        seed=settings.seed if seed is None else seed,
     )
 
 
