@@ -33,7 +33,7 @@ from accuracy_grid.presets import (
 )
 from accuracy_grid.table import write_table
 from accuracy_grid.training import OutOfTimeError, read_data
-from shared.augmentation import AUGMENTED, default_place
+from shared.augmentation import AUGMENTED, chosen, default_place
 
 OUT_OF_TIME = 75  # exit status EX_TEMPFAIL: run the same command again
 FLAGS = flags.FLAGS
@@ -53,7 +53,14 @@ def define_flags() -> None:
         "its paper, the baselines as by BYOT's. The results stand apart.",
     )
     flags.DEFINE_list(
-        "methods", None, "Rows of the table; by default all that the network allows."
+        "augmentation",
+        None,
+        "Of the training images of all methods, besides standard, crop and mirror: one "
+        "of autoaugment and trivial, cutout, one of mixup and cutmix. The results "
+        "stand apart.",
+    )
+    flags.DEFINE_list(
+        "methods", None, "Rows of the table; by default all that are possible."
     )
     flags.DEFINE_list("seeds", ["0"], "Non-negative integers.")
     flags.DEFINE_string("variant", "", "Name for cells with other constants.")
@@ -76,7 +83,7 @@ def define_flags() -> None:
         list(AUGMENTED),
         "Where images are cropped and mirrored, with the same result; by default on an "
         "accelerator if there is one and the backend is not TensorFlow, which takes "
-        "batches from the host.",
+        "batches from the host. Other augmentations are done on the host.",
     )
     flags.DEFINE_float("time_limit_s", None, "Save and exit after it; status 75.")
     flags.DEFINE_integer(
@@ -99,7 +106,7 @@ def cells(preset: Preset) -> list[Cell]:
     if unknown:
         raise app.UsageError(
             f"Received --methods={','.join(unknown)}; expected some of "
-            f"{', '.join(possible)}, which {preset.model} allows."
+            f"{', '.join(possible)}, which {preset.model} and --augmentation allow."
         )
     in_paper = FLAGS.schedule == "paper"
     return [
@@ -131,7 +138,13 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
     limit = FLAGS.time_limit_s
     deadline = float("inf") if limit is None else time.monotonic() + limit
-    name, preset = named_preset(FLAGS.preset, FLAGS.model, FLAGS.schedule)
+    names = chosen(FLAGS.augmentation)
+    if FLAGS.augmentation and FLAGS.schedule == "paper":
+        raise app.UsageError(
+            f"Received --schedule=paper --augmentation={','.join(names)}; expected one "
+            "of both: that schedule has each paper's own augmentation."
+        )
+    name, preset = named_preset(FLAGS.preset, FLAGS.model, FLAGS.schedule, names)
     if FLAGS.checkpoint_every:
         preset = dataclasses.replace(preset, checkpoint_every=FLAGS.checkpoint_every)
     place = pathlib.Path("selection" if FLAGS.select else "", name)

@@ -21,6 +21,7 @@ import zipfile
 from typing import Any
 
 import keras
+import numpy as np
 from absl import app, flags, logging
 
 import keras_selfdistill as ksd
@@ -101,13 +102,19 @@ flags.DEFINE_integer(
     0,
     "Held-out training images evaluated after every epoch, a multiple of 100; 0: none.",
 )
+flags.DEFINE_list(
+    "augmentation",
+    None,
+    "Of the training images, besides standard, crop and mirror: one of autoaugment and "
+    "trivial, cutout, one of mixup and cutmix; separated by commas.",
+)
 flags.DEFINE_enum(
     "augment_on",
     None,
     list(augmentation.AUGMENTED),
     "Where images are cropped and mirrored, with the same result; by default on an "
     "accelerator if there is one and the backend is not TensorFlow, which takes "
-    "batches from the host.",
+    "batches from the host. Other augmentations are done on the host.",
 )
 
 
@@ -249,7 +256,9 @@ def build_model(steps_per_epoch: int) -> keras.Model:
         model = ksd.SelfDistiller(model, taps(model), FLAGS.recipe, head=head)
     model.compile(
         build_optimizer(steps_per_epoch),
-        loss="sparse_categorical_crossentropy",
+        loss="categorical_crossentropy"
+        if mixes()
+        else "sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
     return model
@@ -262,13 +271,29 @@ def settings() -> dict[str, Any]:
 
 def augment_on() -> str:
     """Returns where images are augmented, on the `"device"` or the `"host"`."""
-    return FLAGS.augment_on or augmentation.default_place()
+    wanted = FLAGS.augment_on or augmentation.default_place()
+    return augmentation.place_of(augmentation.chosen(FLAGS.augmentation), wanted)
+
+
+def mixes() -> bool:
+    """Returns whether training images are mixed, and their labels are shares."""
+    return augmentation.mixes_labels(augmentation.chosen(FLAGS.augmentation))
+
+
+def ready(images: cifar100.Split) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images as networks take them, and their labels as the loss does."""
+    labels = augmentation.one_hot(images.labels) if mixes() else images.labels
+    return cifar100.normalize(images.images), labels
 
 
 def train(data: cifar100.Cifar100, output_dir: pathlib.Path) -> keras.Model:
     """Trains from the last finished epoch to the last; returns the trained model."""
-    augmented = augmentation.AUGMENTED[augment_on()](
-        *data.train, FLAGS.batch_size, seed=FLAGS.seed
+    augmented = augmentation.build(
+        augmentation.chosen(FLAGS.augmentation),
+        *data.train,
+        FLAGS.batch_size,
+        seed=FLAGS.seed,
+        place=augment_on(),
     )
     checkpoint = Checkpoint(output_dir / "checkpoint.keras")
     if (output_dir / "checkpoint.keras").exists():
@@ -278,7 +303,7 @@ def train(data: cifar100.Cifar100, output_dir: pathlib.Path) -> keras.Model:
         model, finished_epochs = build_model(augmented.num_batches), 0
     history = output_dir / "history.csv"
     run_folder.trim_history(history, finished_epochs)
-    validation = cifar100.normalize(data.validation.images), data.validation.labels
+    validation = ready(data.validation) if FLAGS.validation_examples else None
     if finished_epochs < FLAGS.epochs:
         model.fit(
             augmented.batches(finished_epochs),
@@ -286,7 +311,7 @@ def train(data: cifar100.Cifar100, output_dir: pathlib.Path) -> keras.Model:
             shuffle=False,
             epochs=FLAGS.epochs,
             initial_epoch=finished_epochs,
-            validation_data=validation if FLAGS.validation_examples else None,
+            validation_data=validation,
             validation_batch_size=FLAGS.batch_size,
             callbacks=[
                 EpochTimer(),
@@ -301,12 +326,7 @@ def train(data: cifar100.Cifar100, output_dir: pathlib.Path) -> keras.Model:
 
 def evaluate(model: keras.Model, test: cifar100.Split) -> dict[str, float]:
     """Returns the test accuracy of every exit, shallow to deep, and the ensemble's."""
-    logs = model.evaluate(
-        cifar100.normalize(test.images),
-        test.labels,
-        batch_size=FLAGS.batch_size,
-        return_dict=True,
-    )
+    logs = model.evaluate(*ready(test), batch_size=FLAGS.batch_size, return_dict=True)
     if not isinstance(model, ksd.SelfDistiller):
         return {"final": logs["accuracy"]}
     logs["final_accuracy"] = logs["accuracy"]
@@ -331,6 +351,7 @@ def main(argv: list[str]) -> None:
     """Trains, or goes on training, then evaluates on the test images."""
     if len(argv) > 1:
         raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
+    augmentation.chosen(FLAGS.augmentation)  # Refuses names before any work.
     output_dir = run_folder.begin(FLAGS.output_dir, settings(), kept="checkpoint.keras")
 
     keras.utils.set_random_seed(FLAGS.seed)

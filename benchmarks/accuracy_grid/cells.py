@@ -29,7 +29,7 @@ from accuracy_grid.training import (
     refuse_other_settings,
     train,
 )
-from shared import cifar100
+from shared import augmentation, cifar100
 from shared.environment import origin
 from shared.run_folder import write_json
 
@@ -113,7 +113,10 @@ def run_cell(grid: Grid, cell: Cell) -> None:
     if method.taught:
         teacher, stages["teacher"] = train_teacher(grid, cell)
     checkpoint = Checkpoint(grid.work / f"{cell.name}.npz", settings)
-    augment_on = "host" if method.mixes_images else grid.augment_on
+    names = cell.preset.augmentation
+    augment_on = augmentation.place_of(names, grid.augment_on)
+    if method.mixes_images:
+        augment_on = "host"
     model, stages["student"] = train(
         cell,
         grid.data[0],
@@ -125,7 +128,8 @@ def run_cell(grid: Grid, cell: Cell) -> None:
         deadline=grid.deadline,
     )
     key = "validation_accuracy" if grid.select else "test_accuracy"
-    found = accuracies(model, grid.data[1])
+    one_hot = augmentation.mixes_labels(names)
+    found = accuracies(model, grid.data[1], one_hot=one_hot)
     content = {
         key: found,
         **times(stages),

@@ -10,12 +10,11 @@ import numpy as np
 
 import keras_selfdistill as ksd
 from accuracy_grid.presets import Preset
-from shared import cifar100
+from shared import augmentation
 
 Batch = tuple[np.ndarray, np.ndarray]
 
 
-SPARSE = "sparse_categorical_crossentropy"
 TEACHERS = {"resnet18": "resnet34", "resnet50": "resnet101"}  # twice the depth
 
 
@@ -84,12 +83,18 @@ def named_taps(model: str, count: int) -> tuple[str, ...] | None:
     return tuple(ends) if len(ends) == count else None
 
 
+def label_loss(preset: Preset, logits: bool = False) -> keras.losses.Loss:
+    """Returns the loss of class indices, or of shares where augmentation mixes them."""
+    if augmentation.mixes_labels(preset.augmentation):
+        return keras.losses.CategoricalCrossentropy(from_logits=logits)
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
+
+
 def build_plain(cell, optimizer, teacher=None, *, model=None, logits=False):
     """Returns the bare base."""
     activation = None if logits else "softmax"
     built = network(cell.preset, model, classifier_activation=activation)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
-    built.compile(optimizer, loss=loss, metrics=["accuracy"])
+    built.compile(optimizer, label_loss(cell.preset, logits), metrics=["accuracy"])
     return built
 
 
@@ -110,7 +115,7 @@ def build_wrapped(cell, optimizer, teacher=None):
     preset = cell.preset
     taps = named_taps(preset.model, preset.taps) or preset.taps
     model = ksd.SelfDistiller(network(preset), taps, chosen, head=head)
-    model.compile(optimizer, loss=SPARSE, metrics=["accuracy"])
+    model.compile(optimizer, label_loss(preset), metrics=["accuracy"])
     return model
 
 
@@ -127,11 +132,7 @@ def build_taught(cell, optimizer, teacher):
         ),
         student_loss_weight=1.0 - cell.fields["alpha"],
     )
-    model.compile(
-        optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
+    model.compile(optimizer, label_loss(cell.preset, logits=True), metrics=["accuracy"])
     return model
 
 
@@ -148,47 +149,14 @@ def recipe(cell: Cell) -> ksd.recipes.Recipe:
     return dataclasses.replace(ksd.recipes.get(cell.method), **cell.fields)
 
 
-def one_hot(labels: np.ndarray) -> np.ndarray:
-    """Maps class indices (n,) to one-hot labels (n, 100)."""
-    return np.eye(cifar100.CLASSES, dtype="float32")[labels]
-
-
 def prepare_one_hot(cell: Cell) -> Callable[..., Batch]:
     """Returns a function that makes labels one-hot."""
-    return lambda images, labels, rng: (images, one_hot(labels))
+    return lambda images, labels, rng: (images, augmentation.one_hot(labels))
 
 
 def prepare_cutmix(cell: Cell) -> Callable[..., Batch]:
     """Returns a function that cuts and mixes a share of the batches by Keras' layer."""
-    alpha, probability = cell.fields["alpha"], cell.fields["probability"]
-    # Its weights are drawn from Beta(a, a), with a from the range `factor`.
-    layer = keras.layers.CutMix(factor=(alpha, alpha), dtype="float32")
-    generator = keras.random.SeedGenerator(0)
-
-    def transform(images: Any, targets: Any, state: Any) -> tuple[Any, Any]:
-        with keras.StatelessScope(state_mapping=[(generator.state, state)]):
-            drawn = layer.get_random_transformation(images, seed=generator)
-            mixed = layer.transform_images(images, drawn)
-            return mixed, layer.transform_labels(targets, drawn)
-
-    if keras.backend.backend() == "jax":
-        import jax
-
-        transform = jax.jit(transform)  # As single calls it would keep Python busy.
-
-    def mix(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Batch:
-        targets = one_hot(labels)
-        if rng.random() >= probability:
-            return images, targets
-        # A generator that went on from batch to batch could not be repeated by a
-        # resumed training. The accelerator is busy with the network.
-        with keras.device("cpu:0"):
-            tensor, array = keras.ops.convert_to_tensor, keras.ops.convert_to_numpy
-            state = tensor([int(rng.integers(2**31)), 0], generator.state.dtype)
-            mixed, targets = transform(images, tensor(targets), state)
-            return array(mixed), array(targets)
-
-    return mix
+    return augmentation.Mixing("cutmix", **cell.fields)
 
 
 METHODS: dict[str, Method] = {
@@ -219,6 +187,13 @@ METHODS: dict[str, Method] = {
 
 
 def methods_of(preset: Preset) -> list[str]:
-    """Returns the methods for a network: "kd" needs one of twice its depth."""
-    deeper = preset.model in TEACHERS
-    return [name for name, each in METHODS.items() if deeper or not each.taught]
+    """Returns the methods that a preset allows.
+
+    "kd" needs a network of twice the depth, "cutmix" images that are not mixed yet.
+    """
+    impossible = set()
+    if preset.model not in TEACHERS:
+        impossible |= {name for name, each in METHODS.items() if each.taught}
+    if augmentation.mixes_labels(preset.augmentation):
+        impossible |= {name for name, each in METHODS.items() if each.mixes_images}
+    return [name for name in METHODS if name not in impossible]

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from shared.augmentation import STANDARD
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PaperTraining:
@@ -16,12 +18,16 @@ class PaperTraining:
         epochs: Passes over the training images.
         divided_after: Epochs after which the learning rate is divided by 10.
         nesterov: Whether momentum is Nesterov's.
+        augmentation: As of `Preset`.
+        crop_fill: Grey level of the border over which images are cropped.
     """
 
     code: str
     epochs: int = 200
     divided_after: tuple[int, ...] = (75, 130, 180)
     nesterov: bool = False
+    augmentation: tuple[str, ...] = (STANDARD,)
+    crop_fill: int = 0
 
 
 BYOT_PAPER = PaperTraining(code="BYOT, public reproduction")
@@ -29,7 +35,11 @@ BYOT_PAPER = PaperTraining(code="BYOT, public reproduction")
 PAPERS = {
     # ⅓, ⅔ of the epochs, and ten before their end.
     "attention_byot": PaperTraining(
-        code="journal version of BYOT", epochs=250, divided_after=(83, 166, 240)
+        code="journal version of BYOT",
+        epochs=250,
+        divided_after=(83, 166, 240),
+        augmentation=("autoaugment", "cutout"),
+        crop_fill=128,
     ),
     "teskd": PaperTraining(code="TESKD", divided_after=(100, 150), nesterov=True),
 }
@@ -58,6 +68,7 @@ class Preset:
         taps: Number of exits besides the base's own; at the ends of stages, as in the
             papers, in networks of one stage more.
         checkpoint_every: Epochs between checkpoints; decides no result.
+        augmentation: As `shared.augmentation.chosen` returns it.
         paper_training: How the method's own paper trains; `None`: as all others do.
     """
 
@@ -73,6 +84,7 @@ class Preset:
     dtype: str = "float32"
     taps: int = 3
     checkpoint_every: int = 1
+    augmentation: tuple[str, ...] = (STANDARD,)
     paper_training: PaperTraining | None = None
 
 
@@ -103,7 +115,10 @@ SCHEDULES = ("common", "paper")
 
 
 def named_preset(
-    name: str, model: str | None = None, schedule: str = "common"
+    name: str,
+    model: str | None = None,
+    schedule: str = "common",
+    augmentation: tuple[str, ...] = (STANDARD,),
 ) -> tuple[str, Preset]:
     """Returns a preset, maybe with another network, and the name of its results.
 
@@ -112,10 +127,14 @@ def named_preset(
         model: Name of a network; `None`: the preset's own.
         schedule: One of `SCHEDULES`; with `"paper"`, `as_in_paper` makes the preset of
             each method.
+        augmentation: As `shared.augmentation.chosen` returns it.
     """
     preset = PRESETS[name]
     if model not in (None, preset.model):
         name, preset = f"{name}-{model}", dataclasses.replace(preset, model=model)
+    if augmentation != preset.augmentation:
+        name = f"{name}-{'+'.join(augmentation)}"
+        preset = dataclasses.replace(preset, augmentation=augmentation)
     return (f"{name}-paper_schedule" if schedule == "paper" else name), preset
 
 
@@ -132,5 +151,6 @@ def as_in_paper(preset: Preset, method: str) -> Preset:
         epochs=epochs,
         schedule="paper",
         warmup_steps=0,
+        augmentation=paper.augmentation,
         paper_training=dataclasses.replace(paper, epochs=epochs, divided_after=divided),
     )

@@ -10,6 +10,7 @@ from absl import app
 from accuracy_grid.methods import METHODS
 from accuracy_grid.presets import PRESETS
 from accuracy_grid.published import published
+from shared.augmentation import STANDARD
 from shared.run_folder import write
 
 
@@ -83,8 +84,11 @@ def _caption(cells, timed, select):
         "PyTorch; the papers' public codes keep the epoch that is best on the test "
         "images."
     )
+    names = settings.get("augmentation", [STANDARD])
     if in_paper:
         caption += _paper_trainings(cells)
+    elif names != [STANDARD]:
+        caption += f" Images are cropped, mirrored, and changed by {', '.join(names)}."
     if timed:
         clock = "clock" if timed["machine"]["accelerators"] else "processor"
         caption += (
@@ -112,7 +116,8 @@ def _paper_trainings(cells):
         text += (
             f" {', '.join(sorted(names, key=list(METHODS).index))} ({paper['code']}): "
             f"{paper['epochs']} epochs, rate ÷10 after "
-            f"{', '.join(map(str, paper['divided_after']))}, {momentum} momentum."
+            f"{', '.join(map(str, paper['divided_after']))}, {momentum} momentum, "
+            f"{' and '.join(paper['augmentation'])} augmentation."
         )
     return text
 
@@ -125,6 +130,8 @@ def _made_by(cells, timed, select):
         shared += f" --model={model}"
     if settings[0]["schedule"] == "paper":
         shared += " --schedule=paper"
+    elif (names := settings[0].get("augmentation", [STANDARD])) != [STANDARD]:
+        shared += f" --augmentation={','.join(names)}"
     seeds = collections.defaultdict(list)
     for s in settings:
         fields = json.dumps(s["fields"]) if s["variant"] else ""

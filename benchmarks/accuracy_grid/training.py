@@ -15,9 +15,9 @@ import keras
 import numpy as np
 
 import keras_selfdistill as ksd
-from accuracy_grid.methods import Batch, Cell, cifar100
+from accuracy_grid.methods import Batch, Cell
 from accuracy_grid.presets import Preset
-from shared import augmentation
+from shared import augmentation, cifar100
 from shared.run_folder import refuse_changes, replacing
 
 LEARNING_RATE = 0.1
@@ -97,16 +97,24 @@ def _draw(data, prepare, key):
     images, labels = data[key[-1]]
     if prepare is None:
         return images, labels
-    # One number more than the keys of `Augmented`: another stream than its own.
-    return prepare(images, labels, np.random.default_rng([*key, 0]))
+    # A stream of its own: `Augmented` has the index after this one before 1 and 2, and
+    # NumPy fills shorter keys up with zeros.
+    return prepare(images, labels, np.random.default_rng([*key, 3]))
 
 
 def augmented(
     train: cifar100.Split, cell: Cell, augment_on: str
 ) -> augmentation.Augmented:
-    """Returns the training images, shuffled, cropped and mirrored."""
-    return augmentation.AUGMENTED[augment_on](
-        *train, cell.preset.batch_size, seed=cell.seed, crop_padding=CROP_PADDING
+    """Returns the training images, shuffled and augmented as the preset says."""
+    paper = cell.preset.paper_training
+    return augmentation.build(
+        cell.preset.augmentation,
+        *train,
+        cell.preset.batch_size,
+        seed=cell.seed,
+        place=augment_on,
+        crop_padding=CROP_PADDING,
+        crop_fill=paper.crop_fill if paper else 0,
     )
 
 
@@ -205,6 +213,8 @@ def refuse_other_settings(path: pathlib.Path, begun: Any, now: Any) -> None:
         # Where a number of taps, all that earlier files know, placed them in this one.
         ends = [f"stage{stage}_block2_out" for stage in (1, 2, 3)]
         begun = {"tap_names": ends, **begun}
+    if "model" in begun:
+        begun = {"augmentation": [augmentation.STANDARD], **begun}
     if "recipe" in begun and "recipe" in now:
         # A field that a later version of the recipe added has a default that does what
         # the earlier one did.
@@ -289,13 +299,22 @@ def train(
     return model, epochs
 
 
-def accuracies(model: keras.Model, images: cifar100.Split) -> dict[str, float]:
-    """Returns the accuracy of every exit, shallow to deep, and the ensemble's."""
+def accuracies(
+    model: keras.Model, images: cifar100.Split, *, one_hot: bool = False
+) -> dict[str, float]:
+    """Returns the accuracy of every exit, shallow to deep, and the ensemble's.
+
+    Args:
+        model: A trained network.
+        images: Images to evaluate it on.
+        one_hot: Whether the wrapper's loss wants one-hot labels.
+    """
     x = cifar100.normalize(images.images)
     if not isinstance(model, ksd.SelfDistiller):
         predicted = np.argmax(model.predict(x, batch_size=500, verbose=0), axis=-1)
         return {"final": float(np.mean(predicted == images.labels))}
-    logs = model.evaluate(x, images.labels, batch_size=500, return_dict=True, verbose=0)
+    labels = augmentation.one_hot(images.labels) if one_hot else images.labels
+    logs = model.evaluate(x, labels, batch_size=500, return_dict=True, verbose=0)
     logs["final_accuracy"] = logs["accuracy"]
     names = [*model.exit_names, "ensemble"]
     return {name: float(logs[f"{name}_accuracy"]) for name in names}

@@ -314,9 +314,9 @@ def test_exits_stand_where_the_published_ones_do(grid):
         made = dataclasses.replace(cell("byot"), preset=preset)
         names = [f"stage{i}_block{j}_out" for i, j in enumerate(blocks, start=1)]
         assert grid.settings(made)["tap_names"] == names
-        built = methods.build_wrapped(made, "sgd")
-        assert list(built.taps) == names
-        assert built.head == ksd.heads.get("bottleneck")
+    built = methods.build_wrapped(made, "sgd")
+    assert list(built.taps) == names
+    assert built.head == ksd.heads.get("bottleneck")
     assert methods.named_taps("wide_resnet20_8", 3) is None
     # Files from before name no taps: ResNet-18's were these, others' were not.
     settings = grid.settings(made)
@@ -468,6 +468,52 @@ def test_a_smaller_preset_shortens_every_papers_training_alike():
     found = presets.as_in_paper(presets.PRESETS["cpu"], "attention_byot")
     assert (found.epochs, found.warmup_steps) == (50, 0)
     assert found.paper_training.divided_after == (16, 33, 48)  # 50 · (83, 166, 240)/250
+    # The journal version changes its images, over grey, wherever it is asked to do it.
+    assert found.augmentation == ("autoaugment", "cutout")
+    made = dataclasses.replace(cell("attention_byot"), preset=found)
+    white = cifar100.Split(np.full((64, 8, 8, 3), 255, "uint8"), np.arange(64))
+    data = training.augmented(white, made, "device")
+    assert isinstance(data, augmentation.Augmented)
+    assert data._crop_fill == 128
+    assert data._change is not None
+
+
+@pytest.mark.parametrize("method", ["plain", "label_smoothing", "byot", "kd"])
+def test_every_method_learns_from_mixed_images(data_dir, method):
+    name, preset = presets.named_preset("smoke", augmentation=("mixup",))
+    assert name == "smoke-mixup"
+    assert "cutmix" not in methods.methods_of(preset)
+    assert {*methods.methods_of(preset), "cutmix"} == {*methods.METHODS}
+    made = dataclasses.replace(cell(method), preset=preset)
+    labels = np.arange(8) % 100
+    data = cifar100.Split(np.zeros((8, 32, 32, 3), "uint8"), labels)
+    prepare = methods.METHODS[method].prepare
+    prepare = prepare(made) if prepare else None
+    _, shares = next(training.batches(data, made, prepare, 0, "host"))
+    assert shares.shape == (8, 100)
+    np.testing.assert_allclose(shares.sum(axis=-1), 1, rtol=1e-5)
+    assert (shares[:, :8] > 0).sum() > 8
+    loss = methods.label_loss(preset)
+    expected = -(shares * np.log(np.full((8, 100), 0.01))).sum(axis=-1).mean()
+    found = loss(shares, np.full((8, 100), 0.01, "float32"))
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_wrapper_of_mixed_labels_is_judged_by_the_right_class():
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.GlobalAveragePooling2D()(inputs)
+    x = keras.layers.Dense(4, name="tap")(x)
+    x = keras.layers.Dense(4, activation="relu")(x)
+    base = keras.Model(inputs, keras.layers.Dense(100, activation="softmax")(x))
+    model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
+    model.compile("sgd", keras.losses.CategoricalCrossentropy(), metrics=["accuracy"])
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), "uint8")
+    outputs = model.predict(cifar100.normalize(images), verbose=0)
+    right = np.argmax(outputs["final"], axis=-1)
+    labels = np.where(np.arange(20) < 5, right, (right + 1) % 100)
+    split = cifar100.Split(images, labels)
+    found = training.accuracies(model, split, one_hot=True)
+    assert found["final"] == pytest.approx(0.25)
 
 
 def test_a_cell_of_the_papers_schedule_says_how_it_was_trained(grid):
@@ -480,6 +526,8 @@ def test_a_cell_of_the_papers_schedule_says_how_it_was_trained(grid):
         "epochs": 2,
         "divided_after": [0, 1, 1],
         "nesterov": False,
+        "augmentation": ["standard"],
+        "crop_fill": 0,
     }
     with pytest.raises(app.UsageError, match=r"paper_training=None \(was "):
         training.refuse_other_settings("file", settings, grid.settings(cell("plain")))

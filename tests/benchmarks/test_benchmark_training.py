@@ -28,7 +28,7 @@ def trained(folder):
         x = keras.layers.Dense(4, activation="relu")(x)
         base = keras.Model(inputs, keras.layers.Dense(100, activation="softmax")(x))
         model = ksd.SelfDistiller(base, ["tap"], "byot", head="linear")
-        model.compile(optimizer, methods.SPARSE, metrics=["accuracy"])
+        model.compile(optimizer, methods.label_loss(SMOKE), metrics=["accuracy"])
         return model
 
     model, epochs = training.train(

@@ -6,8 +6,12 @@ import itertools
 import keras
 import numpy as np
 import pytest
+from absl import app
+from PIL import Image
 
 from shared import augmentation, cifar100
+from shared.augmentation import batches as batches_module
+from shared.augmentation import policies
 
 
 def test_crops_are_shifts_over_black_and_half_are_mirrored():
@@ -217,7 +221,202 @@ def test_a_training_is_the_same():
 def test_an_accelerator_is_used_unless_batches_come_from_the_host(monkeypatch):
     places = []
     for found in ([], ["a card"]):
-        monkeypatch.setattr(augmentation, "accelerators", lambda f=found: f)
+        monkeypatch.setattr(batches_module, "accelerators", lambda f=found: f)
         places.append(augmentation.default_place())
     on_tensorflow = keras.backend.backend() == "tensorflow"
     assert places == ["host", "host" if on_tensorflow else "device"]
+
+
+RANDOM = np.random.default_rng(7).integers(0, 256, (32, 32, 3), "uint8")
+FAR = policies.Strengths(shear=1.0, translate=1.0, rotate=90, enhance=1.0, bits=4)
+GREY = np.full_like(RANDOM, 128)
+
+
+def operate(name, strength, image=RANDOM):
+    return np.asarray(policies.operate(Image.fromarray(image), name, strength, FAR))
+
+
+def test_operations_are_what_their_names_say():
+    """Each by hand in NumPy, where it has a short formula."""
+    wide = RANDOM.astype(float)
+    np.testing.assert_array_equal(operate("Identity", 1), RANDOM)
+    np.testing.assert_array_equal(operate("Invert", 0), 255 - RANDOM)
+    np.testing.assert_array_equal(operate("Posterize", 0.5), RANDOM & 0b11111100)
+    solarized = np.where(RANDOM < 64, RANDOM, 255 - RANDOM)
+    np.testing.assert_array_equal(operate("Solarize", 0.75), solarized)
+    # What comes from four pixels further right or down; beyond the border it is grey.
+    right = np.concatenate([RANDOM[:, 4:], GREY[:, :4]], axis=1)
+    np.testing.assert_array_equal(operate("TranslateX", 4 / 32), right)
+    up = np.concatenate([GREY[:4], RANDOM[:-4]])
+    np.testing.assert_array_equal(operate("TranslateY", -4 / 32), up)
+    np.testing.assert_array_equal(operate("Rotate", 1), np.rot90(RANDOM))
+    for name, axis in (("ShearX", 0), ("ShearY", 1)):
+        sheared = np.swapaxes(operate(name, 0.5), 0, axis)
+        for row in (0, 9, 31):  # At half a pixel a row, from the middle of the first.
+            shift = int((row + 0.5) / 2 + 0.5)
+            moved = np.swapaxes(RANDOM, 0, axis)[row, shift:]
+            np.testing.assert_array_equal(sheared[row, : 32 - shift], moved)
+            assert np.all(sheared[row, 32 - shift :] == 128)
+    brighter = np.clip(1.5 * wide, 0, 255)
+    np.testing.assert_allclose(operate("Brightness", 0.5), brighter, atol=1)
+    grey = (wide @ [0.299, 0.587, 0.114])[..., None]
+    colourless = grey.repeat(3, axis=-1)
+    np.testing.assert_allclose(operate("Color", -1), colourless, atol=1)
+    flat = np.full_like(wide, grey.mean())
+    np.testing.assert_allclose(operate("Contrast", -1), flat, atol=1)
+    np.testing.assert_array_equal(operate("Sharpness", 0), RANDOM)
+    middle = operate("Sharpness", -1)[5, 6].astype(float)
+    weights = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]])[..., None] / 13
+    around = (weights * wide[4:7, 5:8]).sum(axis=(0, 1))
+    np.testing.assert_allclose(middle, around, atol=1)
+    dull = 100 + RANDOM // 4  # 100 to 163
+    stretched = (dull - 100.0) * 255 / 63
+    np.testing.assert_allclose(operate("AutoContrast", 0, dull), stretched, atol=1)
+    counts = np.bincount(operate("Equalize", 0, dull)[..., 0].ravel() // 64)
+    assert counts.min() > 150  # Of 1024, in four parts, the first of which was empty.
+
+
+def test_autoaugment_draws_its_sub_policies_with_their_probabilities(monkeypatch):
+    assert len(policies.SUB_POLICIES) == 25
+    names = collections.Counter(
+        name for pair in policies.SUB_POLICIES for name, _, _ in pair
+    )
+    # Counted in the paper's table 8.
+    assert names["Equalize"] == 9
+    assert names["AutoContrast"] == 7
+    assert (names["TranslateY"], names["Sharpness"], names["Color"]) == (5, 5, 5)
+    assert names.total() == 50
+    drawn = collections.Counter()
+
+    def operate(image, name, strength, strengths):
+        drawn[name, round(9 * strength)] += 1
+        return image
+
+    pairs = ((("Invert", 0.1, 7), ("Rotate", 0.8, 3)), (("Solarize", 1.0, 5),) * 2)
+    monkeypatch.setattr(policies, "SUB_POLICIES", pairs)
+    monkeypatch.setattr(policies, "operate", operate)
+    images = np.zeros((2000, 2, 2, 3), "uint8")
+    policies.autoaugment(images, np.random.default_rng(0))
+    # About half of the images each; signs only where there are two directions.
+    assert {*drawn} == {("Invert", 7), ("Rotate", 3), ("Rotate", -3), ("Solarize", 5)}
+    assert drawn["Solarize", 5] == pytest.approx(2000, abs=140)
+    assert drawn["Invert", 7] == pytest.approx(100, abs=40)
+    for direction in (3, -3):
+        assert drawn["Rotate", direction] == pytest.approx(400, abs=80)
+
+
+def test_trivial_augment_draws_one_operation_of_any_strength(monkeypatch):
+    drawn = []
+
+    def operate(image, name, strength, strengths):
+        assert strengths is policies.TRIVIAL
+        drawn.append((name, round(30 * strength)))
+        return image
+
+    monkeypatch.setattr(policies, "operate", operate)
+    policies.trivial(np.zeros((4200, 2, 2, 3), "uint8"), np.random.default_rng(0))
+    names = collections.Counter(name for name, _ in drawn)
+    assert len(names) == 14
+    assert 230 < min(names.values()) <= max(names.values()) < 370  # 300 each
+    turns = {level for name, level in drawn if name == "Rotate"}
+    assert {abs(level) for level in turns} == {*range(31)}
+    assert {*turns} > {-30, 30}
+    assert {level for name, level in drawn if name == "Solarize"} == {*range(31)}
+
+
+def test_cutout_blackens_a_square_around_any_pixel():
+    white = np.full((500, 32, 32, 3), 255, "uint8")
+    sizes = collections.Counter()
+    for image in policies.cutout(white, np.random.default_rng(0)):
+        black = np.all(image == 0, axis=-1)
+        rows, columns = np.flatnonzero(black.any(1)), np.flatnonzero(black.any(0))
+        assert black[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        assert black.sum() == len(rows) * len(columns)
+        assert np.all(image[~black] == 255)
+        sizes[len(rows)] += 1
+    # Half of the centres are so far inside that all 16 rows are; others lose up to 8.
+    assert {*sizes} == {*range(8, 17)}
+    assert sizes[16] == pytest.approx(500 * 17 / 32, abs=45)
+    assert np.all(white == 255)
+
+
+def build(names, place="host", **options):
+    # Of one colour each: how they were mixed can be read from any pixel.
+    images = np.arange(12, dtype="uint8")[:, None, None, None] * 20
+    images = np.broadcast_to(images, (12, 32, 32, 3)).copy()
+    options = {"crop_padding": 0, **options}
+    return augmentation.build(
+        names, images, np.arange(12), 5, seed=4, place=place, **options
+    )
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_labels_are_mixed_by_the_shares_of_the_images(name):
+    data = build([name])
+    colours = cifar100.normalize(
+        np.arange(12, dtype="uint8").repeat(3).reshape(12, 3) * 20
+    )
+    mixed = 0
+    for epoch in range(4):
+        for images, shares in epoch_of(data, epoch):
+            assert shares.shape == (len(images), 100)
+            mixed += np.count_nonzero(shares) - len(images)
+            # The mean colour of an image tells the shares, too; of CutMix' boxes, which
+            # end between pixels, to half a pixel on either side.
+            means = images.mean(axis=(1, 2))
+            bound = 1e-4 if name == "mixup" else 2 * 32 / 1024 * np.ptp(colours)
+            np.testing.assert_allclose(means, shares[:, :12] @ colours, atol=bound)
+            if name == "mixup":  # All pixels alike.
+                assert np.ptp(images, axis=(1, 2)).max() < 1e-5
+    assert mixed > 10
+
+
+@pytest.mark.parametrize(
+    "names", [["autoaugment", "cutout"], ["trivial"], ["cutout", "mixup"], ["cutmix"]]
+)
+def test_every_augmentation_depends_on_nothing_but_seed_epoch_and_index(names):
+    data = build(names)
+    whole = [epoch_of(data, epoch) for epoch in range(3)]
+    resumed = build(names)
+    assert same(epoch_of(resumed, 2), whole[2])
+    assert same([data[2], data[0]], [whole[2][2], whole[2][0]])
+    plain = [epoch_of(build(["standard"]), epoch) for epoch in range(3)]
+    found, expected = (
+        [x for epoch in each for x, _ in epoch] for each in (whole, plain)
+    )
+    assert [len(x) for x in found] == [len(x) for x in expected]
+    assert not all(map(np.array_equal, found, expected))
+
+
+def test_what_changes_images_draws_from_streams_of_its_own():
+    """NumPy fills keys up with zeros: (4, 0, 1) and (4, 0, 1, 0) are one stream."""
+    data = build(["standard"])
+    numbers = [data._random(0, stream).random() for stream in (1, 2)]
+    numbers += [np.random.default_rng([4, 0, index]).random() for index in range(5)]
+    assert len({*numbers}) == len(numbers)
+
+
+def test_augmentations_are_chosen_by_name():
+    assert augmentation.chosen(None) == ("standard",)
+    assert augmentation.chosen(["standard"]) == ("standard",)
+    names = ["cutmix", "standard", "cutout", "trivial"]
+    assert augmentation.chosen(names) == ("trivial", "cutout", "cutmix")
+    with pytest.raises(
+        app.UsageError, match="augmentation=colour; expected some of st"
+    ):
+        augmentation.chosen(["colour"])
+    for pair in ("autoaugment,trivial", "mixup,cutmix"):
+        with pytest.raises(
+            app.UsageError, match=f"Received --augmentation={pair}; exp"
+        ):
+            augmentation.chosen(pair.split(","))
+    device = augmentation.AugmentedOnDevice
+    assert isinstance(build(["standard"], "device"), device)
+    for other in (
+        build(["cutout"], "device"),
+        build(["standard"], "device", crop_fill=9),
+    ):
+        assert not isinstance(other, device)
+    grey = build(["standard"], crop_padding=32, crop_fill=128)
+    colours = cifar100.normalize(np.full((1, 1, 1, 3), 128, "uint8"))
+    assert np.any(np.all(np.isclose(grey[0][0], colours), axis=-1))

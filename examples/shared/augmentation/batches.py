@@ -48,7 +48,10 @@ class Augmented:
         labels: (n, ...), returned as they are.
         batch_size: Images per batch; the last batch of an epoch may be smaller.
         seed: Non-negative integer.
-        crop_padding: Width of the black border around an image, in pixels.
+        crop_padding: Width of the border around an image, in pixels.
+        crop_fill: Its grey level, 0 to 255.
+        change: `(images, rng) -> images`, uint8, after cropping; see `policies`.
+        mix: `(images, labels, rng) -> images, labels` of normalized ones; see `mixing`.
     """
 
     def __init__(
@@ -59,6 +62,9 @@ class Augmented:
         *,
         seed: int,
         crop_padding: int = 4,
+        crop_fill: int = 0,
+        change: Callable[..., np.ndarray] | None = None,
+        mix: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> None:
         if len(images) != len(labels) or batch_size < 1:
             raise ValueError(
@@ -71,6 +77,9 @@ class Augmented:
         self._batch_size = batch_size
         self._seed = seed
         self._crop_padding = crop_padding
+        self._crop_fill = crop_fill
+        self._change = change
+        self._mix = mix
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -104,9 +113,20 @@ class Augmented:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns batch `index` of the epoch: float32 images and their labels."""
         drawn = self.draw(index)
-        images = self._images[drawn.indices]
-        images = crop(images, drawn.corners, drawn.mirrored, self._crop_padding)
-        return cifar100.normalize(images), self._labels[drawn.indices]
+        images, labels = self._images[drawn.indices], self._labels[drawn.indices]
+        border = self._crop_padding, self._crop_fill
+        images = crop(images, drawn.corners, drawn.mirrored, *border)
+        if self._change is not None:
+            images = self._change(images, self._random(index, 1))
+        images = cifar100.normalize(images)
+        if self._mix is not None:
+            images, labels = self._mix(images, labels, self._random(index, 2))
+        return images, labels
+
+    def _random(self, index: int, stream: int) -> np.random.Generator:
+        """Returns a batch's generator of its own for each use of random numbers."""
+        # From 1 on: NumPy fills keys up with zeros, so 0 would be the one of `draw`.
+        return np.random.default_rng([self._seed, self._epoch, index + 1, stream])
 
 
 class Draw(NamedTuple):
@@ -129,22 +149,28 @@ def draw_crops(
 
 
 def crop(
-    images: np.ndarray, corners: np.ndarray, mirrored: np.ndarray, padding: int
+    images: np.ndarray,
+    corners: np.ndarray,
+    mirrored: np.ndarray,
+    padding: int,
+    fill: int = 0,
 ) -> np.ndarray:
-    """Shifts images over black, and mirrors some of them.
+    """Shifts images over black or grey, and mirrors some of them.
 
     Args:
         images: (n, height, width, channels).
         corners: (n, 2), row and column of the crop's first pixel in the padded image.
         mirrored: (n,), whether to mirror the crop.
-        padding: Width of the black border around an image, in pixels.
+        padding: Width of the border around an image, in pixels.
+        fill: Its grey level.
 
     Returns:
         Images of the same shape and type.
     """
     _, height, width, _ = images.shape
     border = (padding, padding)
-    padded = np.pad(images, ((0, 0), border, border, (0, 0)))
+    around = (0, 0), border, border, (0, 0)
+    padded = np.pad(images, around, constant_values=fill)
     cropped = np.empty_like(images)
     # A third of the time that indexing all pixels of all images at once takes.
     for i, (top, left) in enumerate(corners.tolist()):
