@@ -34,7 +34,14 @@ import numpy as np
 from absl import app, flags, logging
 
 import keras_selfdistill as ksd
-from shared import analysis_page, image_flags, image_sets, run_folder, script
+from shared import (
+    analysis_page,
+    augmentation,
+    image_flags,
+    image_sets,
+    run_folder,
+    script,
+)
 
 FLAGS = flags.FLAGS
 
@@ -47,6 +54,7 @@ OF_TRAINING = [
     "learning_rate",
     "weight_decay",
     "recipe",
+    "augmentation",
     "taps",
 ]
 
@@ -55,7 +63,7 @@ def define_flags() -> None:
     """Defines the command line."""
     image_flags.define("cifar100")
     image_flags.define_network(sorted(ksd.networks.NETWORKS))
-    image_flags.define_training(list(ksd.recipes.RECIPES))
+    image_flags.define_training(list(ksd.recipes.RECIPES), augmentation.KEEP_LABELS)
     flags.DEFINE_string("plain_model", None, "File of a plain network: no training.")
     flags.DEFINE_string("distilled_model", None, "File of a wrapper: no training.")
     flags.DEFINE_integer(
@@ -150,6 +158,7 @@ def main(argv: Sequence[str]) -> None:
         ) from None
     if FLAGS.taps is None:
         FLAGS.taps = 2 if FLAGS.data == "digits" else 3
+    image_sets.check_augmentation(FLAGS)
     image_sets.quiet_tensorflow()
     folder = pathlib.Path(FLAGS.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)

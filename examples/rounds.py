@@ -41,7 +41,14 @@ import numpy as np
 from absl import app, flags, logging
 
 import keras_selfdistill as ksd
-from shared import environment, image_flags, image_sets, run_folder, script
+from shared import (
+    augmentation,
+    environment,
+    image_flags,
+    image_sets,
+    run_folder,
+    script,
+)
 
 FLAGS = flags.FLAGS
 
@@ -53,7 +60,7 @@ def define_flags() -> None:
     """Defines the command line."""
     image_flags.define()
     image_flags.define_network(sorted(ksd.networks.NETWORKS))
-    image_flags.define_training(list(ksd.recipes.RECIPES))
+    image_flags.define_training(list(ksd.recipes.RECIPES), augmentation.KEEP_LABELS)
     flags.DEFINE_integer("rounds", 4, "Rounds in all.", lower_bound=1)
     flags.DEFINE_integer("taps", 2, "Exits before the final one.", lower_bound=1)
     flags.DEFINE_float(
@@ -255,6 +262,7 @@ def main(argv: list[str]) -> None:
     """Trains the rounds, or goes on, and prints what came out."""
     if len(argv) > 1:
         raise app.UsageError(f"Received {argv[1:]}; expected flags only: --name=value.")
+    image_sets.check_augmentation(FLAGS)
     image_sets.quiet_tensorflow()
     folder = run_folder.begin(FLAGS.output_dir, settings(), kept="round_1.keras")
     images = image_sets.load(

@@ -33,7 +33,14 @@ import numpy as np
 from absl import app, flags, logging
 
 import keras_selfdistill as ksd
-from shared import environment, image_flags, image_sets, run_folder, script
+from shared import (
+    augmentation,
+    environment,
+    image_flags,
+    image_sets,
+    run_folder,
+    script,
+)
 
 FLAGS = flags.FLAGS
 CHANGEABLE = ("data_dir", "output_dir", "trials")
@@ -56,7 +63,7 @@ def define_flags() -> None:
     """Defines the command line."""
     image_flags.define()
     image_flags.define_network(sorted(ksd.networks.NETWORKS))
-    image_flags.define_training(list(ksd.recipes.RECIPES))
+    image_flags.define_training(list(ksd.recipes.RECIPES), augmentation.KEEP_LABELS)
     flags.DEFINE_integer("trials", 8, "Sets of constants to try.", lower_bound=1)
     flags.DEFINE_float(
         "held_out",
@@ -206,6 +213,7 @@ def main(argv: list[str]) -> None:
             f"Received --judged_by={FLAGS.judged_by}; expected one of "
             f"{', '.join(exits)}."
         )
+    image_sets.check_augmentation(FLAGS)
     image_sets.quiet_tensorflow()
     settings = run_folder.own_settings("judged_by", without=CHANGEABLE)
     folder = run_folder.begin(FLAGS.output_dir, settings, kept="search/oracle.json")

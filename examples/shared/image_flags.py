@@ -53,11 +53,12 @@ def define_network(names: Sequence[str]) -> None:
     )
 
 
-def define_training(recipes: Sequence[str]) -> None:
+def define_training(recipes: Sequence[str], augmentations: Sequence[str]) -> None:
     """Defines how long and how networks are trained, as `image_sets.train` does.
 
     Args:
         recipes: Names of the recipes to choose from.
+        augmentations: Names of those that leave labels as they are.
     """
     flags.DEFINE_integer(
         "epochs",
@@ -76,3 +77,9 @@ def define_training(recipes: Sequence[str]) -> None:
         "weight_decay", 5e-4, "L2 decay, as PyTorch counts it.", lower_bound=0.0
     )
     flags.DEFINE_enum("recipe", "byot", recipes, "How the exits learn.")
+    flags.DEFINE_list(
+        "augmentation",
+        None,
+        "Of the training images of --data=cifar100, separated by commas: some of "
+        f"{', '.join(augmentations)}. Default: standard, crop and mirror.",
+    )

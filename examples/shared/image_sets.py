@@ -1,6 +1,7 @@
 """Digits or CIFAR-100, by name: images, training on them, accuracy on them."""
 
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
@@ -128,20 +129,61 @@ def train(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         seed=settings.seed if seed is None else seed,
+        augmentations=settings.augmentation,
     )
 
 
+def check_augmentation(settings: flags.FlagValues) -> None:
+    """Raises a `UsageError` where `--augmentation` cannot be what it asks for."""
+    from shared import augmentation
+
+    if settings.augmentation is None:
+        return
+    given = ",".join(settings.augmentation)
+    if settings.data == "digits":
+        raise app.UsageError(
+            f"Received --augmentation={given} --data=digits; expected --data=cifar100: "
+            "digits are trained as they are."
+        )
+    if augmentation.mixes_labels(augmentation.chosen(settings.augmentation)):
+        raise app.UsageError(
+            f"Received --augmentation={given}; expected some of "
+            f"{', '.join(augmentation.KEEP_LABELS)}, which keep labels. "
+            "train_cifar100.py mixes them."
+        )
+
+
 def fit(
-    model: keras.Model, images: Images, *, epochs: int, batch_size: int, seed: int
+    model: keras.Model,
+    images: Images,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    augmentations: Sequence[str] | None = None,
 ) -> keras.callbacks.History:
-    """Trains a compiled model on the training images, shuffled by `seed`."""
+    """Trains a compiled model on the training images, shuffled by `seed`.
+
+    Args:
+        model: A classifier or a wrapper.
+        images: Digits, which are taken as they are, or CIFAR-100.
+        epochs: Passes over the training images.
+        batch_size: Images per step.
+        seed: Non-negative integer.
+        augmentations: Of CIFAR-100, as `shared.augmentation.chosen` takes them.
+    """
     keras.utils.set_random_seed(seed)
     if images.name == "digits":
         return model.fit(*images.train, batch_size=batch_size, epochs=epochs)
     from shared import augmentation
 
-    augmented = augmentation.AUGMENTED[augmentation.default_place()]
-    data = augmented(*images.train, batch_size, seed=seed)
+    data = augmentation.build(
+        augmentation.chosen(augmentations),
+        *images.train,
+        batch_size,
+        seed=seed,
+        place=augmentation.default_place(),
+    )
     steps = data.num_batches
     return model.fit(
         data.batches(), steps_per_epoch=steps, epochs=epochs, shuffle=False

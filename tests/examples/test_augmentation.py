@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import types
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from absl import app
 from PIL import Image
 
-from shared import augmentation, cifar100
+from shared import augmentation, cifar100, image_sets
 from shared.augmentation import batches as batches_module
 from shared.augmentation import policies
 
@@ -420,3 +421,33 @@ def test_augmentations_are_chosen_by_name():
     grey = build(["standard"], crop_padding=32, crop_fill=128)
     colours = cifar100.normalize(np.full((1, 1, 1, 3), 128, "uint8"))
     assert np.any(np.all(np.isclose(grey[0][0], colours), axis=-1))
+
+
+def test_flags_of_augmentation_reach_the_batches(monkeypatch):
+    built = []
+
+    class Stop(Exception):
+        pass
+
+    def build(names, *args, **options):
+        built.append(names)
+        raise Stop
+
+    monkeypatch.setattr(augmentation, "build", build)
+    images = image_sets.Images("cifar100", (np.zeros((4, 1, 1, 3)), np.zeros(4)), ())
+    values = {"epochs": 1, "batch_size": 2, "seed": 0, "data": "cifar100"}
+    settings = types.SimpleNamespace(**values, augmentation=["cutout", "trivial"])
+    image_sets.check_augmentation(settings)
+    with pytest.raises(Stop):
+        image_sets.train(None, images, settings)
+    assert built == [("trivial", "cutout")]
+    settings.augmentation = ["mixup"]
+    with pytest.raises(app.UsageError, match="=mixup; expected some of standard, auto"):
+        image_sets.check_augmentation(settings)
+    settings.data = "digits"
+    with pytest.raises(
+        app.UsageError, match="=mixup --data=digits; expected --data=cif"
+    ):
+        image_sets.check_augmentation(settings)
+    settings.augmentation = None
+    image_sets.check_augmentation(settings)
