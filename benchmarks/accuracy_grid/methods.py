@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 import keras_selfdistill as ksd
+from accuracy_grid import initial_weights
 from accuracy_grid.presets import Preset
 from shared import augmentation
 
@@ -64,11 +65,10 @@ class Method:
 def network(preset: Preset, model: str | None = None, **options: Any) -> keras.Model:
     """Returns an untrained network, the preset's own unless `model` names another."""
     builder = ksd.networks.NETWORKS[model or preset.model]
-    return builder(
-        width_multiplier=preset.width_multiplier,
-        paper_initialization=preset.paper_training is not None,
-        **options,
-    )
+    built = builder(width_multiplier=preset.width_multiplier, **options)
+    if preset.paper_training:
+        initial_weights.draw(built.layers, preset.paper_training.initial_weights)
+    return built
 
 
 @functools.cache
@@ -115,6 +115,13 @@ def build_wrapped(cell, optimizer, teacher=None):
     preset = cell.preset
     taps = named_taps(preset.model, preset.taps) or preset.taps
     model = ksd.SelfDistiller(network(preset), taps, chosen, head=head)
+    if preset.paper_training:
+        layers = model.exit_graph.training_network.layers
+        exits = tuple(f"{name}_" for name in model.exit_names[:-1])
+        initial_weights.draw(
+            (layer for layer in layers if layer.name.startswith(exits)),
+            preset.paper_training.initial_weights,
+        )
     model.compile(optimizer, label_loss(preset), metrics=["accuracy"])
     return model
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from accuracy_grid.initial_weights import FAN_OUT, PYTORCH
 from shared.augmentation import STANDARD
 
 
@@ -9,9 +10,8 @@ from shared.augmentation import STANDARD
 class PaperTraining:
     """How the public code of a paper trains, where that differs between papers.
 
-    They share the rate at the start (0.1), momentum (0.9), weight decay (5e-4), the
-    batches (128) and the initial weights of the base: He normal by fan-out, classifiers
-    uniform within ±1/√width.
+    They share the rate at the start (0.1), momentum (0.9), weight decay (5e-4) and the
+    size of a batch (128).
 
     Attributes:
         code: Whose code.
@@ -20,6 +20,7 @@ class PaperTraining:
         nesterov: Whether momentum is Nesterov's.
         augmentation: As of `Preset`.
         crop_fill: Grey level of the border over which images are cropped.
+        initial_weights: As `initial_weights.draw` takes it, of the base and the exits.
     """
 
     code: str
@@ -28,6 +29,7 @@ class PaperTraining:
     nesterov: bool = False
     augmentation: tuple[str, ...] = (STANDARD,)
     crop_fill: int = 0
+    initial_weights: str = FAN_OUT
 
 
 BYOT_PAPER = PaperTraining(code="BYOT, public reproduction")
@@ -41,7 +43,12 @@ PAPERS = {
         augmentation=("autoaugment", "cutout"),
         crop_fill=128,
     ),
-    "teskd": PaperTraining(code="TESKD", divided_after=(100, 150), nesterov=True),
+    "teskd": PaperTraining(
+        code="TESKD",
+        divided_after=(100, 150),
+        nesterov=True,
+        initial_weights=PYTORCH,
+    ),
 }
 
 

@@ -117,7 +117,8 @@ def _paper_trainings(cells):
             f" {', '.join(sorted(names, key=list(METHODS).index))} ({paper['code']}): "
             f"{paper['epochs']} epochs, rate ÷10 after "
             f"{', '.join(map(str, paper['divided_after']))}, {momentum} momentum, "
-            f"{' and '.join(paper['augmentation'])} augmentation."
+            f"{' and '.join(paper['augmentation'])} augmentation, initial weights "
+            f"{paper['initial_weights']}."
         )
     return text
 

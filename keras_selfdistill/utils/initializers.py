@@ -1,4 +1,4 @@
-"""Initial weights as in the code of the self-distillation papers."""
+"""Initial weights as in the code of *Be Your Own Teacher* and its journal version."""
 
 import math
 
@@ -7,7 +7,7 @@ from keras import initializers
 
 
 def initialize_as_papers(model: keras.Model) -> keras.Model:
-    """Draw the weights of a network anew, as the code of the papers does.
+    """Draw the weights of a network anew, as BYOT's and its journal version's codes do.
 
     Convolutions: normal with variance 2 / fan-out (He et al., arXiv 1502.01852,
     equation 14), not truncated. Dense layers: kernel and bias uniform within

@@ -528,6 +528,7 @@ def test_a_cell_of_the_papers_schedule_says_how_it_was_trained(grid):
         "nesterov": False,
         "augmentation": ["standard"],
         "crop_fill": 0,
+        "initial_weights": "He normal by fan-out",
     }
     with pytest.raises(app.UsageError, match=r"paper_training=None \(was "):
         training.refuse_other_settings("file", settings, grid.settings(cell("plain")))
@@ -538,10 +539,43 @@ def test_a_cell_of_the_papers_schedule_says_how_it_was_trained(grid):
     said = "plain (BYOT, public reproduction): 2 epochs, rate ÷10 after 0, 1, 1, plain"
     assert said in text
     assert "--preset=smoke --schedule=paper --methods=plain --seeds=0`" in text
-    kernel, bias = methods.network(preset).get_layer("predictions").get_weights()
-    limit = len(kernel) ** -0.5
-    assert 0.9 * limit < abs(kernel).max() <= limit  # Glorot's would be larger.
-    assert abs(bias).max() > 0
+
+
+def test_initial_weights_are_those_of_the_papers_code():
+    """Their deviations by hand, of ResNet-18's exits with 128 features in the end."""
+
+    def built(method):
+        wide = dataclasses.replace(SMOKE, width_multiplier=0.25)
+        preset = presets.as_in_paper(wide, method)
+        made = dataclasses.replace(cell(method), preset=preset)
+        model = methods.build_wrapped(made, "sgd")
+        layers = [*model.base.layers, *model.exit_graph.training_network.layers]
+        return {layer.name: layer.get_weights() for layer in layers}
+
+    byot = built("byot")
+    deviations = {
+        "stage2_block1_first_conv": (2 / (9 * 32)) ** 0.5,  # From 16 channels.
+        "exit_2_reduce": (2 / 32) ** 0.5,
+        "exit_2_downsample": (2 / (16 * 32)) ** 0.5,  # 4x4 patches.
+        "exit_2_expand": (2 / 128) ** 0.5,
+    }
+    for name, deviation in deviations.items():
+        kernel = byot[name][0]
+        assert kernel.std() == pytest.approx(deviation, rel=0.1), name
+        assert abs(kernel).max() > 2.3 * deviation  # Not truncated.
+    uniform = {("byot", "exit_2_logits"): 128, ("byot", "predictions"): 128}
+    uniform |= {
+        ("teskd", "stage2_block1_first_conv"): 9 * 16,
+        ("teskd", "exit_2_lateral"): 32,
+        ("teskd", "exit_2_logits"): 128,
+    }
+    found = {"byot": byot, "teskd": built("teskd")}
+    for (method, name), fan in uniform.items():
+        weights = found[method][name]
+        for each in weights:
+            limit = fan**-0.5
+            assert 0.9 * limit < abs(each).max() <= limit, name
+        assert weights[0].std() == pytest.approx(limit / 3**0.5, rel=0.1)
 
 
 def test_ordinary_distillation_is_its_formula():
