@@ -192,7 +192,11 @@ def learning_rate(
 
 
 def build_optimizer(steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """Returns the papers' optimizer: SGD with Nesterov momentum and L2 decay."""
+    """Returns SGD with Nesterov momentum and L2 decay.
+
+    TESKD's optimizer; BYOT's and its journal version's codes have plain momentum, as
+    benchmarks/accuracy.py has with `--schedule=paper`.
+    """
     return keras.optimizers.SGD(
         learning_rate(steps_per_epoch),
         momentum=FLAGS.momentum,

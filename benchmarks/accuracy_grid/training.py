@@ -140,7 +140,7 @@ class OutOfTimeError(Exception):
 
 
 def build_optimizer(preset: Preset, steps_per_epoch: int) -> keras.optimizers.SGD:
-    """Returns the papers' optimizer; as in examples/train_cifar100.py."""
+    """Returns the preset's optimizer: SGD with momentum, its rate and L2 decay."""
     paper, steps = preset.paper_training, preset.epochs * steps_per_epoch
     if preset.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(

@@ -69,7 +69,8 @@ def resnet18(  # noqa: D417 (the arguments are those of the builder it becomes)
         classifier_activation: Activation of the last layer; `None` returns logits.
         paper_initialization: Whether to draw weights as the codes of BYOT and of its
             journal version do: He normal by fan-out, not truncated, and a uniform
-            classifier within ±1/√width. By default: He normal by fan-in, truncated, and Glorot uniform.
+            classifier within ±1/√width. By default: He normal by fan-in, truncated, and
+            Glorot uniform.
         name: Name of the model.
 
     Returns:
