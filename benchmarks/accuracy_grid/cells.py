@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from accuracy_grid.checkpoint import Checkpoint, refuse_other_settings
 from accuracy_grid.methods import (
     METHODS,
     TEACHERS,
@@ -24,9 +25,7 @@ from accuracy_grid.training import (
     LEARNING_RATE,
     MOMENTUM,
     WEIGHT_DECAY,
-    Checkpoint,
     accuracies,
-    refuse_other_settings,
     train,
 )
 from shared import augmentation, cifar100

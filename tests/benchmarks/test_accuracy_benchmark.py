@@ -14,6 +14,7 @@ import accuracy
 import keras_selfdistill as ksd
 from accuracy_grid import (
     cells,
+    checkpoint,
     methods,
     presets,
     published,
@@ -142,7 +143,7 @@ def test_a_cell_names_every_exit_and_how_it_came_about(grid, capsys):
 
 
 def test_a_field_that_a_recipe_gained_later_is_no_change():
-    refuse = training.refuse_other_settings
+    refuse = checkpoint.refuse_other_settings
     begun = {"recipe": {"alpha": 0.1}}
     refuse("file", begun, {"recipe": {"alpha": 0.1, "teacher": "final"}})
     with pytest.raises(app.UsageError, match=r"recipe=.*0\.2.*\(was .*0\.1"):
@@ -322,7 +323,7 @@ def test_exits_stand_where_the_published_ones_do(grid):
     settings = grid.settings(made)
     before = {name: each for name, each in settings.items() if name != "tap_names"}
     with pytest.raises(app.UsageError, match="tap_names="):
-        training.refuse_other_settings("file", before, settings)
+        checkpoint.refuse_other_settings("file", before, settings)
 
 
 def test_ordinary_distillation_needs_a_deeper_network():
@@ -531,7 +532,7 @@ def test_a_cell_of_the_papers_schedule_says_how_it_was_trained(grid):
         "initial_weights": "He normal by fan-out",
     }
     with pytest.raises(app.UsageError, match=r"paper_training=None \(was "):
-        training.refuse_other_settings("file", settings, grid.settings(cell("plain")))
+        checkpoint.refuse_other_settings("file", settings, grid.settings(cell("plain")))
     content = {**result("plain", 0, final=0.5), "settings": settings}
     grid.results.mkdir()
     (grid.results / "plain-seed0.json").write_text(json.dumps(content))
@@ -661,7 +662,7 @@ def test_the_command_keeps_the_committed_results(path):
     )
     assert grid.result_path(made) == path
     now = {**grid.settings(made), "backend": settings["backend"]}
-    training.refuse_other_settings(path, settings, now)
+    checkpoint.refuse_other_settings(path, settings, now)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 import keras_selfdistill as ksd
-from accuracy_grid import methods, presets, training
+from accuracy_grid import checkpoint, methods, presets, training
 from shared import cifar100
 from tests.conftest import long_on
 
@@ -35,7 +35,7 @@ def trained(folder):
         cell,
         data,
         build,
-        training.Checkpoint(folder / "checkpoint.npz", {}),
+        checkpoint.Checkpoint(folder / "checkpoint.npz", {}),
         label=cell.name,
         prepare=None,
         augment_on="device",
