@@ -7,9 +7,7 @@ from keras import layers
 
 from keras_selfdistill.graph.layout import data_format_of
 from keras_selfdistill.heads.base import Head, Target
-from keras_selfdistill.heads.pieces import (
-    resize_positions,
-)
+from keras_selfdistill.heads.pieces import features_last, resize_positions
 from keras_selfdistill.utils.config import PACKAGE
 from keras_selfdistill.utils.keras_internals import mask_of
 from keras_selfdistill.utils.type_aliases import DType, SymbolicTensor
@@ -89,5 +87,5 @@ class Pointwise(Head):
             )
         x = layers.Dense(
             target.width, activation="relu", name=f"{name}_feature", dtype=dtype
-        )(tap)
+        )(features_last(tap, target, name))
         return resize_positions(x, target.positions, f"{name}_positions")

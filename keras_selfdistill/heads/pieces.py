@@ -30,9 +30,15 @@ def channels_last(tap: SymbolicTensor, target: Target, name: str) -> SymbolicTen
             f"{tuple(tap.shape)}. Expected: a base built with a fixed input shape, "
             "such as input_shape=(224, 224, 3)."
         )
-    if data_format_of(tap, target.data_format) == "channels_first":
-        return layers.Permute((2, 3, 1), name=f"{name}_channels_last")(tap)
-    return tap
+    return features_last(tap, target, name)
+
+
+def features_last(tap: SymbolicTensor, target: Target, name: str) -> SymbolicTensor:
+    """Return a tap of any rank with its channels on the last axis."""
+    if data_format_of(tap, target.data_format) == "channels_last":
+        return tap
+    positions = range(2, len(tap.shape))
+    return layers.Permute((*positions, 1), name=f"{name}_channels_last")(tap)
 
 
 def strides_to(image: SymbolicTensor, target: Target) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from keras import layers
 
 from keras_selfdistill.networks.builder import Tensor, Width
+from keras_selfdistill.utils.image_format import channel_axis
 
 
 def conv(
@@ -29,7 +30,9 @@ def conv(
 
 def bn(x: Tensor, name: str) -> Tensor:
     """Add batch normalization."""
-    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
+    return layers.BatchNormalization(
+        axis=channel_axis(), momentum=0.9, epsilon=1e-5, name=f"{name}_bn"
+    )(x)
 
 
 def bn_relu(x: Tensor, name: str) -> Tensor:

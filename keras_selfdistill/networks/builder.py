@@ -7,6 +7,7 @@ from typing import TypeAlias
 import keras
 from keras import layers
 
+from keras_selfdistill.utils.image_format import image_shape
 from keras_selfdistill.utils.initializers import initialize_as_papers
 
 Tensor: TypeAlias = keras.KerasTensor
@@ -32,15 +33,15 @@ def network(features: Callable[[Tensor, Width], Tensor]) -> Callable[..., keras.
 
     def build(
         *,
-        input_shape: tuple[int, int, int] = (32, 32, 3),
+        input_shape: tuple[int, int, int] | None = None,
         classes: int = 100,
         width_multiplier: float = 1.0,
         classifier_activation: str | None = "softmax",
         paper_initialization: bool = False,
         name: str = features.__name__,
     ) -> keras.Model:
-        _check_arguments(input_shape, classes, width_multiplier)
-        inputs = keras.Input(tuple(input_shape))
+        _check_arguments(classes, width_multiplier)
+        inputs = keras.Input(image_shape(input_shape))
         x = features(inputs, Width(width_multiplier))
         x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
         # A half-precision softmax saturates, and the losses are computed from it.
@@ -56,14 +57,7 @@ def network(features: Callable[[Tensor, Width], Tensor]) -> Callable[..., keras.
     return build
 
 
-def _check_arguments(
-    input_shape: tuple[int, int, int], classes: int, width_multiplier: float
-) -> None:
-    if len(input_shape) != 3:
-        raise ValueError(
-            f"Received input_shape={input_shape}; expected (height, width, channels) "
-            "without the batch axis, such as (32, 32, 3)."
-        )
+def _check_arguments(classes: int, width_multiplier: float) -> None:
     if classes < 2:
         raise ValueError(
             f"Received classes={classes}; expected at least 2, one for each label."

@@ -5,14 +5,18 @@ from keras import layers
 
 from keras_selfdistill.networks.blocks import bn, bn_relu, conv
 from keras_selfdistill.networks.builder import Tensor, Width, network
+from keras_selfdistill.utils.image_format import channel_axis
 
 
 def _shortcut(x: Tensor, channels: int, stride: int, name: str) -> Tensor:
     """Average the map if it shrinks, and add channels of zeros."""
     if stride > 1:
         x = layers.AveragePooling2D(stride, padding="same", name=f"{name}_pool")(x)
-    missing = channels - x.shape[-1]
-    return keras.ops.pad(x, [(0, 0), (0, 0), (0, 0), (0, missing)]) if missing else x
+    axis = channel_axis()
+    missing = channels - x.shape[axis]
+    padding = 4 * [(0, 0)]
+    padding[axis] = (0, missing)
+    return keras.ops.pad(x, padding) if missing else x
 
 
 def _block(x: Tensor, channels: int, stride: int, name: str) -> Tensor:

@@ -7,13 +7,14 @@ from keras import layers
 
 from keras_selfdistill.networks.blocks import bn, conv, conv_bn_relu, stages
 from keras_selfdistill.networks.builder import Tensor, Width, network
+from keras_selfdistill.utils.image_format import channel_axis
 
 
 def _join(x: Tensor, residual: Tensor, stride: int, name: str) -> Tensor:
     """Add the shortcut of a post-activation block, projected if shapes differ."""
     residual = bn(residual, f"{name}_last")
-    filters = residual.shape[-1]
-    if stride > 1 or x.shape[-1] != filters:
+    filters = residual.shape[channel_axis()]
+    if stride > 1 or x.shape[channel_axis()] != filters:
         shortcut = f"{name}_shortcut"
         x = bn(conv(x, filters, 1, shortcut, stride), shortcut)
     x = layers.Add(name=f"{name}_add")([x, residual])
@@ -62,7 +63,9 @@ def resnet18(  # noqa: D417 (the arguments are those of the builder it becomes)
     that the self-distillation papers use.
 
     Args:
-        input_shape: (height, width, channels) of one image.
+        input_shape: (height, width, channels) of one image; (channels, height, width)
+            if `keras.config.image_data_format()` is `"channels_first"`. By default
+            32x32 with 3 channels.
         classes: Number of classes, at least 2.
         width_multiplier: Factor on every layer's channels, above 0; each result is
             rounded to a multiple of 8, at least 8.

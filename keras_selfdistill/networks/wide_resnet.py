@@ -4,6 +4,7 @@ from keras import layers
 
 from keras_selfdistill.networks.blocks import bn_relu, conv, stages
 from keras_selfdistill.networks.builder import Tensor, Width, network
+from keras_selfdistill.utils.image_format import channel_axis
 
 
 def _wide_block(
@@ -11,7 +12,7 @@ def _wide_block(
 ) -> Tensor:
     """Pre-activation block; a projection starts from the activated input."""
     active = bn_relu(x, f"{name}_first")
-    if stride > 1 or x.shape[-1] != width(channels):
+    if stride > 1 or x.shape[channel_axis()] != width(channels):
         x = conv(active, width(channels), 1, f"{name}_shortcut", stride)
     y = conv(active, width(channels), 3, f"{name}_first", stride)
     y = conv(bn_relu(y, f"{name}_last"), width(channels), 3, f"{name}_last")

@@ -1,7 +1,8 @@
-"""Frozen configs, schedules, number checks, tables, optional packages. Internal."""
+"""Frozen configs, schedules, checks, tables, optional packages. Internal."""
 
 __all__ = [
     "config",
+    "image_format",
     "initializers",
     "keras_internals",
     "number_checks",

@@ -3,9 +3,11 @@
 import keras
 import numpy as np
 import pytest
+from keras import layers
 
 import keras_selfdistill as ksd
 from keras_selfdistill.heads import Bottleneck, Linear, Separable, Target, TopDown
+from keras_selfdistill.heads.linear import Pointwise
 from tests.conftest import small_base, to_numpy
 
 
@@ -48,23 +50,36 @@ def test_bottleneck_equals_convolutions(size, last):
     assert expected.max() > 0.1
 
 
-def test_channels_first_equals_channels_last():
-    target = Target(width=10, spatial_shape=(2, 2), channels=8)
-    last = keras.Input((8, 8, 6))
-    first = keras.Input((6, 8, 8))
-    models = [
-        keras.Model(last, Bottleneck()(last, target, name="e")),
-        keras.Model(
-            first,
-            Bottleneck()(first, Target(10, (2, 2), 8, "channels_first"), name="e"),
-        ),
-    ]
-    models[1].set_weights(models[0].get_weights())
+@pytest.mark.parametrize(
+    ("head", "positions"),
+    [
+        (Bottleneck(), ()),
+        (Separable(), ()),
+        (Separable(attention=True), ()),
+        (TopDown(), ()),
+        (TopDown(align_corners=False), ()),
+        (Linear(), ()),
+        (Pointwise(), (16, 16)),
+    ],
+    ids=repr,
+)
+def test_channels_first_equals_channels_last(head, positions):
     x = np.random.default_rng(0).normal(size=(3, 8, 8, 6)).astype("float32")
+    models = []
+    for format_, shape in (("channels_last", (8, 8, 6)), ("channels_first", (6, 8, 8))):
+        keras.utils.set_random_seed(0)
+        tap = keras.Input(shape)
+        end = layers.Conv2D(8, 4, strides=4, data_format=format_, name="end")(tap)
+        target = Target(10, (2, 2), 8, format_, end, positions)
+        models.append(keras.Model(tap, head.features({"e": tap}, target)["e"]))
+    last, first = models
+    for layer in last.layers:  # By name, as the order of the layers may differ.
+        if layer.weights:
+            first.get_layer(layer.name).set_weights(layer.get_weights())
+    expected = to_numpy(last(x))
+    assert expected.max() > 0.01
     np.testing.assert_allclose(
-        models[1].predict(x.transpose(0, 3, 1, 2), verbose=0),
-        models[0].predict(x, verbose=0),
-        atol=1e-6,
+        to_numpy(first(x.transpose(0, 3, 1, 2))), expected, rtol=1e-4, atol=1e-6
     )
 
 

@@ -145,7 +145,9 @@ def _feature(
                 "To predict at each position, the last layer must read channels last. "
                 f"Received: model {base.name!r}, whose last layer "
                 f"with weights, {last_layer.name!r}, reads shape "
-                f"{tuple(feature.shape)} with data_format={data_format!r}."
+                f"{tuple(feature.shape)} with data_format={data_format!r}. Put "
+                "keras.layers.Permute((2, 3, 1)) before it, and data_format="
+                "'channels_last' into it."
             )
         return feature, feature, data_format
     spatial, data_format = _deepest_spatial(feature, data_format)
