@@ -22,6 +22,49 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.numpy() if hasattr(tensor, "numpy") else np.asarray(tensor)
 
 
+def is_on_accelerator(tensor: Tensor) -> bool:
+    """Return whether a tensor lies in other memory than the host's.
+
+    Example:
+        >>> is_on_accelerator(np.ones((2,)))
+        False
+    """
+    if isinstance(tensor, np.ndarray):
+        return False
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return "CPU" not in tensor.device
+    if backend == "jax":
+        return any(device.platform != "cpu" for device in tensor.devices())
+    return bool(tensor.device.type != "cpu")
+
+
+def fetch_rows(tensors: Sequence[Tensor], rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Return rows of several matrices as one array.
+
+    From an accelerator they come in one transfer; on JAX in one for each matrix, all at
+    the same time, because gathering them would compile for every number of rows.
+
+    Args:
+        tensors: Arrays or tensors of shape `(..., columns)`.
+        rows: Indices of the rows of each.
+
+    Example:
+        >>> fetch_rows([np.array([[1.0], [2.0]]), np.zeros((1, 1))], [[1], [0]])
+        array([[2.],
+               [0.]])
+    """
+    if any(map(is_on_accelerator, tensors)):
+        if keras.backend.backend() != "jax":
+            chosen = [take_rows(*each) for each in zip(tensors, rows, strict=True)]
+            return to_numpy(join_rows(chosen))
+        for tensor in tensors:
+            tensor.copy_to_host_async()
+    return np.concatenate(
+        [to_numpy(tensor)[chosen] for tensor, chosen in zip(tensors, rows, strict=True)]
+    )
+
+
 def take_rows(tensor: Tensor, rows: np.ndarray) -> Tensor:
     """Return some rows of an array or tensor, on its own device.
 

@@ -8,6 +8,7 @@ __all__ = [
     "calibration",
     "cascade",
     "early_exit",
+    "exited",
     "export",
     "file",
     "result",

@@ -8,14 +8,14 @@ from typing import Self
 import numpy as np
 
 from keras_selfdistill.early_exit.cascade import Cascade
-from keras_selfdistill.early_exit.exit_latency import (
+from keras_selfdistill.early_exit.scoring import Scorer
+from keras_selfdistill.early_exit.temperature import ScaledExits, check_alone, no_logits
+from keras_selfdistill.early_exit.thresholds.choice import check_untouched, choose
+from keras_selfdistill.early_exit.thresholds.exit_latency import (
     check_given,
     given_latencies,
     measured_latencies,
 )
-from keras_selfdistill.early_exit.scoring import Scorer
-from keras_selfdistill.early_exit.temperature import ScaledExits, check_alone, no_logits
-from keras_selfdistill.early_exit.thresholds.choice import check_untouched, choose
 from keras_selfdistill.early_exit.thresholds.frontier import (
     ExitShares,
     Frontier,

@@ -1,7 +1,7 @@
 """The sections of a wrapper, run in order on the samples that have not exited."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -11,6 +11,12 @@ from keras_selfdistill.backend.compiled import CompiledModel
 from keras_selfdistill.costs.counting import Count, macs_ratio, model_macs
 from keras_selfdistill.costs.input_shapes import nominal_shapes
 from keras_selfdistill.criteria import Memory
+from keras_selfdistill.early_exit.exited import (
+    Collected,
+    Exited,
+    exiting,
+    in_order,
+)
 from keras_selfdistill.early_exit.scheduler import (
     Chunk,
     Decide,
@@ -18,7 +24,7 @@ from keras_selfdistill.early_exit.scheduler import (
     bucket_sizes,
     run_sections,
 )
-from keras_selfdistill.early_exit.scoring import Exited, Scorer, exiting, in_order
+from keras_selfdistill.early_exit.scoring import Scorer, SectionOutput
 from keras_selfdistill.early_exit.section_models import cut_sections, section_costs
 from keras_selfdistill.early_exit.thresholds.outcomes import Outcomes, missing_costs
 from keras_selfdistill.evaluation.data_adapter import (
@@ -52,6 +58,8 @@ class Cascade:
 
     def __init__(self, graph: ExitGraph, scorer: Scorer):
         models = cut_sections(graph, [scorer.reads])
+        for section in models:
+            section.scores = scorer.softmax and scorer.reads == "output"
         shapes = nominal_shapes(graph.flat.model)
         sections = section_costs(graph, [scorer.reads], shapes)
         of_base = model_macs(graph.flat.model, shapes)
@@ -120,11 +128,11 @@ class Cascade:
             Predictions of all samples, in the order of the input, and the targets of
             the data, batch by batch.
         """
-        exited = [Exited.zeros(self.classes)]
-        decide = exiting(self.scorer, thresholds, exited.append)
+        exited = Collected(self.classes)
+        decide = exiting(self.scorer, thresholds, exited.add)
         batches = self._adapter.batches(x, y, sample_weight)
         targets = self._run(batches, decide, batch_size)
-        return Exited(*in_order(exited)), targets
+        return exited.all_in_order(), targets
 
     def queues(self, decide: Decide, batch_size: int) -> SectionQueues:
         """Return the sections with empty queues in front of them."""
@@ -161,7 +169,8 @@ class Cascade:
         exits = self.scorer.exits
         seen: list[list[tuple[Any, ...]]] = [[] for _ in range(exits)]
 
-        def decide(index: int, outputs: np.ndarray, memory: Memory) -> np.ndarray:
+        def decide(index: int, output: SectionOutput, memory: Memory) -> np.ndarray:
+            outputs = output.array()
             predictions, scores = self.scorer(index, outputs, memory)
             # The outputs of the last section are those of the base.
             classes = best_classes(predictions), best_classes(outputs)
@@ -195,9 +204,9 @@ class Cascade:
         last = self.scorer.exits - 1
         seen: list[list[tuple[Any, ...]]] = [[] for _ in range(last + 1)]
 
-        def keep(index: int, outputs: np.ndarray, memory: Memory) -> np.ndarray:
-            seen[index].append((memory["id"], np.asarray(outputs, "float32")))
-            return np.full(len(outputs), index < last)
+        def keep(index: int, output: SectionOutput, memory: Memory) -> np.ndarray:
+            seen[index].append((memory["id"], output.array().astype("float32")))
+            return np.full(len(output.rows), index < last)
 
         batches = self._run(self._adapter.batches(x, y), keep, batch_size)
         labels = class_indices([each.labels for each in batches], self.classes)
@@ -229,7 +238,7 @@ class Cascade:
     def _run(
         self,
         batches: Iterable[tuple[list[np.ndarray], Targets]],
-        decide: Callable[[int, np.ndarray, Memory], np.ndarray],
+        decide: Decide,
         batch_size: int,
     ) -> list[Targets]:
         """Run samples through the sections and return a list of their targets."""

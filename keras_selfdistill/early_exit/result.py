@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_selfdistill.early_exit.cascade import Cascade
-from keras_selfdistill.early_exit.scoring import Exited
+from keras_selfdistill.early_exit.exited import Exited
 from keras_selfdistill.evaluation.data_adapter import (
     Targets,
     best_classes,

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from keras_selfdistill.backend.tensors import join_rows, take_rows, to_numpy
+from keras_selfdistill.backend.tensors import join_rows, take_rows
+from keras_selfdistill.early_exit.scoring import SectionOutput
 from keras_selfdistill.utils.type_aliases import Tensor
 
 # Samples queued together: a section that runs many times in a row keeps its weights in
@@ -173,7 +174,7 @@ def next_section(waiting: Sequence[int], passed: Sequence[int], most: int) -> in
 
 
 Section = Callable[[list[Tensor]], dict[str, Tensor]]
-Decide = Callable[[int, np.ndarray, dict[str, np.ndarray]], np.ndarray]
+Decide = Callable[[int, SectionOutput, dict[str, np.ndarray]], np.ndarray]
 
 
 class SectionQueues:
@@ -181,11 +182,12 @@ class SectionQueues:
 
     Args:
         sections: Functions from the tensors alive before a section to a dict with the
-            output of its exit and, under `"alive"`, the inputs of the next section.
-        decide: Function of the index of a section, outputs of shape
-            `(samples, classes)` and the memory of the samples, which it may update.
-            Returns whether each sample continues, shape `(samples,)`. It is called once
-            for every sample at every section that the sample reaches.
+            output of its exit and, under `"alive"`, the inputs of the next section;
+            maybe the largest values of the output under `"confidence"`.
+        decide: Function of the index of a section, the output of its exit and the
+            memory of the samples, which it may update. Returns whether each sample
+            continues, shape `(samples,)`. It is called once for every sample at every
+            section that the sample reaches.
         output: Key of the exit's output in the results of the sections.
         batch_size: Largest number of samples per batch.
         fixed: Whether this is the only batch size, so that smaller batches are padded.
@@ -230,8 +232,9 @@ class SectionQueues:
     def run(self, index: int, chunk: Chunk) -> None:
         """Run a section on a batch, and queue what continues for the next section."""
         results = self._sections[index](chunk.tensors)
-        outputs = to_numpy(results[self._output])[chunk.rows]
-        goes_on = self._decide(index, outputs, chunk.memory)
+        output, confidence = results[self._output], results.get("confidence")
+        found = SectionOutput(output, confidence, chunk.rows)
+        goes_on = self._decide(index, found, chunk.memory)
         if not goes_on.any():
             return
         rest = Chunk(results["alive"], chunk.rows, chunk.memory)

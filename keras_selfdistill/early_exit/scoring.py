@@ -1,20 +1,40 @@
 """Predictions and confidence scores of exits, on arrays or in a graph."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
 from keras_selfdistill.backend.tensors import to_numpy
-from keras_selfdistill.criteria import Criterion, Memory, array_namespace
+from keras_selfdistill.criteria import Confidence, Criterion, Memory, array_namespace
 from keras_selfdistill.utils.type_aliases import Tensor
 
 SCORES_FROM = ("exit", "running_mean")
 LAST_RESORTS = ("final", "ensemble")
 # Below infinite thresholds also in float32, where artifacts have 3e38 for infinity.
 LARGEST_SCORE = 1e38
+
+
+@dataclasses.dataclass(frozen=True)
+class SectionOutput:
+    """What a section computed for its exit, on the backend's device.
+
+    Args:
+        tensor: Output of the exit, shape `(rows, classes)`, also of rows of samples
+            that have exited before.
+        confidence: Largest value of each row, shape `(rows,)`; `None` if the section
+            does not compute it.
+        rows: Rows of the samples, shape `(samples,)`.
+    """
+
+    tensor: Tensor
+    confidence: Tensor | None
+    rows: np.ndarray
+
+    def array(self) -> np.ndarray:
+        """Return the samples' rows of the output, on the host."""
+        return to_numpy(self.tensor)[self.rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +84,32 @@ class Scorer:
         """Name of the section's output that is read: `"logits"` or `"output"`."""
         scaled = self.temperatures is not None
         return "logits" if self.averages or scaled else "output"
+
+    @property
+    def is_confidence(self) -> bool:
+        """Whether scores are the largest values of what a section returns.
+
+        Sections compute these themselves. All other scores are computed in float64,
+        which JAX does not have, and by logarithms, which differ between backends.
+        """
+        plain = self.softmax and self.reads == "output"
+        return plain and type(self.criterion) is Confidence
+
+    def at_exit(
+        self, index: int, output: SectionOutput, memory: Memory
+    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """Return predictions, the samples' rows of them, and the samples' scores.
+
+        The predictions stay on the device if only the scores are needed; else the
+        arguments and results are those of calling the scorer.
+        """
+        if not self.is_confidence or output.confidence is None:
+            predictions, scores = self(index, output.array(), memory)
+            return predictions, np.arange(len(scores)), scores
+        scores = to_numpy(output.confidence)[output.rows].astype("float64")
+        scores = np.where(np.isnan(scores), -LARGEST_SCORE, scores)
+        scores = np.clip(scores, -LARGEST_SCORE, LARGEST_SCORE)
+        return output.tensor, output.rows, scores
 
     def __call__(
         self, index: int, outputs: Tensor, memory: Memory
@@ -138,61 +184,6 @@ class Scorer:
         missing = xp.isnan(xp.sum(probabilities, axis=-1) + scores)
         scores = xp.where(missing, -LARGEST_SCORE, scores)
         return xp.minimum(xp.maximum(scores, -LARGEST_SCORE), LARGEST_SCORE)
-
-
-class Exited(NamedTuple):
-    """Predictions of samples that have exited.
-
-    Args:
-        ids: Numbers of the samples, shape `(samples,)`.
-        exits: Indices of their exits, shape `(samples,)`.
-        predictions: Outputs in the base's own form, shape `(samples, classes)`.
-        scores: Confidence scores, shape `(samples,)`.
-    """
-
-    ids: np.ndarray
-    exits: np.ndarray
-    predictions: np.ndarray
-    scores: np.ndarray
-
-    @classmethod
-    def zeros(cls, classes: int, samples: int = 0) -> Self:
-        """Return rows of zeros, to be filled."""
-        numbers = np.zeros(samples, "int64")
-        outputs = np.zeros((samples, classes), "float32")
-        return cls(numbers, numbers.copy(), outputs, np.zeros(samples))
-
-
-def exiting(
-    scorer: Scorer,
-    thresholds: Sequence[float],
-    exited: Callable[[Exited], object],
-) -> Callable[[int, np.ndarray, Memory], np.ndarray]:
-    """Return a function that decides which samples continue, and passes on the others.
-
-    Args:
-        scorer: Computes predictions and scores from the outputs of sections.
-        thresholds: Thresholds of all exits but the last.
-        exited: Called with the samples of each batch that exit.
-    """
-    limits = [*thresholds, -np.inf]  # All remaining samples exit at the last exit.
-
-    def decide(index: int, outputs: np.ndarray, memory: Memory) -> np.ndarray:
-        predictions, scores = scorer(index, outputs, memory)
-        exits = scores >= limits[index]
-        ids = memory["id"][exits]
-        indices = np.full(len(ids), index)
-        exited(Exited(ids, indices, predictions[exits], scores[exits]))
-        return ~exits
-
-    return decide
-
-
-def in_order(parts: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
-    """Concatenate the columns of several batches, sorted by the first column."""
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    order = np.argsort(columns[0])
-    return [column[order] for column in columns]
 
 
 def softmax(logits: Tensor) -> Tensor:

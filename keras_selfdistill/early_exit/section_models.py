@@ -45,7 +45,13 @@ class Section(keras.Model):
         function: Symbolic graph of the section.
         exit_name: Name of the exit that the section computes.
         name: Name of the model.
+
+    Attributes:
+        scores: Whether it also returns, under `"confidence"`, the largest value of its
+            exit's `"output"` for each sample, shape `(batch,)`.
     """
+
+    scores = False
 
     def __init__(self, function: keras.Function, exit_name: str, *, name: str):
         # Without autocast, alive tensors keep the dtype in which they were made.
@@ -75,7 +81,11 @@ class Section(keras.Model):
     ) -> dict[str, Tensor]:
         """Compute the exit and the inputs of the next section; see the class."""
         del training  # Sections are not trained.
-        return run_in_inference_mode(self._function, alive)
+        found = run_in_inference_mode(self._function, alive)
+        if not self.scores:
+            return found
+        output = keras.ops.cast(found["output"], "float32")
+        return {**found, "confidence": keras.ops.max(output, axis=-1)}
 
 
 class _Pieces(NamedTuple):

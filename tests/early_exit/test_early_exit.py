@@ -730,9 +730,9 @@ def test_few_samples_wait_between_sections():
     chunk = Chunk([everything], np.arange(1000), {"id": np.arange(1000)})
     left = []
 
-    def decide(number, answers, memory):
+    def decide(number, output, memory):
         left.extend(memory["id"] if number else [])
-        return np.full(len(answers), number == 0)
+        return np.full(len(output.rows), number == 0)
 
     sections = [section(0), section(1)]
     queues = SectionQueues(sections, decide, output="output", batch_size=8)

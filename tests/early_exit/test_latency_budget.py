@@ -13,7 +13,7 @@ from keras import layers
 
 import keras_selfdistill as ksd
 from keras_selfdistill.costs import latency
-from keras_selfdistill.early_exit import exit_latency
+from keras_selfdistill.early_exit.thresholds import exit_latency
 from keras_selfdistill.early_exit.thresholds.choice import choose
 from keras_selfdistill.early_exit.thresholds.goal import ThresholdGoal
 from tests.conftest import miss

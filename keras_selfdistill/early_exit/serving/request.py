@@ -9,8 +9,8 @@ from typing import Self
 import numpy as np
 from absl import logging
 
+from keras_selfdistill.early_exit.exited import Exited
 from keras_selfdistill.early_exit.result import EarlyExitResult, Setting
-from keras_selfdistill.early_exit.scoring import Exited
 
 ResultFuture = concurrent.futures.Future[EarlyExitResult]
 

@@ -12,9 +12,9 @@ import weakref
 import numpy as np
 
 from keras_selfdistill.backend.thread_settings import thread_settings
+from keras_selfdistill.early_exit.exited import Waiting, exiting, fetched
 from keras_selfdistill.early_exit.result import Setting
 from keras_selfdistill.early_exit.scheduler import Chunk, SectionQueues, next_section
-from keras_selfdistill.early_exit.scoring import Exited, exiting
 from keras_selfdistill.early_exit.serving.request import Request, ResultFuture
 
 
@@ -228,9 +228,9 @@ class Worker:
                     continue
                 self._run(queues, index, queues.part(chunk, chosen))
 
-    def _exited(self, exited: Exited) -> None:
+    def _exited(self, exited: Waiting) -> None:
         """Keep the predictions of samples."""
-        for number, *values in zip(*exited, strict=True):
+        for number, *values in zip(*fetched([exited]), strict=True):
             request, row = self._owners.pop(int(number))
             request.keep(row, values)
             if not request.missing:

@@ -1,7 +1,8 @@
-"""From outcomes of every exit to thresholds: NumPy alone. Internal."""
+"""From outcomes and latencies of every exit to thresholds. Internal."""
 
 __all__ = [
     "choice",
+    "exit_latency",
     "frontier",
     "goal",
     "guarantee",

@@ -1,0 +1,138 @@
+"""What comes to the host in `predict`: a number a sample and section, then the end."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_selfdistill as ksd
+from keras_selfdistill.backend import tensors
+from keras_selfdistill.early_exit import exited, scoring
+from tests.conftest import small_base, to_numpy
+
+CLASSES = 4
+
+
+@pytest.fixture(scope="module")
+def fast():
+    keras.utils.set_random_seed(5)
+    model = ksd.SelfDistiller(small_base(), ["stem_relu", "out_1"], "byot")
+    found = ksd.EarlyExit(model)
+    images = np.random.default_rng(0).normal(size=(20, 8, 8, 3)).astype("float32")
+    scores = found._cascade.observe(images, np.zeros(20, int), 8).scores
+    found.thresholds = [float(np.quantile(each, 0.6)) for each in scores.T]
+    return found, images
+
+
+@pytest.fixture
+def transfers(monkeypatch):
+    """The shapes of all tensors of which predict makes arrays, in order."""
+    shapes, fetch = [], tensors.to_numpy
+
+    def count(tensor):
+        if not isinstance(tensor, np.ndarray):
+            shapes.append(tuple(tensor.shape))
+        return fetch(tensor)
+
+    for module in (tensors, scoring):
+        monkeypatch.setattr(module, "to_numpy", count)
+    if keras.backend.backend() == "torch":  # Nothing comes another way.
+        import torch
+
+        moved, move = [], torch.Tensor.cpu
+        monkeypatch.setattr(
+            torch.Tensor, "cpu", lambda self: moved.append(self.shape) or move(self)
+        )
+        yield shapes
+        assert list(map(tuple, moved)) == shapes
+    else:
+        yield shapes
+
+
+@pytest.fixture
+def runs(fast, monkeypatch):
+    """The batch sizes of all runs of sections, in order."""
+    sizes = []
+
+    def counted(section):
+        def run(batch):
+            sizes.append(batch[0].shape[0])
+            return section(batch)
+
+        return run
+
+    sections = [counted(each) for each in fast[0]._cascade._sections]
+    monkeypatch.setattr(fast[0]._cascade, "_sections", sections)
+    return sizes
+
+
+def test_a_section_sends_one_number_for_each_sample(fast, runs, transfers):
+    early, images = fast
+    result = early.predict(images, batch_size=8)
+    assert len(set(result.exits)) == 3
+    # The confidence of every batch, and only then predictions.
+    assert transfers[: len(runs)] == [(size,) for size in runs]
+    rest = transfers[len(runs) :]
+    assert 0 < len(rest) <= len(runs)
+    assert {shape[1:] for shape in rest} == {(CLASSES,)}
+
+
+def test_predictions_leave_an_accelerator_together(fast, runs, transfers, monkeypatch):
+    early, images = fast
+    expected = early.predict(images, batch_size=8)
+    before = len(transfers)
+    runs.clear()
+    monkeypatch.setattr(
+        tensors, "is_on_accelerator", lambda each: not isinstance(each, np.ndarray)
+    )
+    found = early.predict(images, batch_size=8)
+    for name in ("predictions", "exits", "scores"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    if keras.backend.backend() != "jax":  # JAX starts all copies, then waits.
+        assert transfers[before + len(runs) :] == [(len(images), CLASSES)]
+
+
+def test_few_predictions_wait_on_the_device(fast, runs, transfers, monkeypatch):
+    early, images = fast
+    expected = early.predict(images, batch_size=8).predictions
+    before = len(transfers)
+    runs.clear()
+    monkeypatch.setattr(exited, "_MOST_WAITING", 0)
+    np.testing.assert_array_equal(
+        early.predict(images, batch_size=8).predictions, expected
+    )
+    # After every section from which samples exit, not at the end.
+    assert transfers[before + 1][1:] == (CLASSES,)
+
+
+def test_confidence_of_a_section_is_that_of_the_host(fast):
+    """Also of numbers that are none, to the last bit."""
+    early, _ = fast
+    scorer = early._cascade.scorer
+    rows = np.random.default_rng(1).dirichlet(np.ones(CLASSES), 30).astype("float32")
+    rows[3] = np.nan
+    tensor = keras.ops.convert_to_tensor(rows)
+    chosen = np.array([2, 3, 7, 7, 29])
+    output = scoring.SectionOutput(tensor, keras.ops.max(tensor, axis=-1), chosen)
+    predictions, places, scores = scorer.at_exit(0, output, {})
+    expected = scorer(0, rows[chosen], {})
+    np.testing.assert_array_equal(to_numpy(predictions)[places], expected[0])
+    np.testing.assert_array_equal(scores, expected[1])
+    assert scores.dtype == expected[1].dtype == "float64"
+    assert scores[1] == -scoring.LARGEST_SCORE
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("options", "inside"),
+    [
+        ({}, True),
+        ({"criterion": "margin"}, False),
+        ({"criterion": lambda rows: rows.max(axis=-1)}, False),
+        ({"scores_from": "running_mean"}, False),
+        ({"last_resort": "ensemble"}, False),
+    ],
+)
+def test_only_confidence_is_computed_by_sections(fast, options, inside):
+    early, _ = fast
+    scorer = ksd.EarlyExit(early.model, **options)._cascade.scorer
+    assert scorer.is_confidence == inside
