@@ -111,12 +111,16 @@ def macs_by_node(
     sized: dict[int, SymbolicTensor] = {}  # One sample of each tensor, by its id.
     for node in nodes:
         given = {
-            id(tensor): sized.get(id(tensor), _with_batch(tensor, 1))
-            for tensor in node.input_tensors
+            id(each): sized[id(each)] if id(each) in sized else _with_batch(each, 1)
+            for each in node.input_tensors
         }
-        counts[node], outputs = _count(node, given, _outputs(node, given, shapes or {}))
+        own = _outputs(node, given, shapes or {})
+        counts[node], outputs = _count(node, given, own)
+        # Making symbolic tensors would be most of the time of counting.
         sized |= {
-            id(tensor): _with_batch(each, 1)
+            id(tensor): each
+            if outputs is own and None not in each.shape[:1]
+            else _with_batch(each, 1)
             for tensor, each in zip(node.outputs, outputs, strict=True)
         }
     return counts
@@ -151,8 +155,8 @@ def _with_batch(
         shape = (shape[0], *sample_shape)
     if shape and shape[0] is None:
         shape = (rows, *shape[1:])
-    # Names that Keras makes cost as much as all the rest.
-    return keras.KerasTensor(shape, tensor.dtype, name="sample")
+    # With a name, as Keras takes long to make one up.
+    return keras.KerasTensor(shape, tensor.dtype, name=tensor.name)
 
 
 def _reshapes_the_batch(node: Node) -> bool:
