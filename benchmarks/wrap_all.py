@@ -3,10 +3,15 @@ r"""Wrap the networks of keras.applications and print what it takes and costs.
     python benchmarks/wrap_all.py --backend=jax --models=ResNet50,NASNetMobile --step
 
 prints a row for each: the taps with their shares of the multiply-adds, seconds to build
-the base and to wrap it, and multiply-adds with heads over those without. With `--step`
-each also takes one training step, and the outputs of its exits' models are compared
-with the wrapper's. The status is 1 if a network breaks one of the limits in the last
-row.
+the base and to wrap it, and multiply-adds with heads over those without. Seconds are
+those of later uses in a process; the first row is the first use, which on JAX compiles.
+With `--step` each also takes one training step, and the outputs of its exits' models
+are compared with the wrapper's. The status is 1 if a network breaks one of the limits
+in the last row.
+
+Building and wrapping end when all weights are there. JAX returns before: without
+waiting, the numbers that are drawn for VGG19 would be counted to its wrapping, whose
+check of the base's end has to wait for them.
 """
 
 import gc
@@ -30,7 +35,8 @@ flags.DEFINE_bool("step", False, "Also train one step and compare exits' models.
 flags.DEFINE_integer("step_image_size", 96, "Size of the images of that step.")
 flags.DEFINE_integer("batch_size", 4, "Images of that step.")
 
-MOST_SECONDS = 0.5  # Times what building the base took.
+MOST_SECONDS = 0.3  # Times what building the base took, ...
+ENOUGH_SECONDS = 0.2  # ... but no limit is below this.
 MOST_MULTIPLY_ADDS = 1.15  # Times the base's.
 
 
@@ -73,7 +79,7 @@ def wrap(base):
 
 
 def measure(name):
-    """Print the row of one network and return its two ratios."""
+    """Print the row of one network; return its seconds over the limit, and its cost."""
     from keras_selfdistill import suggest_taps
     from keras_selfdistill.costs.counting import model_macs
 
@@ -92,7 +98,7 @@ def measure(name):
         f"{wrap_seconds:.2f} | {ratio:.2f} | {cost:.3f} |",
         flush=True,
     )
-    return ratio, cost
+    return wrap_seconds / max(MOST_SECONDS * build_seconds, ENOUGH_SECONDS), cost
 
 
 def train_step(name):
@@ -144,7 +150,8 @@ def main(argv):
             f"{sorted(builders())}."
         )
     # The first network of a process pays for imports: not one that is measured.
-    wrap(build("MobileNet", 32)[0])
+    base, first_built = build("MobileNet", 32)
+    first_wrapped = wrap(base)[1]
     print(
         f"{FLAGS.recipe}, {FLAGS.image_size}×{FLAGS.image_size} pixels, "
         f"{FLAGS.backend}, keras {keras.__version__}, "
@@ -152,6 +159,10 @@ def main(argv):
     )
     print("| network | taps | head | build, s | wrap, s | ratio | multiply-adds |")
     print("|---|---|---|---|---|---|---|")
+    print(
+        f"| the first use: MobileNet, 32×32 | | | {first_built:.2f} | "
+        f"{first_wrapped:.2f} | {first_wrapped / first_built:.2f} | |"
+    )
     rows, differences = [], []
     for name in names:
         rows.append(measure(name))
@@ -161,14 +172,15 @@ def main(argv):
         gc.collect()
     seconds, costs = (max(column) for column in zip(*rows, strict=True))
     print(
-        f"| the worst of {len(names)} | | | | | {seconds:.2f} (at most {MOST_SECONDS}) "
+        f"| the worst of {len(names)} | | | | | {seconds:.2f} of the limit, "
+        f"{MOST_SECONDS} or {ENOUGH_SECONDS} s, whichever is more "
         f"| {costs:.3f} (at most {MOST_MULTIPLY_ADDS}) |"
     )
     if differences:
         print(
             f"\nOne step each; exits' models differ by at most {max(differences):.1e}"
         )
-    wrong = seconds > MOST_SECONDS or costs > MOST_MULTIPLY_ADDS
+    wrong = seconds > 1 or costs > MOST_MULTIPLY_ADDS
     sys.exit(wrong or any(difference > 1e-5 for difference in differences))
 
 
