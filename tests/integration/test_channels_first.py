@@ -108,7 +108,15 @@ def test_samples_exit_where_they_do_with_channels_last(pair):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", ["vgg19_bn", "wide_resnet20_8", "resnext29_8", "pyramidnet101_240"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vgg19_bn",
+        "wide_resnet20_8",
+        "resnext29_8",
+        pytest.param("pyramidnet101_240", marks=pytest.mark.long),
+    ],
+)
 def test_every_family_is_built_wrapped_and_counted(name):
     profiles = []
     for each in ("channels_last", "channels_first"):
