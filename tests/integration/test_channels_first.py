@@ -40,6 +40,8 @@ def copy_weights(source, target):
 @pytest.fixture
 def pair():
     """The same wrapper twice, with channels last and with channels first."""
+    keras.utils.set_random_seed(0)
+    random = np.random.default_rng(0)
     found = []
     for name, shape in (
         ("channels_last", (16, 16, 3)),
@@ -53,10 +55,10 @@ def pair():
     for layer in last.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             shape = layer.gamma.shape
-            layer.set_weights([RANDOM.uniform(0.5, 1.5, shape) for _ in range(4)])
+            layer.set_weights([random.uniform(0.5, 1.5, shape) for _ in range(4)])
     copy_weights(last, other)
     for model in found:
-        model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
+        model.compile(keras.optimizers.SGD(0.05), "sparse_categorical_crossentropy")
     return last, other
 
 
@@ -83,7 +85,7 @@ def test_a_step_and_the_exits_are_those_of_channels_last(pair):
     stepped = {weight.path: to_numpy(weight.value) for weight in other.weights}
     for weight in last.weights:
         np.testing.assert_allclose(
-            stepped[weight.path], to_numpy(weight.value), rtol=1e-3, atol=2e-4
+            stepped[weight.path], to_numpy(weight.value), rtol=1e-3, atol=1e-4
         )
     # The step was one: every weight that is trained has moved.
     moved = [np.ptp(stepped[path] - value) > 0 for path, value in before.items()]
