@@ -49,8 +49,9 @@ def define_flags() -> None:
         "schedule",
         "common",
         SCHEDULES,
-        "common: all methods are trained alike; paper: each as by the public code of "
-        "its paper, the baselines as by BYOT's. The results stand apart.",
+        "common: all methods are trained alike; paper: attention_byot and teskd as by "
+        "the public codes of their papers, all others as by BYOT's. The results stand "
+        "apart.",
     )
     flags.DEFINE_list(
         "augmentation",

@@ -264,7 +264,13 @@ def train_wrapper(images: image_sets.Images) -> ksd.SelfDistiller:
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
-    image_sets.train(wrapper, images, FLAGS)
+    image_sets.fit(
+        wrapper,
+        images,
+        epochs=FLAGS.epochs,
+        batch_size=FLAGS.batch_size,
+        seed=FLAGS.seed,
+    )
     return wrapper
 
 

@@ -57,8 +57,8 @@ flags.DEFINE_string(
     "taps",
     "3",
     "Number of exits besides the base's own; the names of the tapped layers, separated "
-    "by commas; or paper: the ends of all stages but the last, with the recipe's heads "
-    "at any cost, as in the papers.",
+    "by commas; or paper: the ends of all stages but the last, where the papers "
+    "have the exits of ResNets, with the recipe's heads at any cost.",
 )
 flags.DEFINE_integer("epochs", 200, "Passes over the training images.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=1)

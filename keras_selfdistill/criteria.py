@@ -2,7 +2,7 @@
 
 A criterion is written once and runs twice: `EarlyExit.predict` calls it with NumPy
 arrays, and `EarlyExit.export` with tensors, so that an exported file scores by itself.
-`Confidence` of a base with softmax is computed by the sections in `predict`, too.
+In `predict`, the sections themselves compute `Confidence` of outputs with softmax.
 `array_namespace` gives the functions for either, as in the array API standard:
 
     def odds(probabilities):

@@ -94,7 +94,7 @@ def train_teacher(grid: Grid, cell: Cell) -> tuple[keras.Model, list[dict[str, f
         Checkpoint(grid.work / f"{name}-seed{cell.seed}.npz", settings),
         label=f"{cell.name} teacher",
         prepare=None,
-        augment_on=grid.augment_on,
+        augment_on=augmentation.place_of(cell.preset.augmentation, grid.augment_on),
         deadline=grid.deadline,
     )
 

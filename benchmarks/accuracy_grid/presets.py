@@ -10,8 +10,8 @@ from shared.augmentation import STANDARD
 class PaperTraining:
     """How the public code of a paper trains, where that differs between papers.
 
-    They share the rate at the start (0.1), momentum (0.9), weight decay (5e-4) and the
-    size of a batch (128).
+    They share the rate at the start (0.1), momentum (0.9), weight decay (5e-4) and, at
+    preset `paper`, the size of a batch (128).
 
     Attributes:
         code: Whose code.

@@ -109,7 +109,7 @@ def _paper_trainings(cells):
     for cell in cells:
         paper = json.dumps(cell["settings"]["paper_training"])
         methods[paper].add(cell["settings"]["method"])
-    text = " Each method is trained as by the public code of its paper."
+    text = " Methods are trained as by the public code of a paper."
     for paper, names in sorted(methods.items()):
         paper = json.loads(paper)
         momentum = "Nesterov" if paper["nesterov"] else "plain"
@@ -117,8 +117,8 @@ def _paper_trainings(cells):
             f" {', '.join(sorted(names, key=list(METHODS).index))} ({paper['code']}): "
             f"{paper['epochs']} epochs, rate ÷10 after "
             f"{', '.join(map(str, paper['divided_after']))}, {momentum} momentum, "
-            f"{' and '.join(paper['augmentation'])} augmentation, initial weights "
-            f"{paper['initial_weights']}."
+            f"{' and '.join(paper['augmentation'])} augmentation, crops over "
+            f"{paper['crop_fill']}, initial weights {paper['initial_weights']}."
         )
     return text
 

@@ -57,7 +57,10 @@ def fetch_rows(tensors: Sequence[Tensor], rows: Sequence[np.ndarray]) -> np.ndar
     if any(map(is_on_accelerator, tensors)):
         if keras.backend.backend() != "jax":
             chosen = [take_rows(*each) for each in zip(tensors, rows, strict=True)]
-            return to_numpy(join_rows(chosen))
+            # In mixed precision the base's own output may be of another dtype.
+            return to_numpy(
+                join_rows([keras.ops.cast(each, "float32") for each in chosen])
+            )
         for tensor in tensors:
             tensor.copy_to_host_async()
     return np.concatenate(

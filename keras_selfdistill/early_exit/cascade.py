@@ -59,6 +59,7 @@ class Cascade:
     def __init__(self, graph: ExitGraph, scorer: Scorer):
         models = cut_sections(graph, [scorer.reads])
         for section in models:
+            # Whatever the criterion: another one then needs no new sections.
             section.scores = scorer.softmax and scorer.reads == "output"
         shapes = nominal_shapes(graph.flat.model)
         sections = section_costs(graph, [scorer.reads], shapes)

@@ -13,6 +13,7 @@ from keras_selfdistill.graph.task import Task
 from keras_selfdistill.heads.base import Head
 from keras_selfdistill.heads.pieces import resize_positions
 from keras_selfdistill.recipes.base import Recipe
+from keras_selfdistill.utils.number_checks import is_positive_integer
 from keras_selfdistill.utils.type_aliases import SymbolicTensor, Tensor
 
 
@@ -51,8 +52,14 @@ def check_task(recipe: Recipe, base: keras.Model, task: Task) -> None:
         task: Task of the base.
 
     Raises:
-        ValueError: The recipe has several logits per class, but a sample not one class.
+        ValueError: The recipe has several logits per class, but a sample not one class;
+            or their number is not positive.
     """
+    if not is_positive_integer(recipe.logits_per_class):
+        raise ValueError(
+            f"{type(recipe).__name__}.logits_per_class must be a positive integer. "
+            f"Received: {recipe.logits_per_class!r}. Expected, e.g., 4."
+        )
     if recipe.logits_per_class == 1:
         return
     if task.name != "multiclass" or task.positions:

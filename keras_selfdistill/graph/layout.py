@@ -51,16 +51,19 @@ def data_format_of(tensor: SymbolicTensor, default: str | None = None) -> str:
     if default is None:
         image = rank > 3
         default = keras.config.image_data_format() if image else "channels_last"
-    node = producer(tensor)
+    node, of_normalization = producer(tensor), None
     while not node.is_input:
         operation = original(node.operation)
         if (found := layer_data_format(operation, rank)) is not None:
-            return found
+            if not isinstance(operation, _NORMALIZATION):
+                return found
+            # It may normalise each step as well: other layers before it know better.
+            of_normalization = of_normalization or found
         sources = [each for each in node.input_tensors if len(each.shape) == rank]
         if not sources or _rearranges(operation):
-            return default
+            break
         node = producer(sources[0])
-    return default
+    return of_normalization or default
 
 
 def layer_data_format(operation: keras.Operation, rank: int) -> str | None:

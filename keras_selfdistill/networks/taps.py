@@ -10,7 +10,8 @@ def stage_ends(model: keras.Model) -> list[str]:
 
     There *Be Your Own Teacher*, its journal version and TESKD have the exits of a
     ResNet. A number of taps places exits by multiply-adds, which in ResNet-34 and
-    deeper ones is elsewhere. A network of three stages has two such places.
+    deeper ones is elsewhere. A network of three stages has two such places,
+    VGG has four.
 
     Args:
         model: One of the networks of this package.

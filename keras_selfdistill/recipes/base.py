@@ -189,16 +189,20 @@ class Recipe(Config):
             base: The base with its weights after the previous epoch.
         """
 
-    def views(self, inputs: TensorStructure) -> Sequence[TensorStructure]:
+    def views(
+        self, inputs: TensorStructure, *, training: bool
+    ) -> Sequence[TensorStructure]:
         """Return the views of a batch that run through the network, by default one.
 
         In training and in evaluation, all views of a batch are one larger batch, also
         to batch normalisation. The first view counts as the batch: it gives all losses
-        and metrics but `extra_terms`, which see every view. A step costs as many times
-        as much.
+        and metrics but `extra_terms` and losses of the base's own layers, which see
+        every view. A step costs as many times as much.
 
         Args:
             inputs: Inputs of the batch. The views have the same shapes and structure.
+            training: Whether the batch is trained. In evaluation there are as many
+                views.
         """
         return [inputs]
 

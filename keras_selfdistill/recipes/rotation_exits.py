@@ -108,7 +108,9 @@ class RotationExits(BYOT):
                 "size, size, channels), with a known size and channels last."
             )
 
-    def views(self, inputs: TensorStructure) -> list[TensorStructure]:
+    def views(
+        self, inputs: TensorStructure, *, training: bool
+    ) -> list[TensorStructure]:
         """Return the images turned by 0, 90, 180 and 270 degrees."""
 
         def turned(number: int) -> TensorStructure:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from keras_selfdistill.recipes.base import Recipe
 from keras_selfdistill.training.extra_terms import extra_terms
 from keras_selfdistill.training.section_gradients import mean_magnitudes
 from keras_selfdistill.utils.keras_internals import (
@@ -129,7 +130,7 @@ class BatchLoss(keras.Model):
 
     def _forward(self, x: TensorStructure, training: bool) -> types.SimpleNamespace:
         """Run all exits and the external teacher on the inputs of a batch."""
-        views = self._recipe.views(x)
+        views = _views(self._recipe, x, training)
         found = self.exit_graph.training_network(
             _as_one_batch(views), training=training
         )
@@ -213,6 +214,41 @@ class BatchLoss(keras.Model):
         networks = filter(None, (self._teacher, self._recipe_state))
         others = {id(loss) for network in networks for loss in network.losses}
         return [loss for loss in found if id(loss) not in others]
+
+
+def _views(
+    recipe: Recipe, inputs: TensorStructure, training: bool
+) -> Sequence[TensorStructure]:
+    """Return the views of a batch; raise a `ValueError` if they do not fit together."""
+    views = recipe.views(inputs, training=training)
+    expected = _shapes(inputs)
+    if not isinstance(views, (list, tuple)) or not views:
+        received = repr(views)
+    else:
+        others = [each for each in map(_shapes, views) if not _fit(each, expected)]
+        received = f"a view of shapes {others[0]}" if others else ""
+    if received:
+        raise ValueError(
+            f"{type(recipe).__name__}.views must return a list of views like the batch. "
+            f"Received: {received}. Expected: a list whose elements have the inputs' "
+            f"structure and shapes {expected}, the batch itself first."
+        )
+    return views
+
+
+def _shapes(inputs: TensorStructure) -> list[tuple[int | None, ...]]:
+    return [tuple(each.shape) for each in keras.tree.flatten(inputs)]
+
+
+def _fit(
+    shapes: list[tuple[int | None, ...]], expected: list[tuple[int | None, ...]]
+) -> bool:
+    """Return whether shapes are the same as far as they are known."""
+    return [*map(len, shapes)] == [*map(len, expected)] and all(
+        None in sizes or len({*sizes}) == 1
+        for pair in zip(shapes, expected, strict=True)
+        for sizes in zip(*pair, strict=True)
+    )
 
 
 def _as_one_batch(views: Sequence[TensorStructure]) -> TensorStructure:

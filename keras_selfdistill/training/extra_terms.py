@@ -171,7 +171,7 @@ def extra_terms(
         labels, valid = without_ignored(label_loss, labels, output)
         mask = _both(mask, valid)
     found = recipe.extra_terms(labels, exits, state, inputs=inputs, training=training)
-    _check(recipe, found, labels)
+    _check(recipe, found, labels, output)
     loss = PrecomputedLoss(reduction=label_loss.reduction)
     terms = {}
     for name, values in found.items():
@@ -200,7 +200,9 @@ def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
     return values
 
 
-def _check(recipe: Recipe, found: Mapping[str, Tensor], labels: Labels) -> None:
+def _check(
+    recipe: Recipe, found: Mapping[str, Tensor], labels: Labels, output: Tensor
+) -> None:
     """Refuse terms that would not be logged, or not be scaled by sample weights."""
     kind = type(recipe).__name__
     if not isinstance(found, Mapping) or not set(found) <= {*recipe.extra_term_names}:
@@ -212,7 +214,9 @@ def _check(recipe: Recipe, found: Mapping[str, Tensor], labels: Labels) -> None:
     samples = labels.shape[0]
     for name, values in found.items():
         shape = tuple(values.shape)
-        if not shape or (None not in (samples, shape[0]) and samples != shape[0]):
+        fits = shape and (None in (samples, shape[0]) or samples == shape[0])
+        # Terms of each view would pass for terms of each position.
+        if not fits or len(shape) >= len(output.shape):
             raise ValueError(
                 f"{kind}.extra_terms must return one value for each sample, so that "
                 f"sample weights scale it. Received: {name!r} of shape {shape}. "

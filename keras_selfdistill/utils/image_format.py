@@ -24,8 +24,8 @@ def image_shape(given: Sequence[int] | None) -> tuple[int, ...]:
         given: Shape given by a user; `None` for 32x32 with 3 channels.
 
     Raises:
-        ValueError: There are not three axes, or the channels are last where Keras has
-            them first.
+        ValueError: There are not three axes, or the channels are not where Keras has
+            them.
 
     Example:
         >>> image_shape(None)
@@ -36,9 +36,8 @@ def image_shape(given: Sequence[int] | None) -> tuple[int, ...]:
     if given is None:
         return (32, 32, 3) if last else (3, 32, 32)
     # Such a network would convolve over an axis of channels without a word.
-    if len(given) != 3 or (
-        not last and given[-1] in _COLORS and given[0] not in _COLORS
-    ):
+    axes = (-1, 0) if last else (0, -1)  # Of the channels, and of a size.
+    if len(given) != 3 or (given[axes[0]] not in _COLORS and given[axes[1]] in _COLORS):
         raise ValueError(
             f"Received input_shape={given}; expected {order} without the batch axis, "
             f"such as {(32, 32, 3) if last else (3, 32, 32)}, because "

@@ -91,6 +91,16 @@ def test_predictions_leave_an_accelerator_together(fast, runs, transfers, monkey
         assert transfers[before + len(runs) :] == [(len(images), CLASSES)]
 
 
+def test_the_last_exit_may_be_of_half_precision(monkeypatch):
+    monkeypatch.setattr(
+        tensors, "is_on_accelerator", lambda each: not isinstance(each, np.ndarray)
+    )
+    half = keras.ops.cast([[0.5, 0.25], [1.0, 2.0]], "bfloat16")
+    full = keras.ops.cast([[3.0, 4.0]], "float32")
+    found = tensors.fetch_rows([full, half], [np.array([0]), np.array([1, 0])])
+    np.testing.assert_array_equal(found, [[3.0, 4.0], [1.0, 2.0], [0.5, 0.25]])
+
+
 def test_few_predictions_wait_on_the_device(fast, runs, transfers, monkeypatch):
     early, images = fast
     expected = early.predict(images, batch_size=8).predictions

@@ -122,3 +122,18 @@ def test_an_image_and_its_rows_each_in_their_own_format(channels_first):
 def test_the_nearest_layer_says_it(make, rank, expected, channels_first):
     tensor = make()(keras.Input((4,) * (rank - 1)))
     assert data_format_of(tensor) == f"channels_{expected}"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: layers.LSTM(5, return_sequences=True), "last"),
+        (lambda: layers.Conv1D(5, 1, data_format="channels_first"), "first"),
+    ],
+)
+def test_normalization_of_each_step_says_nothing_against_the_layer_before(
+    make, expected
+):
+    tensor = layers.BatchNormalization(axis=1)(make()(keras.Input((4, 3))))
+    assert data_format_of(tensor) == f"channels_{expected}"

@@ -129,12 +129,20 @@ def test_every_family_is_built_wrapped_and_counted(name):
 
 
 @pytest.mark.once
-def test_a_shape_with_channels_last_is_refused():
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("channels_first", (32, 32, 3), "channels, height"),
+        ("channels_last", (3, 32, 32), "height, width, channels"),
+        ("channels_last", (3,), "height, width, channels"),
+    ],
+)
+def test_a_shape_of_the_other_format_is_refused(name, shape, expected):
     with (
-        image_format("channels_first"),
-        pytest.raises(ValueError, match=r"\(32, 32, 3\); expected \(channels, height"),
+        image_format(name),
+        pytest.raises(ValueError, match=rf"input_shape=.*; expected \({expected}"),
     ):
-        ksd.networks.resnet18(input_shape=(32, 32, 3))
+        ksd.networks.resnet18(input_shape=shape)
 
 
 @pytest.mark.once

@@ -218,7 +218,7 @@ def test_the_first_view_of_a_recipe_counts_as_the_batch(last_axis):
     class Shifted(ksd.recipes.DeepSupervision):
         extra_term_names = ("shift_loss",)
 
-        def views(self, inputs):
+        def views(self, inputs, *, training):
             return [inputs, ops.roll(inputs, 1, axis=1), 0 * inputs]
 
         def extra_terms(self, labels, exits, state, *, inputs, training):
@@ -234,3 +234,58 @@ def test_the_first_view_of_a_recipe_counts_as_the_batch(last_axis):
     outputs = [model.base.predict(ids, verbose=0) for ids in (IDS, np.roll(IDS, 1, 1))]
     values = WEIGHTS * ((outputs[0] - outputs[1]) ** 2).sum(axis=-1)
     assert logs["shift_loss"] == pytest.approx(values[IDS > 0].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("views", "received"),
+    [
+        (lambda x: iter([x, x]), "list_iterator"),
+        (lambda x: [], r"\[\]"),
+        (lambda x: [x, x[:4]], r"shapes \[\(4, 2\)\]"),
+    ],
+)
+def test_views_that_do_not_fit_together_are_refused(views, received):
+    class Own(ksd.recipes.DeepSupervision):
+        def views(self, inputs, *, training):
+            return views(inputs)
+
+    model = dense_wrapper(Own())
+    with pytest.raises(ValueError, match=rf"Own.views must .* Received: .*{received}"):
+        model.evaluate(np.ones((8, 2)), np.zeros(8), batch_size=8, verbose=0)
+
+
+def test_terms_that_know_nothing_of_views_are_refused():
+    """In a batch of as many samples as views they would pass for positions."""
+
+    class Own(ksd.recipes.PastSelf):
+        def views(self, inputs, *, training):
+            return [inputs, -inputs]
+
+    model = dense_wrapper(Own())
+    with pytest.raises(ValueError, match=r"'past_loss' of shape \(2, 2\)"):
+        model.evaluate(np.ones((2, 2)), np.zeros(2), batch_size=2, verbose=0)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("number", [0, 2.0])
+def test_numbers_of_logits_that_are_none_are_refused(number):
+    class Own(ksd.recipes.DeepSupervision):
+        logits_per_class = number
+
+    with pytest.raises(ValueError, match=f"logits_per_class .* Received: {number}"):
+        dense_wrapper(Own())
+
+
+def dense_wrapper(recipe):
+    tap = keras.layers.Dense(4, activation="relu", name="tap")
+    base = keras.Sequential(
+        [
+            keras.Input((2,)),
+            tap,
+            keras.layers.Dense(4),
+            keras.layers.Dense(3, "softmax"),
+        ]
+    )
+    model = ksd.SelfDistiller(base, ["tap"], recipe, head="linear")
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    return model

@@ -141,12 +141,13 @@ def _feature(
     data_format = data_format or data_format_of(feature)
     if task.positions:
         if data_format != "channels_last" or len(feature.shape) < 3:
+            order = (*range(2, len(feature.shape)), 1)
             raise ValueError(
                 "To predict at each position, the last layer must read channels last. "
                 f"Received: model {base.name!r}, whose last layer "
                 f"with weights, {last_layer.name!r}, reads shape "
                 f"{tuple(feature.shape)} with data_format={data_format!r}. Put "
-                "keras.layers.Permute((2, 3, 1)) before it, and data_format="
+                f"keras.layers.Permute({order}) before it, and data_format="
                 "'channels_last' into it."
             )
         return feature, feature, data_format

@@ -1,6 +1,7 @@
 """Quantise the ONNX models of sections by onnxruntime, with QuantizeLinear nodes."""
 
 import collections
+import itertools
 import pathlib
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
@@ -73,7 +74,6 @@ def quantize_section(
         for node in graph.node
         if node.name not in scored and floats & set(node.input)
     }
-    graph.ClearField("value_info")  # Shapes, which onnxruntime infers anew.
     shorten_names(graph, {each.name for each in (*graph.input, *graph.output)})
     onnx.save(model, made)
     made.replace(path)
@@ -136,15 +136,19 @@ def shorten_names(graph: Any, kept: Container[str]) -> None:
         kept: Names that stay, such as those of inputs and outputs.
     """
     short: dict[str, str] = {}
+    free = (name for i in itertools.count() if (name := f"_{i}") not in kept)
 
     def rename(name: str) -> str:
         if not name or name in kept:  # An optional input that is missing has none.
             return name
-        return short.setdefault(name, f"_{len(short)}")
+        return short[name] if name in short else short.setdefault(name, next(free))
 
     waiting = [graph]
     while waiting:
         part = waiting.pop()
+        part.ClearField("value_info")  # Shapes, which onnxruntime infers anew.
+        for sparse in part.sparse_initializer:
+            sparse.values.name = rename(sparse.values.name)
         for value in (*part.input, *part.output, *part.initializer):
             value.name = rename(value.name)
         for node in part.node:
