@@ -89,8 +89,8 @@ class Scorer:
     def is_confidence(self) -> bool:
         """Whether scores are the largest values of what a section returns.
 
-        Sections compute these themselves. Others are computed in float64, which JAX does
-        not have, or by logarithms, which differ between backends.
+        Sections compute these themselves. Others are computed in float64, which JAX
+        does not have, or by logarithms, which differ between backends.
         """
         plain = self.softmax and self.reads == "output"
         return plain and type(self.criterion) is Confidence

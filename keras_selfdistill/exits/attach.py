@@ -52,8 +52,9 @@ class ExitGraph:
             exits' logits.
         training_network: Model of all outputs that training reads: for every exit
             `{"output": …, "logits": …, "feature": …, "hint": …}`, maybe with `"joint"`,
-            and the ensemble's output. The final exit's may come from a `PreActivation` layer, which has no
-            weights of its own, so that the base's last layer runs once.
+            and the ensemble's output. The final exit's may come from a `PreActivation`
+            layer, which has no weights of its own, so that the base's last layer runs
+            once.
         dtype_policy: Dtype policy of the deepest tap.
     """
 

@@ -229,7 +229,7 @@ def _views(
         received = f"a view of shapes {others[0]}" if others else ""
     if received:
         raise ValueError(
-            f"{type(recipe).__name__}.views must return a list of views like the batch. "
+            f"{type(recipe).__name__}.views must return views like the batch. "
             f"Received: {received}. Expected: a list whose elements have the inputs' "
             f"structure and shapes {expected}, the batch itself first."
         )
