@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64
 # What a case takes differs: eager PyTorch is quick, and XLA compiles for seconds.
 QUICK = {"torch": 276, "tensorflow": 12, "jax": 4}
 SHARED = 10
-TENTHS = int(os.environ.get("KSD_TENTHS", "10"))  # Of the sample; CI runs two.
+TENTHS = int(os.environ.get("KSD_TENTHS", "10"))  # Of the sample; CI runs one.
 
 
 def quick(backend):
