@@ -103,13 +103,12 @@ class Scorer:
         The predictions stay on the device if only the scores are needed; else the
         arguments and results are those of calling the scorer.
         """
-        if not self.is_confidence or output.confidence is None:
+        if not self.is_confidence:
             predictions, scores = self(index, output.array(), memory)
             return predictions, np.arange(len(scores)), scores
+        # A row with NaN has no largest value on any backend.
         scores = to_numpy(output.confidence)[output.rows].astype("float64")
-        scores = np.where(np.isnan(scores), -LARGEST_SCORE, scores)
-        scores = np.clip(scores, -LARGEST_SCORE, LARGEST_SCORE)
-        return output.tensor, output.rows, scores
+        return output.tensor, output.rows, _bounded(scores, np.isnan(scores))
 
     def __call__(
         self, index: int, outputs: Tensor, memory: Memory
@@ -181,9 +180,14 @@ class Scorer:
         scores = _cast(scores, probabilities.dtype)
         _check_shape(scores, probabilities, self.criterion)
         # NaN gets the lowest score, whatever a criterion returns for it.
-        missing = xp.isnan(xp.sum(probabilities, axis=-1) + scores)
-        scores = xp.where(missing, -LARGEST_SCORE, scores)
-        return xp.minimum(xp.maximum(scores, -LARGEST_SCORE), LARGEST_SCORE)
+        return _bounded(scores, xp.isnan(xp.sum(probabilities, axis=-1) + scores))
+
+
+def _bounded(scores: Tensor, missing: Tensor) -> Tensor:
+    """Return finite scores, the lowest one where a score is missing."""
+    xp = array_namespace(scores)
+    scores = xp.where(missing, -LARGEST_SCORE, scores)
+    return xp.minimum(xp.maximum(scores, -LARGEST_SCORE), LARGEST_SCORE)
 
 
 def softmax(logits: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Bottleneck(Head):
     If a recipe chooses this head, `reduction` is doubled, up to 64, until all exits
     together add at most 15 % to the base's multiply-adds; a message of level INFO
     says so. The published 4 is within that budget for the papers' basic-block ResNets,
-    but not for wide ends: three exits of ResNet50 would add 45 %. A narrower middle
+    but not for wide ends: three exits of ResNet50 would add 51 %. A narrower middle
     passes on less of the tap. `head="bottleneck"` uses the published head at any cost.
 
     Args:

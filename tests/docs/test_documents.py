@@ -140,7 +140,7 @@ def test_reports_are_compared_by_their_numbers(change, message):
 @pytest.mark.filterwarnings("ignore")  # Exporters warn of their own workings.
 def test_the_readme_example(tmp_path, monkeypatch):
     """As written; its numbers may differ from one machine to another, its form not."""
-    pytest.importorskip("sklearn")
+    require_backend("sklearn")
     require_backend("ai_edge_litert")
     from ai_edge_litert.interpreter import Interpreter
 

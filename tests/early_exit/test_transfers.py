@@ -120,6 +120,7 @@ def test_confidence_of_a_section_is_that_of_the_host(fast):
     scorer = early._cascade.scorer
     rows = np.random.default_rng(1).dirichlet(np.ones(CLASSES), 30).astype("float32")
     rows[3] = np.nan
+    rows[7, 1] = np.nan  # The others of this row are numbers.
     tensor = keras.ops.convert_to_tensor(rows)
     chosen = np.array([2, 3, 7, 7, 29])
     output = scoring.SectionOutput(tensor, keras.ops.max(tensor, axis=-1), chosen)
@@ -128,7 +129,13 @@ def test_confidence_of_a_section_is_that_of_the_host(fast):
     np.testing.assert_array_equal(to_numpy(predictions)[places], expected[0])
     np.testing.assert_array_equal(scores, expected[1])
     assert scores.dtype == expected[1].dtype == "float64"
-    assert scores[1] == -scoring.LARGEST_SCORE
+    assert (scores == -scoring.LARGEST_SCORE).tolist() == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.once
