@@ -30,9 +30,9 @@ _REARRANGING_OPERATIONS = ("Reshape", "Transpose", "Moveaxis", "Swapaxes")
 def data_format_of(tensor: SymbolicTensor, default: str | None = None) -> str:
     """Return the data format of a symbolic tensor.
 
-    It is the format of the nearest layer before it that has one. Keras' global image
-    format applies to images only: recurrent layers, attention and Dense have their
-    features last.
+    It is the format of the nearest layer before it that has one, a normalisation only
+    if there is no other. Keras' global image format applies to images only: recurrent
+    layers, attention and Dense have their features last.
 
     Args:
         tensor: Symbolic tensor, `(batch, ..., channels)` or `(batch, channels, ...)`.

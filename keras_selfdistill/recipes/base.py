@@ -201,8 +201,7 @@ class Recipe(Config):
 
         Args:
             inputs: Inputs of the batch. The views have the same shapes and structure.
-            training: Whether the batch is trained. In evaluation there are as many
-                views.
+            training: Whether the batch is trained.
         """
         return [inputs]
 
