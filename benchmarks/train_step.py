@@ -5,7 +5,8 @@ r"""Time the wrapped training step against the plain base's, interleaved in one 
 prints how long wrapping took, the peak memory of each, which a process of its own
 measures, and last the ratio of the two (median over rounds) behind the ratio of
 multiply-adds. With `--tiny` the network is so small that the ratio is that of the fixed
-price of a step: its operations, not their arithmetic.
+price of a step: its operations, not their arithmetic. With `--peer` last is the ratio
+to a step of `pytorch_byot.py`, the same network and exits in plain PyTorch.
 """
 
 import os
@@ -35,6 +36,7 @@ flags.DEFINE_integer("rounds", 9, "Timed rounds; each times both models.", 7)
 flags.DEFINE_integer("steps", 2, "Training steps a round and model.", 1)
 flags.DEFINE_bool("memory", True, "Also measure peak memory.")
 flags.DEFINE_bool("tiny", False, "Measure the fixed price of a step on a tiny network.")
+flags.DEFINE_bool("peer", False, "Also time BYOT in plain PyTorch, of ResNet-18.")
 flags.DEFINE_enum(
     "jit_compile", "auto", ["auto", "true", "false"], "Whether to compile the steps."
 )
@@ -124,6 +126,18 @@ def seconds_per_step(model, images, labels):
     )
 
 
+def peer_seconds_per_step(trainer, images, labels):
+    """Return the median time of a step of the network in plain PyTorch."""
+    images, labels = trainer.place(images, labels)
+    times = []
+    for first in range(0, len(labels), FLAGS.batch_size):
+        rows = slice(first, first + FLAGS.batch_size)
+        start = time.perf_counter()
+        trainer.step(images[rows], labels[rows])  # Reads its loss: it has ended.
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
 def peak_memory(kind):
     """Return the peak memory in MiB of a process that trains one of the models."""
     arguments = [argument for argument in sys.argv if "--memory" not in argument]
@@ -152,14 +166,60 @@ def print_peak_memory():
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def main(argv):
-    """Run the benchmark."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}. See --help.")
-    os.environ["KERAS_BACKEND"] = FLAGS.backend
+def contenders():
+    """Return what is timed, by name: how a step is timed, and the model."""
+    models = {kind: (seconds_per_step, build(kind)) for kind in ("plain", "wrapped")}
+    if FLAGS.peer:
+        import pytorch_byot
+
+        trainer = pytorch_byot.Trainer(width_multiplier=FLAGS.width_multiplier)
+        models["peer"] = peer_seconds_per_step, trainer
+    return models
+
+
+def measure(timed):
+    """Return the seconds of a step by name, one for each round, interleaved."""
+    images, labels = batches()
+    times = {kind: [] for kind in timed}
+    for round_ in range(FLAGS.rounds + 1):
+        for kind, (seconds, model) in timed.items():
+            found = seconds(model, images, labels)
+            if round_:  # The first one compiles.
+                times[kind].append(found)
+    return times
+
+
+def ratios(times, divisor):
+    """Return wrapped over another one's time: all rounds, and the fastest."""
+    pairs = zip(times["wrapped"], times[divisor], strict=True)
+    found = [wrapped / other for wrapped, other in pairs]
+    return (
+        f"fastest rounds {min(times['wrapped']) / min(times[divisor]):.3f}, all from "
+        f"{min(found):.3f} to {max(found):.3f}, median of {len(found)}: "
+        f"{statistics.median(found):.3f}"
+    )
+
+
+def check_flags(arguments):
+    """Refuse what cannot be measured, and set the flags of a tiny network."""
+    if arguments:
+        raise app.UsageError(f"Unexpected arguments: {arguments}. See --help.")
     for name, value in TINY.items():
         if FLAGS.tiny and FLAGS[name].using_default_value:
             FLAGS[name].value = value
+    asked = FLAGS.model, FLAGS.taps, FLAGS.recipe, FLAGS.image_size
+    if FLAGS.peer and asked != ("resnet18", "3", "byot", 32):
+        raise app.UsageError(
+            f"--peer is ResNet-18 with three exits of BYOT. Received: {asked}; "
+            "expected --model, --taps, --recipe and --image_size as they are by "
+            "default, without --tiny."
+        )
+
+
+def main(argv):
+    """Run the benchmark."""
+    check_flags(argv[1:])
+    os.environ["KERAS_BACKEND"] = FLAGS.backend
     if FLAGS.memory_of:
         print_peak_memory()
         return
@@ -171,15 +231,9 @@ def main(argv):
 
     from keras_selfdistill.costs.counting import model_macs
 
-    plain, wrapped = build("plain"), build("wrapped")
-    images, labels = batches()
-    times = {"plain": [], "wrapped": []}
-    for round_ in range(FLAGS.rounds + 1):
-        for kind, model in (("plain", plain), ("wrapped", wrapped)):
-            seconds = seconds_per_step(model, images, labels)
-            if round_:  # The first one compiles.
-                times[kind].append(seconds)
-    ratios = [w / p for p, w in zip(times["plain"], times["wrapped"], strict=True)]
+    timed = contenders()
+    times = measure(timed)
+    plain, wrapped = timed["plain"][1], timed["wrapped"][1]
     print(
         f"{FLAGS.model}, batch {FLAGS.batch_size}, taps {wrapped.taps}, "
         f"{FLAGS.recipe}, {FLAGS.backend}, keras {keras.__version__}, "
@@ -194,12 +248,10 @@ def main(argv):
         )
     for kind, values in times.items():
         print(f"{kind:8} {1000 * statistics.median(values):8.2f} ms a step")
-    print(
-        f"multiply-adds {model_macs(wrapped)[0] / model_macs(plain)[0]:.3f}, fastest "
-        f"rounds {min(times['wrapped']) / min(times['plain']):.3f}, all from "
-        f"{min(ratios):.3f} to {max(ratios):.3f}, median of {len(ratios)}: "
-        f"{statistics.median(ratios):.3f}"
-    )
+    macs = model_macs(wrapped)[0] / model_macs(plain)[0]
+    print(f"multiply-adds {macs:.3f}, {ratios(times, 'plain')}")
+    if FLAGS.peer:
+        print(f"over BYOT in plain PyTorch: {ratios(times, 'peer')}")
 
 
 if __name__ == "__main__":

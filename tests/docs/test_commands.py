@@ -39,7 +39,7 @@ SMALL = {
     "benchmarks/serving.py": "--smoke",
     "benchmarks/step_cost.py": "--width_multiplier=0.125 --image_size=8 "
     "--batch_size=4 --taps=1 --recipes=byot",
-    "benchmarks/train_step.py": "--width_multiplier=0.125 --batch_size=4 --taps=1 "
+    "benchmarks/train_step.py": "--width_multiplier=0.125 --batch_size=4 "
     "--rounds=7 --steps=1 --memory=false",
     "benchmarks/wrap_all.py": "--models=MobileNet --image_size=32 "
     "--step_image_size=32 --rounds=1",
