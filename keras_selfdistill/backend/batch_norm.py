@@ -5,9 +5,35 @@ a tensor as large as the activations, forward and backward. PyTorch has one kern
 the whole chain; benchmarks/train_step.py measures the difference.
 """
 
+from collections.abc import Iterable
+
 import keras
 
 from keras_selfdistill.utils.type_aliases import Tensor
+
+
+def use_fused_kernels(layers: Iterable[keras.Layer]) -> None:
+    """Make all batch normalisation among layers train with PyTorch's kernel.
+
+    Subclasses, layers whose `call` was replaced, and those that compute something else
+    (renormalised, or synchronised between replicas) stay as they are.
+
+    Args:
+        layers: Layers of any kind, changed in place.
+
+    Example:
+        >>> layer = keras.layers.BatchNormalization()
+        >>> use_fused_kernels([layer, keras.layers.ReLU()])
+        >>> layer(keras.ops.ones((4, 8, 8, 2)), training=True).shape[-1]
+        2
+    """
+    for layer in layers:
+        if (
+            type(layer) is keras.layers.BatchNormalization
+            and "call" not in vars(layer)
+            and not (layer.renorm or layer.synchronized)
+        ):
+            use_fused_kernel(layer)
 
 
 def use_fused_kernel(
@@ -16,11 +42,11 @@ def use_fused_kernel(
     """Make a batch normalisation layer train with PyTorch's kernel, on that backend.
 
     The layer stays a plain `keras.layers.BatchNormalization`: it is saved and loaded as
-    one. Keras' own operations compute the same result on other backends.
+    one. Keras' own operations compute the same result on other backends, in inference,
+    and where a mask leaves positions out.
 
     Args:
-        layer: A `keras.layers.BatchNormalization` that normalises the last axis of
-            tensors of shape `(rows, channels)`.
+        layer: A `keras.layers.BatchNormalization` that normalises one axis.
 
     Returns:
         The layer.
@@ -43,10 +69,13 @@ def use_fused_kernel(
         if not (training and layer.trainable) or mask is not None or symbolic:
             return keras_call(inputs, training=training, mask=mask)
         dtype = torch.promote_types(inputs.dtype, torch.float32)
+        gamma = layer.gamma.value.to(dtype) if layer.scale else None
+        beta = layer.beta.value.to(dtype) if layer.center else None
+        # The kernel reads channels as the second axis, in memory of any order.
         outputs, mean, inverse_deviation = torch.native_batch_norm(
-            inputs.to(dtype),
-            layer.gamma.value.to(dtype),
-            layer.beta.value.to(dtype),
+            torch.movedim(inputs.to(dtype), layer.axis, 1),
+            gamma,
+            beta,
             None,
             None,
             True,
@@ -59,7 +88,7 @@ def use_fused_kernel(
             (layer.moving_variance, variance),
         ):
             moving.assign(moving * layer.momentum + batch * (1.0 - layer.momentum))
-        return outputs.to(inputs.dtype)
+        return torch.movedim(outputs, 1, layer.axis).to(inputs.dtype)
 
     layer.call = call
     return layer

@@ -8,6 +8,7 @@ import keras
 from keras.distillation import DistillationLoss
 
 from keras_selfdistill import heads, recipes
+from keras_selfdistill.backend.batch_norm import use_fused_kernels
 from keras_selfdistill.exits.attach import ExitGraph, attach_exits
 from keras_selfdistill.exits.placement import Tap
 from keras_selfdistill.graph.add_classifier import with_classifier
@@ -30,7 +31,8 @@ class SelfDistiller(SavedWrapper, Trainer):
     Every tapped layer gets an exit head; `fit` trains all exits with one forward pass
     per batch. Called on a batch, the wrapper returns a dict of the outputs of all
     exits in the base's own form. Layers and weights of the base are shared, not
-    copied: training the wrapper trains the base.
+    copied: training the wrapper trains the base. On PyTorch batch normalisation of the
+    base is trained by PyTorch's own kernel from then on; it computes the same, faster.
 
     Logs: `loss`, its weighted terms (`label_loss`, `soft_target_loss`, `hint_loss`,
     `external_loss`, `distillation_loss`, if used, and the recipe's own), the metrics of
@@ -126,6 +128,7 @@ class SelfDistiller(SavedWrapper, Trainer):
         check_weights(recipe, list(graph.exits), pairs)
         name = name or f"self_distilled_{model.name}"
         super().__init__(inputs=graph.inputs, outputs=graph.outputs, name=name)
+        use_fused_kernels(self.layers)
         # In plain objects, so that Keras does not track layers and metrics twice.
         self._exit_graph = graph
         self._turn = threading.RLock()

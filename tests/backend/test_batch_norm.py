@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_selfdistill.backend.batch_norm import use_fused_kernel
-from tests.conftest import to_numpy, value_and_gradients
+import keras_selfdistill as ksd
+from keras_selfdistill.backend.batch_norm import use_fused_kernel, use_fused_kernels
+from tests.conftest import small_base, to_numpy, value_and_gradients
 
 ON_TORCH = keras.backend.backend() == "torch"
 
@@ -17,20 +18,35 @@ def test_it_is_for_pytorch_alone():
 
 
 @pytest.mark.skipif(not ON_TORCH, reason="There is nothing to compare elsewhere")
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_it_equals_keras(policy):
+@pytest.mark.parametrize(
+    ("policy", "shape", "options"),
+    [
+        ("float32", (64, 5), {}),
+        ("mixed_bfloat16", (64, 5), {}),
+        ("float32", (8, 4, 3, 5), {}),
+        ("mixed_bfloat16", (8, 4, 3, 5), {}),
+        ("float32", (8, 5, 4, 3), {"axis": 1}),
+        ("float32", (4, 3, 5, 2, 2), {"axis": 2}),
+        ("float32", (4, 3, 2, 2, 5), {"axis": -1, "scale": False}),
+        ("float32", (9, 7, 5), {"center": False}),
+        ("float32", (1, 2, 2, 5), {}),
+    ],
+)
+def test_it_equals_keras(policy, shape, options):
     random = np.random.default_rng(0)
-    x = random.normal(loc=2.0, scale=3.0, size=(64, 5)).astype("float32")
-    away = random.normal(size=(64, 5)).astype("float32")
+    x = random.normal(loc=2.0, scale=3.0, size=shape).astype("float32")
+    away = random.normal(size=shape).astype("float32")
     plain, fused = (
-        layers.BatchNormalization(momentum=0.9, epsilon=1e-5, dtype=policy)
+        layers.BatchNormalization(momentum=0.9, epsilon=1e-5, dtype=policy, **options)
         for _ in range(2)
     )
     use_fused_kernel(fused)
     found = []
     for layer in (plain, fused):
         layer.build(x.shape)
-        layer.set_weights([np.arange(1.0, 6.0), np.arange(5.0) - 2, *np.ones((2, 5))])
+        learned = {"scale": np.arange(1.0, 6.0), "center": np.arange(5.0) - 2}
+        kept = [learned[name] for name in learned if options.get(name, True)]
+        layer.set_weights([*kept, *np.ones((2, 5))])
 
         def objective(inputs, layer=layer):
             outputs = keras.ops.cast(layer(inputs, training=True), "float32")
@@ -46,6 +62,32 @@ def test_it_equals_keras(policy):
     np.testing.assert_allclose(
         inference[1].astype("float32"), inference[0].astype("float32"), rtol=tolerance
     )
+
+
+class Own(layers.BatchNormalization):
+    """A layer that may compute anything."""
+
+
+def test_what_computes_something_else_is_left_alone():
+    others = [Own(), layers.BatchNormalization(renorm=True)]
+    replaced = layers.BatchNormalization()
+    replaced.call = own_call = lambda inputs, training=None, mask=None: inputs
+    use_fused_kernels([*others, replaced, layers.LayerNormalization()])
+    assert not any("call" in vars(each) for each in others)
+    assert replaced.call is own_call
+
+
+def test_a_wrapper_trains_its_base_by_it():
+    base = small_base()
+    shell = keras.Sequential([keras.Input((8, 8, 3)), base])
+    before = keras.utils.serialize_keras_object(base)
+    ksd.SelfDistiller(shell, 1, "deep_supervision")
+    found = [
+        each for each in base.layers if isinstance(each, layers.BatchNormalization)
+    ]
+    assert len(found) == 3
+    assert all(("call" in vars(each)) == ON_TORCH for each in found)
+    assert keras.utils.serialize_keras_object(base) == before
 
 
 def test_it_trains_gamma_and_beta():
