@@ -6,7 +6,7 @@ prints how long wrapping took, the peak memory of each, which a process of its o
 measures, and last the ratio of the two (median over rounds) behind the ratio of
 multiply-adds. With `--tiny` the network is so small that the ratio is that of the fixed
 price of a step: its operations, not their arithmetic. With `--peer` last is the ratio
-to a step of `pytorch_byot.py`, the same network and exits in plain PyTorch.
+to a step of `peers/pytorch_byot.py`, the same network and exits in plain PyTorch.
 """
 
 import os
@@ -170,7 +170,7 @@ def contenders():
     """Return what is timed, by name: how a step is timed, and the model."""
     models = {kind: (seconds_per_step, build(kind)) for kind in ("plain", "wrapped")}
     if FLAGS.peer:
-        import pytorch_byot
+        from peers import pytorch_byot
 
         trainer = pytorch_byot.Trainer(width_multiplier=FLAGS.width_multiplier)
         models["peer"] = peer_seconds_per_step, trainer

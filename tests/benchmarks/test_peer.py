@@ -49,7 +49,7 @@ def test_the_wrapper_trains_as_byot_in_plain_pytorch():
     require_backend("torch")
     import torch
 
-    import pytorch_byot
+    from peers import pytorch_byot
 
     random = np.random.default_rng(0)
     images = random.normal(size=(BATCH, 32, 32, 3)).astype("float32")
