@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_selfdistill.backend.compiled import CompiledModel
+from keras_selfdistill.backend.tensors import compile_gathering
 from keras_selfdistill.costs.counting import Count, macs_ratio, model_macs
 from keras_selfdistill.costs.input_shapes import nominal_shapes
 from keras_selfdistill.criteria import Memory
@@ -99,13 +100,15 @@ class Cascade:
     def warm_up(self, batch_size: int) -> None:
         """Compile every section for every batch size that it may get."""
         batch_size, fixed = self._batch_size(batch_size)
-        for size in bucket_sizes(batch_size, fixed=fixed):
+        sizes = bucket_sizes(batch_size, fixed=fixed)
+        for size in sizes:
             tensors: Any = [
                 np.zeros((size, *tensor.shape[1:]), tensor.dtype)
                 for tensor in self._inputs.values()
             ]
             for section in self._sections:
                 tensors = section(tensors)["alive"]
+                compile_gathering(tensors, sizes)
 
     def predict(
         self,

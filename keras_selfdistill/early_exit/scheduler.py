@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from keras_selfdistill.backend.tensors import join_rows, take_rows
+from keras_selfdistill.backend.tensors import compiles_gathering, gather_rows
 from keras_selfdistill.early_exit.scoring import SectionOutput
 from keras_selfdistill.utils.type_aliases import Tensor
 
@@ -56,36 +56,24 @@ class Chunk:
         memory = {name: array.copy() for name, array in self.memory.items()}
         return Chunk(self.tensors, self.rows, memory)
 
-    def compact(self, size: int | None = None) -> "Chunk":
-        """Return the samples in tensors without other rows.
 
-        Args:
-            size: Number of rows to pad to, by repeating the last row.
-        """
-        rows = self.rows
-        if size is not None:
-            rows = np.append(rows, np.repeat(rows[-1:], size - len(rows)))
-        tensors = [take_rows(tensor, rows) for tensor in self.tensors]
-        return Chunk(tensors, np.arange(len(self)), self.memory)
+def joined(chunks: Sequence[Chunk], size: int) -> Chunk:
+    """Return the samples of several chunks as one.
 
-
-def joined(chunks: Sequence[Chunk]) -> Chunk:
-    """Return the samples of several chunks as one."""
-    if len(chunks) == 1:
+    Args:
+        chunks: Samples in front of the same section.
+        size: Number of rows to pad to, by repeating the last row.
+    """
+    if len(chunks) == 1 and chunks[0].size == size:
         return chunks[0]
-    chunks = [
-        chunk if chunk.size == len(chunk) else chunk.compact() for chunk in chunks
-    ]
-    every = range(len(chunks[0].tensors))
+    rows = [chunk.rows for chunk in chunks]
+    columns = zip(*(chunk.tensors for chunk in chunks), strict=True)
+    tensors = [gather_rows(column, rows, size) for column in columns]
     memory = {
         name: np.concatenate([chunk.memory[name] for chunk in chunks])
         for name in chunks[0].memory
     }
-    return Chunk(
-        [join_rows([chunk.tensors[i] for chunk in chunks]) for i in every],
-        np.arange(sum(map(len, chunks))),
-        memory,
-    )
+    return Chunk(tensors, np.arange(sum(map(len, chunks))), memory)
 
 
 def bucket_sizes(batch_size: int, *, fixed: bool = False) -> list[int]:
@@ -135,7 +123,7 @@ class _Queue:
             self._chunks.append(chunk)
             self.samples += len(chunk)
 
-    def take(self, samples: int) -> Chunk:
+    def take(self, samples: int) -> list[Chunk]:
         """Remove and return a number of samples, or all if there are fewer."""
         found, missing = [], min(samples, self.samples)
         self.samples -= missing
@@ -146,7 +134,7 @@ class _Queue:
                 chunk = chunk.part(slice(missing))
             found.append(chunk)
             missing -= len(chunk)
-        return joined(found)
+        return found
 
 
 def next_section(waiting: Sequence[int], passed: Sequence[int], most: int) -> int:
@@ -221,13 +209,12 @@ class SectionQueues:
         """Remove the next batch from the queue in front of a section."""
         waiting = self._queues[index]
         bucket = next_bucket(waiting.samples, self._buckets)
-        return self._fitted(waiting.take(bucket), bucket)
+        return joined(waiting.take(bucket), bucket)
 
     def part(self, chunk: Chunk, chosen: np.ndarray) -> Chunk:
         """Return some samples of a batch as a batch."""
         part = chunk.part(chosen)
-        enough = next(size for size in self._buckets if size >= len(part))
-        return self._fitted(part, enough)
+        return joined([part], self._enough(len(part)))
 
     def run(self, index: int, chunk: Chunk) -> None:
         """Run a section on a batch, and queue what continues for the next section."""
@@ -242,12 +229,14 @@ class SectionQueues:
         # Gathering pays off unless the next batch has the same size. It also frees the
         # rows of samples that have exited, while the others wait.
         if next_bucket(len(rest), self._buckets) != chunk.size:
-            rest = rest.compact()
+            any_size = not compiles_gathering(rest.tensors)
+            size = len(rest) if any_size else self._enough(len(rest))
+            rest = joined([rest], size)
         self._queues[index + 1].put(rest)
 
-    @staticmethod
-    def _fitted(chunk: Chunk, bucket: int) -> Chunk:
-        return chunk if chunk.size == bucket else chunk.compact(bucket)
+    def _enough(self, samples: int) -> int:
+        """Return the smallest batch size that has room for a number of samples."""
+        return next(size for size in self._buckets if size >= samples)
 
 
 def run_sections(queues: SectionQueues, chunks: Iterable[Chunk], most: int) -> None:

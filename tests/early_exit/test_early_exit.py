@@ -252,9 +252,9 @@ def test_compaction_is_skipped_where_it_does_not_pay(probable, fast, monkeypatch
     from keras_selfdistill.early_exit import scheduler
 
     gathered = []
-    take = scheduler.take_rows
+    gather = scheduler.gather_rows
     monkeypatch.setattr(
-        scheduler, "take_rows", lambda *args: gathered.append(1) or take(*args)
+        scheduler, "gather_rows", lambda *args: gathered.append(1) or gather(*args)
     )
     x, _ = data(16)
     _, scores = run_everything(probable, x, "confidence", "exit", "final")

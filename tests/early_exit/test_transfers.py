@@ -91,6 +91,61 @@ def test_predictions_leave_an_accelerator_together(fast, runs, transfers, monkey
         assert transfers[before + len(runs) :] == [(len(images), CLASSES)]
 
 
+def test_feature_maps_stay_on_an_accelerator(fast, monkeypatch):
+    """Samples that go on are gathered where they are; nothing compiles for that."""
+    early, images = fast
+    expected = early.predict(images, batch_size=6)
+    assert len(set(expected.exits)) == 3
+    monkeypatch.setattr(
+        tensors, "is_on_accelerator", lambda each: not isinstance(each, np.ndarray)
+    )
+    on_host, as_array = [], np.asarray
+
+    def count(tensor, *args, **kwargs):
+        if not isinstance(tensor, np.ndarray):
+            on_host.append(np.shape(tensor))
+        return as_array(tensor, *args, **kwargs)
+
+    early.warm_up(6)
+    compiled = gathers_compiled()
+    monkeypatch.setattr(tensors.np, "asarray", count)
+    found = early.predict(images, batch_size=6)
+    monkeypatch.undo()
+    for name in ("predictions", "exits", "scores"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert all(len(shape) <= 2 for shape in on_host)
+    if keras.backend.backend() == "jax":
+        assert on_host  # Confidence and predictions do come.
+        assert gathers_compiled() == compiled > 0
+
+
+def gathers_compiled():
+    """Return how many functions JAX compiled to gather rows on a device."""
+    if keras.backend.backend() != "jax":
+        return 0
+    return sum(each._cache_size() for each in tensors._jax_gathers())
+
+
+@pytest.mark.parametrize("sizes", [(4,), (4, 2), (1, 4, 3)])
+@pytest.mark.parametrize("padded", [0, 3])
+def test_rows_of_several_tensors_are_gathered(monkeypatch, sizes, padded):
+    random = np.random.default_rng(0)
+    arrays = [random.normal(size=(size, 3, 2)).astype("float32") for size in sizes]
+    rows = [np.flatnonzero(np.arange(size) != 1) for size in sizes]
+    chosen = np.concatenate([a[r] for a, r in zip(arrays, rows, strict=True)])
+    expected = np.concatenate([chosen, np.repeat(chosen[-1:], padded, axis=0)])
+    for on_accelerator in (False, True):
+        monkeypatch.setattr(
+            tensors,
+            "is_on_accelerator",
+            lambda each, there=on_accelerator: there,
+        )
+        found = tensors.gather_rows(
+            [keras.ops.convert_to_tensor(each) for each in arrays], rows, len(expected)
+        )
+        np.testing.assert_array_equal(to_numpy(found), expected)
+
+
 def test_the_last_exit_may_be_of_half_precision(monkeypatch):
     monkeypatch.setattr(
         tensors, "is_on_accelerator", lambda each: not isinstance(each, np.ndarray)
