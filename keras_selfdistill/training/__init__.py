@@ -9,11 +9,11 @@ __all__ = [
     "distiller",
     "external_teacher",
     "extra_terms",
+    "gradients",
     "logs",
     "nonfinite",
     "objective",
     "saved_wrapper",
-    "section_gradients",
     "train_step",
     "trainer",
 ]

@@ -1,5 +1,6 @@
 """The loss of a batch: one forward pass of all exits, weighted by the recipe."""
 
+import operator
 import types
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,7 +10,8 @@ from keras import ops
 
 from keras_selfdistill.recipes.base import Recipe
 from keras_selfdistill.training.extra_terms import extra_terms
-from keras_selfdistill.training.section_gradients import mean_magnitudes
+from keras_selfdistill.training.gradients.equilibrium import Multiply
+from keras_selfdistill.training.gradients.section_gradients import mean_magnitudes
 from keras_selfdistill.utils.keras_internals import (
     aggregate_additional_loss,
     mask_of,
@@ -40,7 +42,8 @@ class BatchLoss(keras.Model):
     """The part of a `SelfDistiller` that computes the loss of a batch.
 
     It reads the graph of the exits, the recipe and its state, the external teacher, the
-    objective, the step counter and the scale of distillation.
+    objective, the gradients' equilibrium, the step counter and the scale of
+    distillation.
     """
 
     def compute_loss(
@@ -173,7 +176,10 @@ class BatchLoss(keras.Model):
                 self, terms["distillation_loss"]
             )
         # Keras scales the base's own losses for the number of replicas here.
-        own_losses = [aggregate_additional_loss(self, loss) for loss in self.losses]
+        own_losses = [*self.losses]
+        if self._equilibrium and batch.training:
+            own_losses += self._equilibrium.undivided(self.trainable_variables)
+        own_losses = [aggregate_additional_loss(self, loss) for loss in own_losses]
         return sum([*terms.values(), *own_losses]), terms
 
     def _extra_terms(
@@ -195,6 +201,14 @@ class BatchLoss(keras.Model):
         )
         scale = self._distillation_scale.value
         return {name: ops.cast(scale, v.dtype) * v for name, v in found.items()}
+
+    def _in_equilibrium(
+        self, gradients: Sequence[Tensor | None], multiply: Multiply = operator.mul
+    ) -> Sequence[Tensor | None]:
+        """Return the gradients of a step as the optimizer gets them."""
+        if self._equilibrium is None:
+            return gradients
+        return self._equilibrium.divide(self.trainable_variables, gradients, multiply)
 
     def _gradient_magnitudes(
         self, gradients: Sequence[Tensor | None]

@@ -18,7 +18,7 @@ from keras_selfdistill.training.extra_terms import make_state
 from keras_selfdistill.training.objective import check_weights
 from keras_selfdistill.training.saved_wrapper import SavedWrapper
 from keras_selfdistill.training.trainer import Trainer
-from keras_selfdistill.utils.config import PACKAGE, did_you_mean
+from keras_selfdistill.utils.config import PACKAGE, check_choice, did_you_mean
 from keras_selfdistill.utils.number_checks import is_positive_integer
 from keras_selfdistill.utils.schedules import PerExit
 from keras_selfdistill.utils.table import Table, elided
@@ -65,6 +65,10 @@ class SelfDistiller(SavedWrapper, Trainer):
             not apply. One whose `compute_loss` has a parameter `labels` gets them.
         distillation_loss_weights: Weights of these losses, numbers or schedules, by
             default 1; or for a loss a list or dict of one for each exit with a teacher.
+        gradient_equilibrium: Whether a weight of the base gets the mean of the exits'
+            gradients, not their sum: it is divided by the number of exits behind the
+            weight, as in arXiv 1908.06294. For SGD: optimizers that divide by the
+            gradient's size, such as Adam, undo it. Heads are trained as usual.
         freeze: `"base"` to train only the exits of a trained base; batch normalisation
             of a frozen base stays in inference mode. To train all weights later, set
             `model.base.trainable = True`, then compile and fit again.
@@ -108,17 +112,15 @@ class SelfDistiller(SavedWrapper, Trainer):
         teacher: keras.Model | None = None,
         distillation_losses: Sequence[DistillationLoss] | None = None,
         distillation_loss_weights: Sequence[PerExit] | None = None,
+        gradient_equilibrium: bool = False,
         freeze: str | None = None,
         classes: int | None = None,
         task: str | None = None,
         name: str | None = None,
     ):
         recipe = recipes.get(recipe)
-        if freeze not in (None, "base"):
-            raise ValueError(
-                f"Unknown `freeze`. Received: freeze={freeze!r}. Expected: 'base' or "
-                "None."
-            )
+        check_choice("freeze", freeze, ("base", None))
+        check_choice("gradient_equilibrium", gradient_equilibrium, (True, False))
         pairs = pair_losses(distillation_losses, distillation_loss_weights)
         check_taught(taps, recipe, teacher)
         head = None if head is None else heads.get(head)
@@ -136,7 +138,10 @@ class SelfDistiller(SavedWrapper, Trainer):
         self._recipe = recipe
         self._head = graph.head
         self._given = types.SimpleNamespace(
-            teacher=teacher, pair_losses=pairs, task=task
+            teacher=teacher,
+            pair_losses=pairs,
+            task=task,
+            gradient_equilibrium=gradient_equilibrium,
         )
         # Tracked: layers that only training uses, which are not in the outputs' graph.
         self._adapters = graph.adapters()

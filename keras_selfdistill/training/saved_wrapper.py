@@ -9,6 +9,7 @@ import keras
 
 from keras_selfdistill.files.config_check import check_config
 from keras_selfdistill.files.quantized import quantizations, quantize
+from keras_selfdistill.utils.config import for_any_backend
 from keras_selfdistill.utils.keras_internals import refuses_clones, writes_legacy_format
 from keras_selfdistill.utils.type_aliases import ConfigDict, PathLike, Tensor
 
@@ -84,6 +85,7 @@ class SavedWrapper(keras.Model):
                 keras.saving.serialize_keras_object(pair.weight)
                 for pair in self._given.pair_losses
             ],
+            "gradient_equilibrium": self._given.gradient_equilibrium,
             "task": self._given.task,
             "name": self.name,
             "frozen": [
@@ -126,6 +128,19 @@ class SavedWrapper(keras.Model):
             layer.trainable = layer.name not in frozen
         quantize(model, model._added_layers, quantized)
         return model
+
+    def get_compile_config(self) -> ConfigDict:
+        """Return the arguments of `compile`, serialised."""
+        if not self.compiled:
+            return {}
+        arguments = keras.saving.serialize_keras_object(vars(self._compile_arguments))
+        return for_any_backend({**super().get_compile_config(), **arguments})
+
+    def compile_from_config(self, config: ConfigDict) -> None:
+        """Compile with what `get_compile_config` returned and build the optimizer."""
+        check_config(config, code=True)
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     @property
     def _added_layers(self) -> list[keras.Layer]:

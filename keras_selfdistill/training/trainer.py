@@ -9,19 +9,18 @@ import keras
 from keras import ops
 
 from keras_selfdistill.backend.processes import is_process_group
-from keras_selfdistill.files.config_check import check_config
 from keras_selfdistill.losses.label_loss import check_task, warn_of_logits
 from keras_selfdistill.training import train_step as backend_step
 from keras_selfdistill.training.batch_loss import BatchLoss
 from keras_selfdistill.training.data_checks import check_training_data
 from keras_selfdistill.training.extra_terms import RecipeEpochs, check_log_names
+from keras_selfdistill.training.gradients.equilibrium import GradientEquilibrium
+from keras_selfdistill.training.gradients.section_gradients import section_weights
 from keras_selfdistill.training.logs.logged_model import LoggedModel
 from keras_selfdistill.training.logs.logs import ExitLogs
 from keras_selfdistill.training.logs.progress_bar import with_progress_bar
 from keras_selfdistill.training.nonfinite import StopWithoutProgress
 from keras_selfdistill.training.objective import Objective
-from keras_selfdistill.training.section_gradients import section_weights
-from keras_selfdistill.utils.config import for_any_backend
 from keras_selfdistill.utils.type_aliases import (
     CallbacksLike,
     ConfigDict,
@@ -147,8 +146,8 @@ class Trainer(BatchLoss, LoggedModel):
             auto_scale_loss: Whether to scale the loss, as in `keras.Model.compile`.
             log_gradients: Whether training also logs `section_1_gradient`, …: the mean
                 of |∂loss/∂w| over the trainable weights of each section and over
-                steps. A section is the part of the base between two taps, without
-                heads.
+                steps, after `gradient_equilibrium`. A section is the part of the base
+                between two taps, without heads.
 
         Raises:
             TypeError: `loss` is not a single loss, or `metrics` is a mapping.
@@ -181,10 +180,11 @@ class Trainer(BatchLoss, LoggedModel):
             auto_scale_loss=auto_scale_loss,
         )
         self._objective = objective
-        # Overrides written for older versions of Keras do not take it.
         self._loss_takes_training = _takes(self.compute_loss, "training")
         self._logs = logs
         self._sections = types.MappingProxyType(sections)  # Not to be tracked.
+        balanced = self._given.gradient_equilibrium
+        self._equilibrium = GradientEquilibrium(self.exit_graph) if balanced else None
         self._compile_arguments = types.SimpleNamespace(
             loss=loss,
             metrics=metrics,
@@ -280,20 +280,10 @@ class Trainer(BatchLoss, LoggedModel):
         with self._turn:
             return super().predict(*args, **kwargs)
 
-    def get_compile_config(self) -> ConfigDict:
-        """Return the arguments of `compile`, serialised."""
-        if not self.compiled:
-            return {}
-        arguments = keras.saving.serialize_keras_object(vars(self._compile_arguments))
-        return for_any_backend({**super().get_compile_config(), **arguments})
-
-    def compile_from_config(self, config: ConfigDict) -> None:
-        """Compile with what `get_compile_config` returned and build the optimizer."""
-        check_config(config, code=True)
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
 
 def _takes(method: Callable[..., Any], argument: str) -> bool:
-    """Return whether a method has an argument of a name."""
+    """Return whether a method has an argument of a name.
+
+    Overrides written for older versions of Keras do not take `training`.
+    """
     return argument in inspect.signature(method).parameters

@@ -106,6 +106,29 @@ def resolve(
     return shorthands[identifier]()
 
 
+def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
+    """Refuse a value that is none of some strings and constants.
+
+    Args:
+        argument: Name of the argument, for the error message.
+        value: What was passed.
+        choices: Strings, booleans or `None`.
+
+    Raises:
+        ValueError: The value is none of them.
+
+    Example:
+        >>> check_choice("freeze", "base", ["base", None])
+    """
+    choices = list(choices)
+    text = isinstance(value, str)
+    if not any(value == each if text else value is each for each in choices):
+        raise ValueError(
+            f"Unknown `{argument}`. Received: {argument}={value!r}. Expected: "
+            f"{' or '.join(map(repr, choices))}."
+        )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a sentence with the nearest of the known names, or an empty string.
 

@@ -420,7 +420,7 @@ def test_gradients_are_logged_by_training_alone_where_asked_for(tmp_path):
 
 @pytest.mark.once
 def test_sections_hold_the_weights_of_the_base_between_taps(base):
-    from keras_selfdistill.training.section_gradients import section_weights
+    from keras_selfdistill.training.gradients.section_gradients import section_weights
 
     model = ksd.SelfDistiller(base, ["stem_relu", "out_1"], "byot")
     found = {

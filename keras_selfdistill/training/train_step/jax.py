@@ -34,6 +34,7 @@ def train_step(
         forward=all_finite([step.loss, *(new for new in updates if new is not None)]),
         gradients=all_finite(gradients),
     )
+    gradients = self._in_equilibrium(gradients)
     with keras.StatelessScope(state_mapping=scaling):
         magnitudes = self._gradient_magnitudes(gradients)
     updated = self.optimizer.stateless_apply(optimizer_variables, gradients, trainable)

@@ -21,6 +21,8 @@ def train_step(self: keras.Model, data: TensorStructure) -> Logs:
             step = self.run_exits(x, y, sample_weight, training=True)
         loss = self.optimizer.scale_loss(step.loss)
     gradients = tape.gradient(loss, variables)
+    # By a function that takes sparse gradients of embeddings, too.
+    gradients = self._in_equilibrium(gradients, tf.math.scalar_mul)
     check = _finite_check(step, deferred, gradients)
     # First, because applying gradients may change the loss scale.
     magnitudes = self._gradient_magnitudes(_dense_sum(self, gradients))

@@ -21,8 +21,8 @@ def train_step(self: keras.Model, data: TensorStructure) -> Logs:
         variable.value.grad = None
     if variables:
         self.optimizer.scale_loss(step.loss).backward()
-    gradients = [variable.value.grad for variable in variables]
     with torch.no_grad():
+        gradients = self._in_equilibrium([each.value.grad for each in variables])
         check = FiniteCheck(
             forward=all_finite([step.loss, *(value for _, value in deferred.updates)]),
             gradients=all_finite([g for g in gradients if g is not None]),

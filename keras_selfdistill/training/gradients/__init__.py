@@ -1,0 +1,3 @@
+"""Gradients of the weights that exits share. Internal."""
+
+__all__ = ["equilibrium", "section_gradients"]
