@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from accuracy_grid.checkpoint import Checkpoint, refuse_other_settings
+from accuracy_grid.frontier import frontier
 from accuracy_grid.methods import (
     METHODS,
     TEACHERS,
@@ -38,7 +39,7 @@ class Grid:
     """Where the cells of a call get their data and put their files."""
 
     preset_name: str
-    data: tuple[cifar100.Split, cifar100.Split] | None  # training, evaluated
+    data: tuple[cifar100.Split | None, ...] | None  # as `read_data` yields it
     results: pathlib.Path
     work: pathlib.Path
     select: bool
@@ -136,6 +137,8 @@ def run_cell(grid: Grid, cell: Cell) -> None:
         "settings": settings,
         **origin(),
     }
+    if grid.select or grid.data[2] is not None:
+        content["early_exit"] = frontier(model, grid.data[2], grid.data[1])
     if method.taught:
         content["teacher_accuracy"] = accuracies(teacher, grid.data[1])["final"]
     write_json(path, content)

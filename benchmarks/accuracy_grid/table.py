@@ -7,6 +7,7 @@ import statistics
 
 from absl import app
 
+from accuracy_grid.frontier import BUDGETS
 from accuracy_grid.methods import METHODS
 from accuracy_grid.presets import PRESETS
 from accuracy_grid.published import published
@@ -57,9 +58,51 @@ def table(folder: pathlib.Path, select: bool) -> str:
         known = timed["time_over_plain"] if timed and not row[1] else {}
         line.append(f"{known[row[0]]['median']:.2f}" if row[0] in known else "–")
         lines.append([*line, "–" if row[1] else published(row[0], model)])
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    ends = _caption(cells, timed, select), _made_by(cells, timed, select)
-    return f"{ends[0]}\n\n{text}\n\n{ends[1]}\n"
+    parts = [_caption(cells, timed, select), _markdown(lines)]
+    if any(cell.get("early_exit") for cell in cells):
+        parts += _early_exit({row: rows[row] for row in order}, key)
+    return "\n\n".join([*parts, _made_by(cells, timed, select)]) + "\n"
+
+
+def _markdown(lines):
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _early_exit(rows, key):
+    """Returns the caption and the table of early exit at shares of multiply-adds."""
+    found = {
+        row: [cell for cell in cells if cell.get("early_exit")]
+        for row, cells in rows.items()
+    }
+    first = next(cell["early_exit"] for cells in found.values() for cell in cells)
+    heads = ["method", *(f"{budget:.0%}" for budget in BUDGETS), "final", "seeds"]
+    lines = [heads, ["---"] * len(heads)]
+    for row, cells in found.items():
+        line = [".".join(filter(None, row))]
+        line += [_within([cell["early_exit"] for cell in cells], b) for b in BUDGETS]
+        cells = cells or rows[row]
+        final = summarize([cell[key]["final"] for cell in cells])
+        lines.append([*line, final, str(len(cells))])
+    images = "training images that no method saw"
+    if key == "validation_accuracy":
+        images = "of them and judged on the others, then the other way round"
+    return [
+        "Accuracy of early exit on the same images, where a sample takes on average at "
+        "most a share of the base's multiply-adds, heads included; final: all take the "
+        "whole base. All exits share a threshold on the largest probability, chosen on "
+        f"{first['calibrated_on']} {images}. Out of reach is less than exit 1 takes.",
+        _markdown(lines),
+    ]
+
+
+def _within(found, budget):
+    """Returns a cell of that table: accuracies, or what the first exit takes."""
+    if not found:
+        return "–"
+    reached = [each["within"][f"{budget:.0%}"] for each in found]
+    if None in reached:
+        return f"– (exit 1: {min(found[0]['macs_ratios'].values()):.0%})"
+    return summarize([each["accuracy"] for each in reached])
 
 
 def write_table(results: pathlib.Path, select: bool) -> str:

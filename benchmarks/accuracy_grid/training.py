@@ -24,20 +24,28 @@ CROP_PADDING = 4
 HOLD_OUT_SEED = 0  # one hold-out for all seeds, so that variants meet the same images
 
 
-def read_data(preset: Preset, data_dir: str, select: bool) -> Iterator[cifar100.Split]:
-    """Yields the training images, then those that are evaluated at the end."""
+def read_data(
+    preset: Preset, data_dir: str, select: bool
+) -> Iterator[cifar100.Split | None]:
+    """Yields the images to train on, to evaluate at the end, to calibrate early exit.
+
+    The last are training images that are held out; `None` where all are used otherwise.
+    """
+    held_out = select or preset.train_examples is not None
     data = cifar100.load(
         data_dir,
         train_examples=preset.train_examples,
-        validation_examples=preset.validation_examples if select else 0,
+        validation_examples=preset.validation_examples if held_out else 0,
         seed=HOLD_OUT_SEED,
     )
     yield data.train
     if select:
         yield data.validation
+        yield None
     else:
         count = preset.test_examples
         yield cifar100.Split(data.test.images[:count], data.test.labels[:count])
+        yield data.validation if held_out else None
 
 
 def ahead(tasks: Iterable[Callable[[], Batch]], depth: int = 16) -> Iterator[Batch]:

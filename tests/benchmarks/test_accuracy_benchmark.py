@@ -128,6 +128,10 @@ def test_a_cell_names_every_exit_and_how_it_came_about(grid, capsys):
     found = json.loads((grid.results / "byot.strong-seed0.json").read_text())
     names = ["exit_1", "exit_2", "exit_3", "final", "ensemble"]
     assert list(found["test_accuracy"]) == names
+    early = found["early_exit"]
+    assert early["calibrated_on"] == SMOKE.validation_examples
+    assert list(early["macs_ratios"]) == names[:-1]
+    assert early["within"]["75%"]["macs_ratio"] < 0.9
     assert all(0 <= value <= 1 for value in found["test_accuracy"].values())
     assert found["settings"]["fields"] == {"alpha": 0.5}
     assert found["settings"]["recipe"]["alpha"] == 0.5
@@ -186,7 +190,8 @@ def test_cutmix_mixes_labels_as_images_and_repeats_itself():
 def test_selection_holds_training_images_out(data_dir):
     preset = dataclasses.replace(SMOKE, train_examples=None)
     whole = cifar100.load(data_dir)
-    train, held_out = training.read_data(preset, data_dir, select=True)
+    train, held_out, none = training.read_data(preset, data_dir, select=True)
+    assert none is None  # Early exit is calibrated on halves.
     assert (len(train.labels), len(held_out.labels)) == (200, 100)
     both = sorted(image.tobytes() for split in (train, held_out) for image in split[0])
     assert both == sorted(image.tobytes() for image in whole.train.images)
