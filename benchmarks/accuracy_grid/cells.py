@@ -20,6 +20,7 @@ from accuracy_grid.methods import (
     named_taps,
     recipe,
 )
+from accuracy_grid.presets import halves
 from accuracy_grid.training import (
     CROP_PADDING,
     HOLD_OUT_SEED,
@@ -32,6 +33,8 @@ from accuracy_grid.training import (
 from shared import augmentation, cifar100
 from shared.environment import origin
 from shared.run_folder import write_json
+
+SECOND_HALF = 1000  # Added to seeds, of which there are fewer.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,9 @@ class Grid:
             settings["tap_names"] = named_taps(cell.preset.model, cell.preset.taps)
         if method.head:
             settings["head"] = method.head
+        settings |= method.options
+        if method.base_first:
+            settings["base_epochs"] = halves(cell.preset)[0].epochs
         if method.taught:
             settings["teacher"] = TEACHERS[cell.preset.model]
         return json.loads(json.dumps(settings))
@@ -100,6 +106,23 @@ def train_teacher(grid: Grid, cell: Cell) -> tuple[keras.Model, list[dict[str, f
     )
 
 
+def train_base(
+    grid: Grid, cell: Cell, checkpoint: Checkpoint
+) -> tuple[keras.Model, list[dict[str, float]]]:
+    """Trains the bare base for the first half of the epochs, or restores it."""
+    half = dataclasses.replace(cell, preset=halves(cell.preset)[0])
+    return train(
+        half,
+        grid.data[0],
+        functools.partial(build_plain, half),
+        checkpoint,
+        label=f"{cell.name} base",
+        prepare=None,
+        augment_on=augmentation.place_of(cell.preset.augmentation, grid.augment_on),
+        deadline=grid.deadline,
+    )
+
+
 def run_cell(grid: Grid, cell: Cell) -> None:
     """Trains a cell, evaluates it once, and writes its file; keeps a finished one."""
     settings, path = grid.settings(cell), grid.result_path(cell)
@@ -108,42 +131,57 @@ def run_cell(grid: Grid, cell: Cell) -> None:
         return
     keras.utils.clear_session()
     keras.config.set_dtype_policy(cell.preset.dtype)
-    method = METHODS[cell.method]
-    teacher, stages = None, {}
+    method, trained = METHODS[cell.method], cell
+    options, stages = {}, {}
+    checkpoint, of_base = (
+        Checkpoint(grid.work / f"{cell.name}{part}.npz", {**settings, **stage})
+        for part, stage in (("", {}), ("-base", {"stage": "base"}))
+    )
     if method.taught:
-        teacher, stages["teacher"] = train_teacher(grid, cell)
-    checkpoint = Checkpoint(grid.work / f"{cell.name}.npz", settings)
+        options["teacher"], stages["teacher"] = train_teacher(grid, cell)
+    if method.base_first:
+        options["base"], stages["base"] = train_base(grid, cell, of_base)
+        # Other batches than those that the base saw.
+        seed, half = cell.seed + SECOND_HALF, halves(cell.preset)[1]
+        trained = dataclasses.replace(cell, preset=half, seed=seed)
     names = cell.preset.augmentation
     augment_on = augmentation.place_of(names, grid.augment_on)
     if method.mixes_images:
         augment_on = "host"
     model, stages["student"] = train(
-        cell,
+        trained,
         grid.data[0],
-        functools.partial(method.build, cell, teacher=teacher),
+        functools.partial(method.build, trained, **options),
         checkpoint,
         label=cell.name,
         prepare=method.prepare(cell) if method.prepare else None,
         augment_on=augment_on,
         deadline=grid.deadline,
     )
-    key = "validation_accuracy" if grid.select else "test_accuracy"
-    one_hot = augmentation.mixes_labels(names)
-    found = accuracies(model, grid.data[1], one_hot=one_hot)
     content = {
-        key: found,
+        **evaluation(grid, cell, model),
         **times(stages),
         "augmented_on": augment_on,  # Decides no result, so it is no setting.
         "settings": settings,
         **origin(),
     }
+    if method.taught:
+        teacher = accuracies(options["teacher"], grid.data[1])
+        content["teacher_accuracy"] = teacher["final"]
+    write_json(path, content)
+    for each in (checkpoint, of_base):
+        each.delete()
+
+
+def evaluation(grid: Grid, cell: Cell, model: keras.Model) -> dict[str, Any]:
+    """Returns the accuracies of a trained network, and prints those of its exits."""
+    one_hot = augmentation.mixes_labels(cell.preset.augmentation)
+    found = accuracies(model, grid.data[1], one_hot=one_hot)
+    print(cell.name, {name: round(value, 4) for name, value in found.items()})
+    content = {"validation_accuracy" if grid.select else "test_accuracy": found}
     if grid.select or grid.data[2] is not None:
         content["early_exit"] = frontier(model, grid.data[2], grid.data[1])
-    if method.taught:
-        content["teacher_accuracy"] = accuracies(teacher, grid.data[1])["final"]
-    write_json(path, content)
-    checkpoint.delete()
-    print(cell.name, {name: round(value, 4) for name, value in found.items()})
+    return content
 
 
 def times(stages: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:

@@ -52,6 +52,9 @@ class Method:
         mixes_images: Whether `prepare` computes with images, which must be on the host.
         head: Name of the exits' head, where it is not the recipe's own.
         taught: Whether a deeper network is trained first and handed to `build`.
+        base_first: Whether the bare base is trained in the first half of the epochs,
+            and handed to `build`, which trains it with its exits in the second.
+        options: Further arguments of the wrapper.
     """
 
     build: Callable[..., keras.Model]
@@ -60,6 +63,8 @@ class Method:
     mixes_images: bool = False
     head: str | None = None
     taught: bool = False
+    base_first: bool = False
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def network(preset: Preset, model: str | None = None, **options: Any) -> keras.Model:
@@ -108,13 +113,14 @@ def build_smoothed(cell, optimizer, teacher=None):
     return model
 
 
-def build_wrapped(cell, optimizer, teacher=None):
+def build_wrapped(cell, optimizer, teacher=None, *, base=None):
     """Returns the base with exits, whose heads are the published ones at any cost."""
     chosen = recipe(cell)
-    head = METHODS[cell.method].head or chosen.head
-    preset = cell.preset
+    method, preset = METHODS[cell.method], cell.preset
+    head = method.head or chosen.head
+    base = base or network(preset)
     taps = named_taps(preset.model, preset.taps) or preset.taps
-    model = ksd.SelfDistiller(network(preset), taps, chosen, head=head)
+    model = ksd.SelfDistiller(base, taps, chosen, head=head, **method.options)
     if preset.paper_training:
         layers = model.exit_graph.training_network.layers
         exits = tuple(f"{name}_" for name in model.exit_names[:-1])
@@ -146,6 +152,8 @@ def build_taught(cell, optimizer, teacher):
 RECIPES: dict[str, Callable[..., ksd.recipes.Recipe]] = {
     "byot_ensemble_teacher": functools.partial(ksd.recipes.BYOT, teacher="ensemble"),
     "deep_supervision_separable": ksd.recipes.DeepSupervision,
+    "separable_byot_mixed": ksd.recipes.SeparableBYOT,
+    "separable_byot_equilibrium": ksd.recipes.SeparableBYOT,
 }
 
 
@@ -185,6 +193,11 @@ METHODS: dict[str, Method] = {
     "rotation_exits": Method(build=build_wrapped),
     "byot_ensemble_teacher": Method(build=build_wrapped),
     "separable_byot": Method(build=build_wrapped),
+    # Trained for early exit: arXiv 2407.14320 and 1908.06294.
+    "separable_byot_mixed": Method(build=build_wrapped, base_first=True),
+    "separable_byot_equilibrium": Method(
+        build=build_wrapped, options={"gradient_equilibrium": True}
+    ),
     # What the heads of `separable_byot` give without a teacher.
     "deep_supervision_separable": Method(build=build_wrapped, head="separable"),
     "kd": Method(

@@ -152,12 +152,31 @@ def as_in_paper(preset: Preset, method: str) -> Preset:
     """
     paper = PAPERS.get(method, BYOT_PAPER)
     epochs = round(preset.epochs * paper.epochs / BYOT_PAPER.epochs)
-    divided = tuple(after * epochs // paper.epochs for after in paper.divided_after)
     return dataclasses.replace(
         preset,
         epochs=epochs,
         schedule="paper",
         warmup_steps=0,
         augmentation=paper.augmentation,
-        paper_training=dataclasses.replace(paper, epochs=epochs, divided_after=divided),
+        paper_training=_shortened(paper, epochs),
     )
+
+
+def halves(preset: Preset) -> tuple[Preset, Preset]:
+    """Returns two presets of half the epochs, each with the whole schedule in short."""
+    first = preset.epochs // 2
+    paper = preset.paper_training
+    return tuple(
+        dataclasses.replace(
+            preset,
+            epochs=epochs,
+            warmup_steps=preset.warmup_steps * epochs // preset.epochs,
+            paper_training=paper and _shortened(paper, epochs),
+        )
+        for epochs in (first, preset.epochs - first)
+    )
+
+
+def _shortened(paper: PaperTraining, epochs: int) -> PaperTraining:
+    divided = tuple(after * epochs // paper.epochs for after in paper.divided_after)
+    return dataclasses.replace(paper, epochs=epochs, divided_after=divided)

@@ -22,7 +22,9 @@ def trainers(cell: Cell, train: cifar100.Split, steps: int) -> list[Callable[[],
     endless = dataclasses.replace(cell.preset, epochs=sys.maxsize)
     drawn_for = dataclasses.replace(cell, preset=endless)
 
-    def trainer(model: keras.Model, prepare: Callable | None) -> Callable[[], None]:
+    def trainer(
+        model: keras.Model, prepare: Callable | None, steps: int = steps
+    ) -> Callable[[], None]:
         place = "host" if method.mixes_images else default_place()
         drawn = batches(train, drawn_for, prepare, first_epoch=0, augment_on=place)
 
@@ -43,9 +45,12 @@ def trainers(cell: Cell, train: cifar100.Split, steps: int) -> list[Callable[[],
             build_plain(cell, optimizer(), model=deeper, logits=True) for _ in range(2)
         )
         found.append(trainer(trained, None))
+    if method.base_first:  # In half of the epochs.
+        found.append(trainer(build_plain(cell, optimizer()), None, steps // 2))
+        steps -= steps // 2
     prepare = method.prepare(cell) if method.prepare else None
     student = method.build(cell, optimizer(), teacher=teacher)
-    return [*found, trainer(student, prepare)]
+    return [*found, trainer(student, prepare, steps)]
 
 
 def ratios(

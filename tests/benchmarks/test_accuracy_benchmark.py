@@ -146,6 +146,59 @@ def test_a_cell_names_every_exit_and_how_it_came_about(grid, capsys):
         cells.run_cell(grid, cell("byot", variant="strong", alpha=0.4))
 
 
+@pytest.mark.long
+def test_a_base_that_is_trained_first_goes_on_with_its_exits(grid, monkeypatch):
+    begun = []
+
+    def build(cell, optimizer, *, base):
+        begun.append((cell.seed, [weight.copy() for weight in base.get_weights()]))
+        return methods.build_wrapped(cell, optimizer, base=base)
+
+    wanted = cell("separable_byot_mixed")
+    method = dataclasses.replace(methods.METHODS[wanted.method], build=build)
+    monkeypatch.setitem(methods.METHODS, wanted.method, method)
+    monkeypatch.setattr(cells, "build_wrapped", build)
+    late = dataclasses.replace(grid, deadline=-math.inf)
+    with pytest.raises(training.OutOfTimeError):
+        cells.run_cell(late, wanted)
+    assert not begun
+    cells.run_cell(grid, wanted)
+    path = grid.results / "separable_byot_mixed-seed0.json"
+    found = json.loads(path.read_text())
+    assert {name: len(each) for name, each in found["epochs"].items()} == {
+        "base": 1,
+        "student": 1,
+    }
+    assert found["settings"]["base_epochs"] == 1
+    assert found["seconds"] > found["epochs"]["student"][0]["seconds"]
+    ((seed, weights),) = begun
+    assert seed == cells.SECOND_HALF
+    keras.utils.set_random_seed(0)
+    untrained = methods.network(SMOKE).get_weights()
+    assert any(np.any(a != b) for a, b in zip(weights, untrained, strict=True))
+    assert files(grid.work) == set()
+
+
+def test_halves_shorten_the_whole_schedule():
+    first, second = presets.halves(presets.PRESETS["cpu"])
+    assert (first.epochs, first.warmup_steps) == (20, 100)
+    assert first == second
+    paper = presets.as_in_paper(presets.PRESETS["paper"], "byot")
+    first, second = presets.halves(dataclasses.replace(paper, epochs=200))
+    assert (first.epochs, second.epochs) == (100, 100)
+    assert second.paper_training.divided_after == (37, 65, 90)
+
+
+def test_a_wrapper_of_a_trained_base_has_its_weights(grid):
+    base = methods.network(SMOKE)
+    wanted = cell("separable_byot_mixed")
+    assert methods.build_wrapped(wanted, "sgd", base=base).base is base
+    wanted = cell("separable_byot_equilibrium")
+    config = methods.build_wrapped(wanted, "sgd").get_config()
+    assert config["gradient_equilibrium"] is True
+    assert grid.settings(wanted)["gradient_equilibrium"] is True
+
+
 def test_a_field_that_a_recipe_gained_later_is_no_change():
     refuse = checkpoint.refuse_other_settings
     begun = {"recipe": {"alpha": 0.1}}
