@@ -124,8 +124,7 @@ class SelfDistiller(SavedWrapper, Trainer):
         pairs = pair_losses(distillation_losses, distillation_loss_weights)
         check_taught(taps, recipe, teacher)
         head = None if head is None else heads.get(head)
-        if classes is not None:
-            model = with_classifier(model, classes)
+        model = model if classes is None else with_classifier(model, classes)
         graph = attach_exits(model, taps, head, recipe, task)
         check_weights(recipe, list(graph.exits), pairs)
         name = name or f"self_distilled_{model.name}"
