@@ -28,10 +28,10 @@ PACKAGE = "keras_selfdistill"
 MODULES = {
     "losses": ["losses.soft_target", "losses.hint", "losses.regression"],
     "recipes": [
-        "recipes.deep_supervision",
-        "recipes.byot",
-        "recipes.attention_byot",
-        "recipes.teskd",
+        "recipes.exit_losses.deep_supervision",
+        "recipes.exit_losses.byot",
+        "recipes.exit_losses.attention_byot",
+        "recipes.exit_losses.teskd",
         "recipes.registry",
     ],
     "taps": ["exits.named_taps"],

@@ -33,7 +33,7 @@ from keras_selfdistill.graph.ends.base_end import BaseEnd, find_base_end
 from keras_selfdistill.graph.flatten import FlatModel
 from keras_selfdistill.graph.nodes import check_functional, unrecorded
 from keras_selfdistill.heads.registry import get, head_for_taps
-from keras_selfdistill.recipes.byot import BYOT
+from keras_selfdistill.recipes.exit_losses.byot import BYOT
 from keras_selfdistill.utils.table import Table
 from keras_selfdistill.utils.type_aliases import Data, SymbolicTensor
 

@@ -6,15 +6,15 @@ loss term; unless it says otherwise, the deepest exit (`final`) teaches the othe
 Public: the names in `__all__`; the other modules are internal.
 """
 
-from keras_selfdistill.recipes.attention_byot import AttentionBYOT
 from keras_selfdistill.recipes.base import Recipe, TermWeights
-from keras_selfdistill.recipes.byot import BYOT, SeparableBYOT
-from keras_selfdistill.recipes.deep_supervision import DeepSupervision
-from keras_selfdistill.recipes.past_self import PastSelf
+from keras_selfdistill.recipes.exit_losses.attention_byot import AttentionBYOT
+from keras_selfdistill.recipes.exit_losses.byot import BYOT, SeparableBYOT
+from keras_selfdistill.recipes.exit_losses.deep_supervision import DeepSupervision
+from keras_selfdistill.recipes.exit_losses.teskd import TESKD
+from keras_selfdistill.recipes.own_terms.past_self import PastSelf
+from keras_selfdistill.recipes.own_terms.rotation_exits import RotationExits
+from keras_selfdistill.recipes.own_terms.teacher_free import TeacherFree
 from keras_selfdistill.recipes.registry import RECIPES, get
-from keras_selfdistill.recipes.rotation_exits import RotationExits
-from keras_selfdistill.recipes.teacher_free import TeacherFree
-from keras_selfdistill.recipes.teskd import TESKD
 
 __all__ = [
     "AttentionBYOT",

@@ -1,13 +1,13 @@
 """Recipes by their names."""
 
-from keras_selfdistill.recipes.attention_byot import AttentionBYOT
 from keras_selfdistill.recipes.base import Recipe
-from keras_selfdistill.recipes.byot import BYOT, SeparableBYOT
-from keras_selfdistill.recipes.deep_supervision import DeepSupervision
-from keras_selfdistill.recipes.past_self import PastSelf
-from keras_selfdistill.recipes.rotation_exits import RotationExits
-from keras_selfdistill.recipes.teacher_free import TeacherFree
-from keras_selfdistill.recipes.teskd import TESKD
+from keras_selfdistill.recipes.exit_losses.attention_byot import AttentionBYOT
+from keras_selfdistill.recipes.exit_losses.byot import BYOT, SeparableBYOT
+from keras_selfdistill.recipes.exit_losses.deep_supervision import DeepSupervision
+from keras_selfdistill.recipes.exit_losses.teskd import TESKD
+from keras_selfdistill.recipes.own_terms.past_self import PastSelf
+from keras_selfdistill.recipes.own_terms.rotation_exits import RotationExits
+from keras_selfdistill.recipes.own_terms.teacher_free import TeacherFree
 from keras_selfdistill.utils.config import resolve
 
 # Recipes by their names; a name stands for the recipe with its defaults.

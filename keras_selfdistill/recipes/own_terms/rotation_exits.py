@@ -12,7 +12,7 @@ from keras_selfdistill.graph.layout import layer_data_format
 from keras_selfdistill.graph.nodes import model_nodes
 from keras_selfdistill.losses.labels import as_one_hot
 from keras_selfdistill.recipes.base import TermWeights
-from keras_selfdistill.recipes.byot import BYOT
+from keras_selfdistill.recipes.exit_losses.byot import BYOT
 from keras_selfdistill.utils.config import PACKAGE
 from keras_selfdistill.utils.schedules import PerExit
 from keras_selfdistill.utils.type_aliases import (

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_selfdistill.losses.labels import as_one_hot
 from keras_selfdistill.recipes.base import TermWeights
-from keras_selfdistill.recipes.byot import BYOT
+from keras_selfdistill.recipes.exit_losses.byot import BYOT
 from keras_selfdistill.recipes.fields import check_share, refuse
 from keras_selfdistill.utils.config import PACKAGE
 from keras_selfdistill.utils.number_checks import is_number

@@ -12,7 +12,7 @@ from keras_selfdistill.graph.flatten import flatten
 from keras_selfdistill.graph.nodes import input_structure, unrecorded
 from keras_selfdistill.losses.labels import as_one_hot
 from keras_selfdistill.recipes.base import TermWeights
-from keras_selfdistill.recipes.byot import BYOT
+from keras_selfdistill.recipes.exit_losses.byot import BYOT
 from keras_selfdistill.recipes.fields import check_share
 from keras_selfdistill.utils.config import PACKAGE
 from keras_selfdistill.utils.schedules import Scalar

@@ -1,0 +1,3 @@
+"""Recipes that weigh each exit's label, soft-target and hint loss. Internal."""
+
+__all__ = ["attention_byot", "byot", "deep_supervision", "teskd"]
