@@ -11,6 +11,7 @@ from keras_selfdistill.recipes.exit_losses.attention_byot import AttentionBYOT
 from keras_selfdistill.recipes.exit_losses.byot import BYOT, SeparableBYOT
 from keras_selfdistill.recipes.exit_losses.deep_supervision import DeepSupervision
 from keras_selfdistill.recipes.exit_losses.teskd import TESKD
+from keras_selfdistill.recipes.own_terms.mean_teacher import MeanTeacher
 from keras_selfdistill.recipes.own_terms.past_self import PastSelf
 from keras_selfdistill.recipes.own_terms.rotation_exits import RotationExits
 from keras_selfdistill.recipes.own_terms.teacher_free import TeacherFree
@@ -20,6 +21,7 @@ __all__ = [
     "AttentionBYOT",
     "BYOT",
     "DeepSupervision",
+    "MeanTeacher",
     "PastSelf",
     "RECIPES",
     "Recipe",

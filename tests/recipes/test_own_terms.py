@@ -108,14 +108,14 @@ def test_the_past_self_teaches_within_a_schedule_and_beside_exits():
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("recipe", ["teacher_free", "past_self"])
+@pytest.mark.parametrize("recipe", ["teacher_free", "past_self", "mean_teacher"])
 def test_other_tasks_are_refused(recipe):
     base = keras.Sequential([keras.Input((5,)), layers.Dense(3, "sigmoid")])
     with pytest.raises(ValueError, match=r"'multilabel'. Expected: 'multiclass'"):
         wrapped(recipe, base=base)
 
 
-@pytest.mark.parametrize("recipe", ["teacher_free", "past_self"])
+@pytest.mark.parametrize("recipe", ["teacher_free", "past_self", "mean_teacher"])
 def test_terms_of_a_half_precise_base_are_computed_in_full(recipe, mixed_precision):
     mixed_precision("mixed_bfloat16")
     base = build_base()

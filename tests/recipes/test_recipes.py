@@ -31,6 +31,14 @@ CONSTANTS = {
     },
     "past_self": {**BYOT, "past_weight": 0.8},
     "rotation_exits": {**BYOT, "alpha": 0.0, "hint_weight": 0.0},
+    "mean_teacher": {
+        **BYOT,
+        "alpha": 0.0,
+        "hint_weight": 0.0,
+        "temperature": 1.0,
+        "mean_weight": 10.0,
+        "decay": 0.999,
+    },
     "separable_byot": {
         "alpha": 0.3,
         "temperature": 3.0,
@@ -88,6 +96,7 @@ def test_names_stand_for_classes_heads_and_losses():
         "teacher_free": ("TeacherFree", "bottleneck", soft, hint),
         "past_self": ("PastSelf", "bottleneck", soft, hint),
         "rotation_exits": ("RotationExits", "separable", soft, hint),
+        "mean_teacher": ("MeanTeacher", "separable", soft, hint),
     }
 
 
@@ -185,8 +194,9 @@ FIELDS = {
     recipes.TeacherFree: ["regularization"],
     recipes.PastSelf: ["past_weight"],
     recipes.RotationExits: ["alpha", "hint_weight", "final_label_weight"],
+    recipes.MeanTeacher: ["alpha", "hint_weight", "mean_weight", "decay"],
 }
-SHARES = ("alpha", "regularization", "past_weight")
+SHARES = ("alpha", "regularization", "past_weight", "decay")
 
 
 @pytest.mark.parametrize("kind", FIELDS, ids=lambda kind: kind.__name__)

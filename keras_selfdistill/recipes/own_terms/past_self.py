@@ -7,13 +7,11 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from keras_selfdistill.graph.ends.base_end import find_logits
-from keras_selfdistill.graph.flatten import flatten
-from keras_selfdistill.graph.nodes import input_structure, unrecorded
 from keras_selfdistill.losses.labels import as_one_hot
 from keras_selfdistill.recipes.base import TermWeights
 from keras_selfdistill.recipes.exit_losses.byot import BYOT
 from keras_selfdistill.recipes.fields import check_share
+from keras_selfdistill.recipes.own_terms.copied_base import CopiedBase
 from keras_selfdistill.utils.config import PACKAGE
 from keras_selfdistill.utils.schedules import Scalar
 from keras_selfdistill.utils.type_aliases import (
@@ -24,7 +22,7 @@ from keras_selfdistill.utils.type_aliases import (
 )
 
 
-class PastNetwork(keras.Model):
+class PastNetwork(CopiedBase):
     """The logits of a base as it was at the beginning of an epoch.
 
     Args:
@@ -37,36 +35,10 @@ class PastNetwork(keras.Model):
     """
 
     def __init__(self, base: keras.Model):
-        # With autocast, float inputs such as ids would be rounded before any layer.
-        super().__init__(name=f"past_{base.name}", autocast=False)
-        self.copied = _copy(base)
-        flat = flatten(self.copied).model
-        with unrecorded(flat):
-            logits = find_logits(flat, "multiclass")
-        self.network = keras.Model(input_structure(flat), logits)
+        super().__init__(base, recipe="PastSelf", name=f"past_{base.name}")
         self.epochs = self.add_weight(
             name="epochs", initializer="zeros", aggregation="only_first_replica"
         )
-        self.built = True
-
-    def call(self, inputs: TensorStructure) -> Tensor:
-        """Return the logits, shape `(batch, classes)`."""
-        return self.network(inputs, training=False)
-
-
-def _copy(base: keras.Model) -> keras.Model:
-    """Return a copy of a model with weights of its own."""
-    try:
-        copied = keras.models.clone_model(base)
-        copied.set_weights(base.get_weights())
-    except Exception as error:  # Whatever the code of a layer raises.
-        raise ValueError(
-            "PastSelf needs a copy of the base, which clone_model could not make. "
-            f"Received: base {base.name!r} ({type(error).__name__}: {error}). "
-            "Expected: layers with a get_config() that returns all their arguments, "
-            "registered by @keras.saving.register_keras_serializable()."
-        ) from error
-    return copied
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
