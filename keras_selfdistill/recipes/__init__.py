@@ -12,6 +12,7 @@ from keras_selfdistill.recipes.exit_losses.byot import BYOT, SeparableBYOT
 from keras_selfdistill.recipes.exit_losses.deep_supervision import DeepSupervision
 from keras_selfdistill.recipes.exit_losses.teskd import TESKD
 from keras_selfdistill.recipes.own_terms.mean_teacher import MeanTeacher
+from keras_selfdistill.recipes.own_terms.mix_skd import MixSKD
 from keras_selfdistill.recipes.own_terms.past_self import PastSelf
 from keras_selfdistill.recipes.own_terms.rotation_exits import RotationExits
 from keras_selfdistill.recipes.own_terms.teacher_free import TeacherFree
@@ -22,6 +23,7 @@ __all__ = [
     "BYOT",
     "DeepSupervision",
     "MeanTeacher",
+    "MixSKD",
     "PastSelf",
     "RECIPES",
     "Recipe",

@@ -108,7 +108,9 @@ def test_the_past_self_teaches_within_a_schedule_and_beside_exits():
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("recipe", ["teacher_free", "past_self", "mean_teacher"])
+@pytest.mark.parametrize(
+    "recipe", ["teacher_free", "past_self", "mean_teacher", "mix_skd"]
+)
 def test_other_tasks_are_refused(recipe):
     base = keras.Sequential([keras.Input((5,)), layers.Dense(3, "sigmoid")])
     with pytest.raises(ValueError, match=r"'multilabel'. Expected: 'multiclass'"):

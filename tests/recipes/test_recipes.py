@@ -39,6 +39,14 @@ CONSTANTS = {
         "mean_weight": 10.0,
         "decay": 0.999,
     },
+    "mix_skd": {
+        **BYOT,
+        "alpha": 0.0,
+        "hint_weight": 0.0,
+        "mixup_alpha": 0.4,
+        "mixed_label_weight": 1.0,
+        "interpolation_weight": 1.0,
+    },
     "separable_byot": {
         "alpha": 0.3,
         "temperature": 3.0,
@@ -97,6 +105,7 @@ def test_names_stand_for_classes_heads_and_losses():
         "past_self": ("PastSelf", "bottleneck", soft, hint),
         "rotation_exits": ("RotationExits", "separable", soft, hint),
         "mean_teacher": ("MeanTeacher", "separable", soft, hint),
+        "mix_skd": ("MixSKD", "separable", soft, hint),
     }
 
 
@@ -195,6 +204,7 @@ FIELDS = {
     recipes.PastSelf: ["past_weight"],
     recipes.RotationExits: ["alpha", "hint_weight", "final_label_weight"],
     recipes.MeanTeacher: ["alpha", "hint_weight", "mean_weight", "decay"],
+    recipes.MixSKD: ["alpha", "mixed_label_weight", "interpolation_weight"],
 }
 SHARES = ("alpha", "regularization", "past_weight", "decay")
 
@@ -223,6 +233,10 @@ def test_fields_out_of_range_are_refused(kind):
             if value != 1.0:
                 with pytest.raises(ValueError, match="virtual_temperature is out"):
                     kind(virtual_temperature=value)
+    if kind is recipes.MixSKD:
+        for value in (0.0, -1.0, math.inf, math.nan, "0.5", True):
+            with pytest.raises(ValueError, match="mixup_alpha is out of range"):
+                kind(mixup_alpha=value)
     with pytest.raises(TypeError):
         kind(0.5)  # Fields have names.
     with pytest.raises(AttributeError):

@@ -1,3 +1,10 @@
 """Recipes with loss terms of their own beside those of the exits. Internal."""
 
-__all__ = ["copied_base", "mean_teacher", "past_self", "rotation_exits", "teacher_free"]
+__all__ = [
+    "copied_base",
+    "mean_teacher",
+    "mix_skd",
+    "past_self",
+    "rotation_exits",
+    "teacher_free",
+]
