@@ -193,6 +193,7 @@ METHODS: dict[str, Method] = {
     "rotation_exits": Method(build=build_wrapped),
     "mean_teacher": Method(build=build_wrapped),
     "mix_skd": Method(build=build_wrapped),
+    "bake": Method(build=build_wrapped),
     "byot_ensemble_teacher": Method(build=build_wrapped),
     "separable_byot": Method(build=build_wrapped),
     # Trained for early exit: arXiv 2407.14320 and 1908.06294.

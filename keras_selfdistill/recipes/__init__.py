@@ -11,6 +11,7 @@ from keras_selfdistill.recipes.exit_losses.attention_byot import AttentionBYOT
 from keras_selfdistill.recipes.exit_losses.byot import BYOT, SeparableBYOT
 from keras_selfdistill.recipes.exit_losses.deep_supervision import DeepSupervision
 from keras_selfdistill.recipes.exit_losses.teskd import TESKD
+from keras_selfdistill.recipes.own_terms.bake import BAKE
 from keras_selfdistill.recipes.own_terms.mean_teacher import MeanTeacher
 from keras_selfdistill.recipes.own_terms.mix_skd import MixSKD
 from keras_selfdistill.recipes.own_terms.past_self import PastSelf
@@ -20,6 +21,7 @@ from keras_selfdistill.recipes.registry import RECIPES, get
 
 __all__ = [
     "AttentionBYOT",
+    "BAKE",
     "BYOT",
     "DeepSupervision",
     "MeanTeacher",

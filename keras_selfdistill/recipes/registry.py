@@ -5,6 +5,7 @@ from keras_selfdistill.recipes.exit_losses.attention_byot import AttentionBYOT
 from keras_selfdistill.recipes.exit_losses.byot import BYOT, SeparableBYOT
 from keras_selfdistill.recipes.exit_losses.deep_supervision import DeepSupervision
 from keras_selfdistill.recipes.exit_losses.teskd import TESKD
+from keras_selfdistill.recipes.own_terms.bake import BAKE
 from keras_selfdistill.recipes.own_terms.mean_teacher import MeanTeacher
 from keras_selfdistill.recipes.own_terms.mix_skd import MixSKD
 from keras_selfdistill.recipes.own_terms.past_self import PastSelf
@@ -24,6 +25,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "rotation_exits": RotationExits,
     "mean_teacher": MeanTeacher,
     "mix_skd": MixSKD,
+    "bake": BAKE,
 }
 
 
@@ -33,7 +35,7 @@ def get(identifier: "str | Recipe") -> Recipe:
     Args:
         identifier: `"byot"`, `"separable_byot"`, `"deep_supervision"`,
             `"attention_byot"`, `"teskd"`, `"teacher_free"`, `"past_self"`,
-            `"rotation_exits"`, `"mean_teacher"`, `"mix_skd"`, or a `Recipe`.
+            `"rotation_exits"`, `"mean_teacher"`, `"mix_skd"`, `"bake"`, or a `Recipe`.
 
     Raises:
         ValueError: No recipe has this name.

@@ -51,7 +51,7 @@ class SelfDistiller(SavedWrapper, Trainer):
             call of a layer that is called several times `"layer@2"`.
         recipe: `"byot"` (the default), `"separable_byot"`, `"attention_byot"`,
             `"teskd"`, `"deep_supervision"`, `"teacher_free"`, `"past_self"`,
-            `"rotation_exits"`, `"mean_teacher"`, `"mix_skd"`, or a `Recipe`.
+            `"rotation_exits"`, `"mean_teacher"`, `"mix_skd"`, `"bake"`, or a `Recipe`.
         head: `"bottleneck"`, `"separable"`, `"attention"`, `"top_down"`, `"linear"`,
             or a `Head`; by default the head of the recipe. A default bottleneck is
             narrowed if it would add more than 15 % to the base's multiply-adds (see

@@ -109,7 +109,7 @@ def test_the_past_self_teaches_within_a_schedule_and_beside_exits():
 
 @pytest.mark.once
 @pytest.mark.parametrize(
-    "recipe", ["teacher_free", "past_self", "mean_teacher", "mix_skd"]
+    "recipe", ["teacher_free", "past_self", "mean_teacher", "mix_skd", "bake"]
 )
 def test_other_tasks_are_refused(recipe):
     base = keras.Sequential([keras.Input((5,)), layers.Dense(3, "sigmoid")])
@@ -117,7 +117,9 @@ def test_other_tasks_are_refused(recipe):
         wrapped(recipe, base=base)
 
 
-@pytest.mark.parametrize("recipe", ["teacher_free", "past_self", "mean_teacher"])
+@pytest.mark.parametrize(
+    "recipe", ["teacher_free", "past_self", "mean_teacher", "bake"]
+)
 def test_terms_of_a_half_precise_base_are_computed_in_full(recipe, mixed_precision):
     mixed_precision("mixed_bfloat16")
     base = build_base()

@@ -47,6 +47,14 @@ CONSTANTS = {
         "mixed_label_weight": 1.0,
         "interpolation_weight": 1.0,
     },
+    "bake": {
+        **BYOT,
+        "alpha": 0.0,
+        "hint_weight": 0.0,
+        "ensemble_weight": 1.0,
+        "omega": 0.5,
+        "temperature": 4.0,
+    },
     "separable_byot": {
         "alpha": 0.3,
         "temperature": 3.0,
@@ -106,6 +114,7 @@ def test_names_stand_for_classes_heads_and_losses():
         "rotation_exits": ("RotationExits", "separable", soft, hint),
         "mean_teacher": ("MeanTeacher", "separable", soft, hint),
         "mix_skd": ("MixSKD", "separable", soft, hint),
+        "bake": ("BAKE", "separable", soft, hint),
     }
 
 
@@ -204,6 +213,7 @@ FIELDS = {
     recipes.PastSelf: ["past_weight"],
     recipes.RotationExits: ["alpha", "hint_weight", "final_label_weight"],
     recipes.MeanTeacher: ["alpha", "hint_weight", "mean_weight", "decay"],
+    recipes.BAKE: ["alpha", "hint_weight", "ensemble_weight"],
     recipes.MixSKD: ["alpha", "mixed_label_weight", "interpolation_weight"],
 }
 SHARES = ("alpha", "regularization", "past_weight", "decay")
@@ -233,6 +243,10 @@ def test_fields_out_of_range_are_refused(kind):
             if value != 1.0:
                 with pytest.raises(ValueError, match="virtual_temperature is out"):
                     kind(virtual_temperature=value)
+    if kind is recipes.BAKE:
+        for value in (-0.1, 1.0, math.nan, "0.5", True):
+            with pytest.raises(ValueError, match="omega is out of range"):
+                kind(omega=value)
     if kind is recipes.MixSKD:
         for value in (0.0, -1.0, math.inf, math.nan, "0.5", True):
             with pytest.raises(ValueError, match="mixup_alpha is out of range"):
