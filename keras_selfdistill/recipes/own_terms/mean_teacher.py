@@ -103,7 +103,9 @@ class MeanTeacher(BYOT):
     (`--consistency=10 --consistency-type=kl`), the decay is its default. It raises the
     weight from about 0 during the first five epochs: pass
     `mean_weight=keras.optimizers.schedules.PolynomialDecay(0.0, steps, 10.0)`, a
-    straight line for its `exp(−5 · (1 − t)²)`, or use `callbacks.LabelWarmUp`.
+    straight line for its `exp(−5 · (1 − t)²)`, or use `callbacks.LabelWarmUp`. So great
+    a weight holds the base near its average of the past: without that rise, and in
+    trainings of a few hundred steps, pass a smaller one, such as 1.
 
     With `alpha` above 0, the final exit teaches the others as well, as in `BYOT`.
 
