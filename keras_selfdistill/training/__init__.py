@@ -16,4 +16,5 @@ __all__ = [
     "saved_wrapper",
     "train_step",
     "trainer",
+    "views",
 ]

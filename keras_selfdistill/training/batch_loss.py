@@ -8,15 +8,16 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_selfdistill.recipes.base import Recipe
 from keras_selfdistill.training.extra_terms import extra_terms
 from keras_selfdistill.training.gradients.equilibrium import Multiply
 from keras_selfdistill.training.gradients.section_gradients import mean_magnitudes
-from keras_selfdistill.utils.keras_internals import (
-    aggregate_additional_loss,
-    mask_of,
-    set_mask,
+from keras_selfdistill.training.views import (
+    as_one_batch,
+    checked_views,
+    first_view,
+    views_of,
 )
+from keras_selfdistill.utils.keras_internals import aggregate_additional_loss
 from keras_selfdistill.utils.type_aliases import Labels, Tensor, TensorStructure
 
 
@@ -133,16 +134,14 @@ class BatchLoss(keras.Model):
 
     def _forward(self, x: TensorStructure, training: bool) -> types.SimpleNamespace:
         """Run all exits and the external teacher on the inputs of a batch."""
-        views = _views(self._recipe, x, training)
-        found = self.exit_graph.training_network(
-            _as_one_batch(views), training=training
-        )
+        views = checked_views(self._recipe, x, training)
+        found = self.exit_graph.training_network(as_one_batch(views), training=training)
         exits, of_views = found["exits"], found["exits"]
         ensemble = found["ensemble"]
         if len(views) > 1:
-            of_views = _views_of(exits, len(views))
-            exits = _first_view(exits, len(views))
-            ensemble = _first_view(ensemble, len(views))
+            of_views = views_of(exits, len(views))
+            exits = first_view(exits, len(views))
+            ensemble = first_view(ensemble, len(views))
         external_logits = None
         if self._teacher is not None:
             external_logits = self._teacher(x, training=False)
@@ -228,72 +227,3 @@ class BatchLoss(keras.Model):
         networks = filter(None, (self._teacher, self._recipe_state))
         others = {id(loss) for network in networks for loss in network.losses}
         return [loss for loss in found if id(loss) not in others]
-
-
-def _views(
-    recipe: Recipe, inputs: TensorStructure, training: bool
-) -> Sequence[TensorStructure]:
-    """Return the views of a batch; raise a `ValueError` if they do not fit together."""
-    views = recipe.views(inputs, training=training)
-    expected = _shapes(inputs)
-    if not isinstance(views, (list, tuple)) or not views:
-        received = repr(views)
-    else:
-        others = [each for each in map(_shapes, views) if not _fit(each, expected)]
-        received = f"a view of shapes {others[0]}" if others else ""
-    if received:
-        raise ValueError(
-            f"{type(recipe).__name__}.views must return views like the batch. "
-            f"Received: {received}. Expected: a list whose elements have the inputs' "
-            f"structure and shapes {expected}, the batch itself first."
-        )
-    return views
-
-
-def _shapes(inputs: TensorStructure) -> list[tuple[int | None, ...]]:
-    return [tuple(each.shape) for each in keras.tree.flatten(inputs)]
-
-
-def _fit(
-    shapes: list[tuple[int | None, ...]], expected: list[tuple[int | None, ...]]
-) -> bool:
-    """Return whether shapes are the same as far as they are known."""
-    return [*map(len, shapes)] == [*map(len, expected)] and all(
-        None in sizes or len({*sizes}) == 1
-        for pair in zip(shapes, expected, strict=True)
-        for sizes in zip(*pair, strict=True)
-    )
-
-
-def _as_one_batch(views: Sequence[TensorStructure]) -> TensorStructure:
-    """Return views of a batch as one batch: all views of a sample, then of the next.
-
-    In this order, devices that share a batch need no samples of each other.
-    """
-    if len(views) == 1:
-        return views[0]
-
-    def join(*tensors: Tensor) -> Tensor:
-        stacked = ops.stack(tensors, axis=1)
-        return ops.reshape(stacked, (-1, *ops.shape(stacked)[2:]))
-
-    return keras.tree.map_structure(join, *views)
-
-
-def _views_of(tensors: TensorStructure, views: int) -> TensorStructure:
-    """Return the tensors of `_as_one_batch` with shape `(batch, views, …)`."""
-    return keras.tree.map_structure(
-        lambda each: ops.reshape(each, (-1, views, *ops.shape(each)[1:])), tensors
-    )
-
-
-def _first_view(tensors: TensorStructure, views: int) -> TensorStructure:
-    """Return the tensors of the first view, with their masks."""
-
-    def first(tensor: Tensor) -> Tensor:
-        found, mask = _views_of(tensor, views)[:, 0], mask_of(tensor)
-        if mask is not None:
-            set_mask(found, _views_of(mask, views)[:, 0])
-        return found
-
-    return keras.tree.map_structure(first, tensors)

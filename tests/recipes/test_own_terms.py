@@ -258,6 +258,19 @@ def test_views_that_do_not_fit_together_are_refused(views, received):
         model.evaluate(np.ones((8, 2)), np.zeros(8), batch_size=8, verbose=0)
 
 
+def test_views_are_given_tensors_also_by_train_on_batch():
+    seen = []
+
+    class Own(ksd.recipes.DeepSupervision):
+        def views(self, inputs, *, training):
+            seen.append(keras.ops.is_tensor(inputs))
+            return [inputs]
+
+    dense_wrapper(Own()).train_on_batch(np.ones((8, 2)), np.zeros(8))
+    assert seen
+    assert all(seen)
+
+
 def test_terms_that_know_nothing_of_views_are_refused():
     """In a batch of as many samples as views they would pass for positions."""
 

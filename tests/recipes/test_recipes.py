@@ -36,7 +36,7 @@ CONSTANTS = {
         "alpha": 0.0,
         "hint_weight": 0.0,
         "temperature": 1.0,
-        "mean_weight": 10.0,
+        "mean_weight": 1.0,
         "decay": 0.999,
     },
     "mix_skd": {

@@ -99,13 +99,12 @@ class MeanTeacher(BYOT):
     those of batch normalisation, are averaged like the weights. A step costs another
     forward pass of the base.
 
-    The weight and the divergence are those of the authors' code for ImageNet
-    (`--consistency=10 --consistency-type=kl`), the decay is its default. It raises the
-    weight from about 0 during the first five epochs: pass
+    The divergence is that of the authors' code for ImageNet, the decay its default. Its
+    weight is 10 (`--consistency=10 --consistency-type=kl`), to which it rises from
+    about 0 during the first five epochs: pass
     `mean_weight=keras.optimizers.schedules.PolynomialDecay(0.0, steps, 10.0)`, a
-    straight line for its `exp(−5 · (1 − t)²)`, or use `callbacks.LabelWarmUp`. So great
-    a weight holds the base near its average of the past: without that rise, and in
-    trainings of a few hundred steps, pass a smaller one, such as 1.
+    straight line for its `exp(−5 · (1 − t)²)`. Without that rise so great a weight
+    holds the base near its average of the past, hence 1 by default.
 
     With `alpha` above 0, the final exit teaches the others as well, as in `BYOT`.
 
@@ -133,7 +132,7 @@ class MeanTeacher(BYOT):
     extra_term_names: ClassVar[tuple[str, ...]] = ("mean_teacher_loss",)
     tasks: ClassVar[tuple[str, ...]] = ("multiclass",)
 
-    mean_weight: PerExit = 10.0
+    mean_weight: PerExit = 1.0
     decay: Scalar = 0.999
     temperature: Scalar = 1.0
     alpha: PerExit = 0.0
