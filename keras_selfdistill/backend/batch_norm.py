@@ -43,7 +43,7 @@ def use_fused_kernel(
 
     The layer stays a plain `keras.layers.BatchNormalization`: it is saved and loaded as
     one. Keras' own operations compute the same result on other backends, in inference,
-    and where a mask leaves positions out.
+    and where a mask leaves positions out or a batch is empty.
 
     Args:
         layer: A `keras.layers.BatchNormalization` that normalises one axis.
@@ -66,7 +66,8 @@ def use_fused_kernel(
         inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
     ) -> Tensor:
         symbolic = isinstance(inputs, keras.KerasTensor) or inputs.is_meta
-        if not (training and layer.trainable) or mask is not None or symbolic:
+        kept = mask is not None or symbolic or inputs.numel() == 0
+        if kept or not (training and layer.trainable):
             return keras_call(inputs, training=training, mask=mask)
         dtype = torch.promote_types(inputs.dtype, torch.float32)
         gamma = layer.gamma.value.to(dtype) if layer.scale else None
@@ -87,8 +88,11 @@ def use_fused_kernel(
             (layer.moving_mean, mean.detach()),
             (layer.moving_variance, variance),
         ):
-            moving.assign(moving * layer.momentum + batch * (1.0 - layer.momentum))
-        return torch.movedim(outputs, 1, layer.axis).to(inputs.dtype)
+            before = moving.value.to(dtype)
+            moving.assign(before * layer.momentum + batch * (1.0 - layer.momentum))
+        outputs = torch.movedim(outputs, 1, layer.axis)
+        # Inputs may be whole numbers, which are not cast in front of a layer.
+        return keras.ops.cast(outputs, layer.compute_dtype)
 
     layer.call = call
     return layer

@@ -12,6 +12,7 @@ from keras_selfdistill.backend.batch_norm import use_fused_kernels
 from keras_selfdistill.exits.attach import ExitGraph, attach_exits
 from keras_selfdistill.exits.placement import Tap
 from keras_selfdistill.graph.add_classifier import with_classifier
+from keras_selfdistill.graph.shells import original
 from keras_selfdistill.losses.keras_distillation import pair_losses
 from keras_selfdistill.training.external_teacher import check_taught, teacher_network
 from keras_selfdistill.training.extra_terms import make_state
@@ -129,7 +130,7 @@ class SelfDistiller(SavedWrapper, Trainer):
         check_weights(recipe, list(graph.exits), pairs)
         name = name or f"self_distilled_{model.name}"
         super().__init__(inputs=graph.inputs, outputs=graph.outputs, name=name)
-        use_fused_kernels(self.layers)
+        use_fused_kernels(map(original, self.layers))
         # In plain objects, so that Keras does not track layers and metrics twice.
         self._exit_graph = graph
         self._turn = threading.RLock()

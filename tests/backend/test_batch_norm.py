@@ -64,6 +64,43 @@ def test_it_equals_keras(policy, shape, options):
     )
 
 
+def as_tensor(dtype):
+    return keras.ops.cast(np.arange(24).reshape(8, 3) % 7, dtype)
+
+
+@pytest.mark.skipif(not ON_TORCH, reason="There is nothing to compare elsewhere")
+@pytest.mark.parametrize(
+    ("inputs", "options"),
+    [
+        ("uint8", {}),  # Of images, which a base normalises first.
+        ("int32", {"dtype": "mixed_bfloat16"}),
+        ("float16", {"autocast": False}),
+        ("float32", {"autocast": False, "dtype": "mixed_float16"}),
+        ("float64", {"dtype": "float64"}),
+        ("float16", {"dtype": "float16", "momentum": 0.9}),
+    ],
+)
+def test_dtypes_are_those_of_keras(inputs, options):
+    plain, fused = (layers.BatchNormalization(**options) for _ in range(2))
+    use_fused_kernel(fused)
+    for _ in range(2):
+        wanted, found = (
+            layer(as_tensor(inputs), training=True) for layer in (plain, fused)
+        )
+    assert found.dtype == wanted.dtype
+    np.testing.assert_allclose(
+        *(to_numpy(each).astype("float64") for each in (found, wanted)), atol=1e-5
+    )
+    for a, b in zip(fused.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.skipif(not ON_TORCH, reason="There is nothing to compare elsewhere")
+def test_an_empty_batch_is_no_error():
+    layer = use_fused_kernel(layers.BatchNormalization())
+    assert layer(np.zeros((0, 4, 3)), training=True).shape == (0, 4, 3)
+
+
 class Own(layers.BatchNormalization):
     """A layer that may compute anything."""
 
@@ -88,6 +125,20 @@ def test_a_wrapper_trains_its_base_by_it():
     assert len(found) == 3
     assert all(("call" in vars(each)) == ON_TORCH for each in found)
     assert keras.utils.serialize_keras_object(base) == before
+
+
+def test_layers_of_equal_names_are_trained_by_it_too():
+    def block(name):
+        norm = layers.BatchNormalization(name="norm")
+        return keras.Sequential([keras.Input((4,)), layers.Dense(4), norm], name=name)
+
+    blocks = block("a"), block("b")
+    base = keras.Sequential(
+        [keras.Input((4,)), *blocks, layers.Dense(3, "softmax", name="end")]
+    )
+    ksd.SelfDistiller(base, ["a/norm"], head="linear")
+    for each in blocks:
+        assert ("call" in vars(each.get_layer("norm"))) == ON_TORCH
 
 
 def test_it_trains_gamma_and_beta():
