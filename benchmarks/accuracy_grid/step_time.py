@@ -9,22 +9,26 @@ from collections.abc import Callable
 import keras
 
 from accuracy_grid.methods import METHODS, TEACHERS, Cell, build_plain
+from accuracy_grid.presets import halves
 from accuracy_grid.training import batches, build_optimizer, count_batches
 from shared import cifar100
 from shared.augmentation import default_place
 from shared.environment import accelerators
 
 
-def trainers(cell: Cell, train: cifar100.Split, steps: int) -> list[Callable[[], None]]:
-    """Returns what trains the networks of a method, each for some steps at a call."""
+def trainers(
+    cell: Cell, train: cifar100.Split, steps: int
+) -> list[tuple[Callable[[], None], float]]:
+    """Returns what trains the networks of a method, each for some steps at a call.
+
+    With each is the share of the epochs in which it is trained.
+    """
     keras.utils.set_random_seed(cell.seed)
     method = METHODS[cell.method]
     endless = dataclasses.replace(cell.preset, epochs=sys.maxsize)
     drawn_for = dataclasses.replace(cell, preset=endless)
 
-    def trainer(
-        model: keras.Model, prepare: Callable | None, steps: int = steps
-    ) -> Callable[[], None]:
+    def trainer(model: keras.Model, prepare: Callable | None) -> Callable[[], None]:
         place = "host" if method.mixes_images else default_place()
         drawn = batches(train, drawn_for, prepare, first_epoch=0, augment_on=place)
 
@@ -37,20 +41,21 @@ def trainers(cell: Cell, train: cifar100.Split, steps: int) -> list[Callable[[],
     def optimizer() -> keras.optimizers.Optimizer:
         return build_optimizer(cell.preset, count_batches(train, cell.preset))
 
-    teacher, found = None, []
+    teacher, found, share = None, [], 1.0
     if method.taught:
         deeper = TEACHERS[cell.preset.model]
         # One is trained, its like teaches: a `Distiller` freezes what it is given.
         teacher, trained = (
             build_plain(cell, optimizer(), model=deeper, logits=True) for _ in range(2)
         )
-        found.append(trainer(trained, None))
-    if method.base_first:  # In half of the epochs.
-        found.append(trainer(build_plain(cell, optimizer()), None, steps // 2))
-        steps -= steps // 2
+        found.append((trainer(trained, None), 1.0))
+    if method.base_first:
+        of_base, of_all = (half.epochs for half in halves(cell.preset))
+        share = of_all / (of_base + of_all)
+        found.append((trainer(build_plain(cell, optimizer()), None), 1 - share))
     prepare = method.prepare(cell) if method.prepare else None
     student = method.build(cell, optimizer(), teacher=teacher)
-    return [*found, trainer(student, prepare, steps)]
+    return [*found, (trainer(student, prepare), share)]
 
 
 def ratios(
@@ -63,10 +68,11 @@ def ratios(
     for _ in range(1 + rounds):
         spent = {}
         for method, its_runs in runs.items():
-            start = clock()
-            for run in its_runs:
+            spent[method] = 0.0
+            for run, share in its_runs:
+                start = clock()
                 run()
-            spent[method] = clock() - start
+                spent[method] += share * (clock() - start)
         times.append(spent)
     found = {}
     for method in runs:

@@ -323,15 +323,23 @@ def test_times_are_ratios_of_what_ran_in_the_same_round(monkeypatch):
             if cell.method == "byot":  # the round's last
                 slowness[0] *= 1.5
 
-        costs = {"plain": [2.0], "kd": [4.0, 2.0], "byot": [2.5]}
-        return [functools.partial(spend, each) for each in costs[cell.method]]
+        costs = {
+            "plain": [(2.0, 1.0)],
+            "kd": [(4.0, 1.0), (2.0, 1.0)],
+            "separable_byot_mixed": [(2.0, 0.25), (3.0, 0.75)],
+            "byot": [(2.5, 1.0)],
+        }
+        return [
+            (functools.partial(spend, seconds), share)
+            for seconds, share in costs[cell.method]
+        ]
 
     monkeypatch.setattr(step_time, "trainers", fake_trainers)
     monkeypatch.setattr(step_time.time, "process_time", lambda: now[0])
     monkeypatch.setattr(step_time, "accelerators", list)
-    cells = [cell(method) for method in ("plain", "kd", "byot")]
-    found = step_time.ratios(cells, None, rounds=4, steps=3)
-    for method, expected in {"plain": 1.0, "kd": 3.0, "byot": 1.25}.items():
+    ratios = {"plain": 1.0, "kd": 3.0, "separable_byot_mixed": 1.375, "byot": 1.25}
+    found = step_time.ratios(list(map(cell, ratios)), None, rounds=4, steps=3)
+    for method, expected in ratios.items():
         assert list(found[method].values()) == pytest.approx([expected] * 3)
 
 
@@ -675,7 +683,8 @@ def test_the_time_of_ordinary_distillation_holds_its_teachers_training(
     trainers = step_time.trainers(cell("kd"), grid.data[0], steps=1)
     assert {model.name for model in deep} == {"resnet34"}
     before = [model.get_weights() for model in deep]
-    for train in trainers:
+    for train, share in trainers:
+        assert share == 1.0
         train()
     moved = [
         any(
@@ -685,6 +694,23 @@ def test_the_time_of_ordinary_distillation_holds_its_teachers_training(
         for old, model in zip(before, deep, strict=True)
     ]
     assert sorted(moved) == [False, True]  # One teaches, the other shows what it cost.
+
+
+def test_half_of_the_time_of_the_mixed_regime_is_that_of_the_bare_base(
+    grid, monkeypatch
+):
+    """However many steps are timed."""
+    built = []
+    monkeypatch.setattr(step_time, "build_plain", lambda *_: built.append(1))
+    monkeypatch.setattr(step_time, "batches", lambda *_, **__: iter(()))
+    wanted = cell("separable_byot_mixed")
+    method = dataclasses.replace(
+        methods.METHODS[wanted.method], build=lambda *_, **__: built.append(2)
+    )
+    monkeypatch.setitem(methods.METHODS, wanted.method, method)
+    shares = [share for _, share in step_time.trainers(wanted, grid.data[0], steps=3)]
+    assert shares == [0.5, 0.5]
+    assert built == [1, 2]
 
 
 RESULTS = SCRIPT.parent / "results"

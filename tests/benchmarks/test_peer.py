@@ -61,7 +61,7 @@ def test_the_wrapper_trains_as_byot_in_plain_pytorch():
     trainer = pytorch_byot.Trainer(width_multiplier=0.125)
     network = trainer.network.to("cpu")
     for group in trainer.optimizer.param_groups:
-        group.update(lr=0.01, momentum=0.0, weight_decay=0.0)
+        group.update(lr=0.01, momentum=0.0)
     with torch.no_grad():
         for variable in model.trainable_variables:
             parameter, value = places(variable, network)
