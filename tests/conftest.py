@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -49,6 +50,7 @@ def compile_quickly():
 
 def pytest_configure():
     """Compile quickly in tests alone: a probe that imports this sets its devices."""
+    chosen_part()  # An error here stops the tests before there are workers.
     if keras.backend.backend() == "jax":
         compile_quickly()
     if keras.backend.backend() == "tensorflow":
@@ -58,16 +60,24 @@ def pytest_configure():
 ROUNDS = "test_the_suite_passes_on"  # On other backends, each in one test.
 
 
+def chosen_part():
+    """Return which part of the long tests runs, and of how many."""
+    given = os.environ.get("KSD_PART", "0/1")
+    found = re.fullmatch(r"(\d+)/(\d+)", given)
+    part, parts = map(int, found.groups()) if found else (0, 0)
+    if part >= parts:
+        raise pytest.UsageError(
+            f"KSD_PART={given}; expected k/n with k of 0 to n - 1, such as 0/3."
+        )
+    return part, parts
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave out what another part runs; begin with the rounds of other backends.
 
     Started late, one core would wait for a round.
     """
-    part, parts = map(int, os.environ.get("KSD_PART", "0/1").split("/"))
-    if not 0 <= part < parts:
-        raise pytest.UsageError(
-            f"KSD_PART={part}/{parts}; expected k/n with k of 0 to n - 1."
-        )
+    part, parts = chosen_part()
     left_out = [item for item in items if not _is_run(item, part, parts)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if _is_run(item, part, parts)]

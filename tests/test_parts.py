@@ -44,6 +44,7 @@ def test_without_a_part_all_are_run(monkeypatch):
     assert run(monkeypatch, "0/1") == ([ALWAYS[1], *LONG, ALWAYS[0]], [])
 
 
-def test_a_part_that_there_is_not_is_refused(monkeypatch):
-    with pytest.raises(pytest.UsageError, match="expected k/n"):
-        run(monkeypatch, "3/3")
+@pytest.mark.parametrize("part", ["3/3", "0/0", "1", "", "-1/3", "first"])
+def test_a_part_that_there_is_not_is_refused(monkeypatch, part):
+    with pytest.raises(pytest.UsageError, match=rf"KSD_PART={part}; expected k/n"):
+        run(monkeypatch, part)
