@@ -13,7 +13,7 @@ hyperparameters. Time a cell only where nothing else runs.
 
 Where exits can be cut off, the file also has `early_exit`: its accuracy within 25, 50
 and 75 % of the base's multiply-adds. Thresholds are chosen on held-out training images,
-so presets that train on all of them lack it without `--select`.
+so presets that train on all images lack it without `--select`.
 """
 
 import dataclasses

@@ -6,7 +6,8 @@ trains all methods interleaved in one process, so that what else the machine doe
 them alike, with the batches of the accuracy benchmark. Writes
 `<results_dir>/<preset>_time.json`, which `accuracy.py --table` shows: medians over
 rounds, by the processor's time or, on an accelerator, by the clock. The time of `kd`
-holds that of its teacher, which is trained for as many steps.
+holds that of its teacher, which is trained for as many steps; that of the mixed regime
+is half the bare base's, half the wrapper's.
 """
 
 import pathlib

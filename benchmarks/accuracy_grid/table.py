@@ -87,10 +87,11 @@ def _early_exit(rows, key):
     if key == "validation_accuracy":
         images = "of them and judged on the others, then the other way round"
     return [
-        "Accuracy of early exit on the same images, where a sample takes on average at "
-        "most a share of the base's multiply-adds, heads included; final: all take the "
-        "whole base. All exits share a threshold on the largest probability, chosen on "
-        f"{first['calibrated_on']} {images}. Out of reach is less than exit 1 takes.",
+        "Accuracy of early exit on the same images, within a share of the base's "
+        "multiply-adds, heads included; final: all take the whole base. All exits "
+        "share a threshold on the largest probability, chosen on "
+        f"{first['calibrated_on']} {images}; where it is chosen, a sample takes on "
+        "average at most that share. Out of reach is less than exit 1 takes.",
         _markdown(lines),
     ]
 

@@ -33,7 +33,8 @@ class SelfDistiller(SavedWrapper, Trainer):
     per batch. Called on a batch, the wrapper returns a dict of the outputs of all
     exits in the base's own form. Layers and weights of the base are shared, not
     copied: training the wrapper trains the base. On PyTorch batch normalisation of the
-    base is trained by PyTorch's own kernel from then on; it computes the same, faster.
+    base, but for that inside layers of your own, is trained by PyTorch's own kernel
+    from then on; it computes the same, faster.
 
     Logs: `loss`, its weighted terms (`label_loss`, `soft_target_loss`, `hint_loss`,
     `external_loss`, `distillation_loss`, if used, and the recipe's own), the metrics of
