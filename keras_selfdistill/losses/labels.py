@@ -139,6 +139,8 @@ def check_axis_of_units(
 def as_one_hot(labels: Labels, logits: Tensor) -> Tensor:
     """Return labels as distributions over classes, in the shape of the logits.
 
+    An index that is no class becomes zeros, on every backend.
+
     Args:
         labels: Class indices, shape `(batch, ...)` or `(batch, ..., 1)`; or one-hot or
             mixed labels, shape `(batch, ..., classes)`.
@@ -154,8 +156,10 @@ def as_one_hot(labels: Labels, logits: Tensor) -> Tensor:
         if labels.shape[-1] != 1:
             return ops.cast(labels, logits.dtype)
         labels = ops.squeeze(labels, axis=-1)
-    classes = ops.cast(labels, "int32")
-    return ops.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
+    # Not ops.one_hot, which on PyTorch fails on an index beyond the classes.
+    indices = ops.expand_dims(ops.cast(labels, "int32"), -1)
+    classes = ops.arange(logits.shape[-1], dtype="int32")
+    return ops.cast(ops.equal(indices, classes), logits.dtype)
 
 
 def all_exist(labels: Labels, outputs: Tensor, loss: losses.Loss) -> bool | Tensor:

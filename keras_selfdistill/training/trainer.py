@@ -179,9 +179,8 @@ class Trainer(BatchLoss, LoggedModel):
             jit_compile=jit_compile,
             auto_scale_loss=auto_scale_loss,
         )
-        self._objective = objective
+        self._objective, self._logs = objective, logs
         self._loss_takes_training = _takes(self.compute_loss, "training")
-        self._logs = logs
         self._sections = types.MappingProxyType(sections)  # Not to be tracked.
         balanced = self._given.gradient_equilibrium
         self._equilibrium = GradientEquilibrium(self.exit_graph) if balanced else None

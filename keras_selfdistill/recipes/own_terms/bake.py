@@ -1,15 +1,14 @@
 """BAKE: similar samples of a batch teach each other, by the mean of what they are."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import keras
 from keras import ops
 
-from keras_selfdistill.recipes.base import TermWeights
-from keras_selfdistill.recipes.exit_losses.byot import BYOT
-from keras_selfdistill.recipes.fields import check_weight, refuse
+from keras_selfdistill.recipes.fields import refuse
+from keras_selfdistill.recipes.own_terms.all_exits import AllExits
 from keras_selfdistill.utils.config import PACKAGE
 from keras_selfdistill.utils.number_checks import is_number
 from keras_selfdistill.utils.schedules import PerExit, Scalar
@@ -23,7 +22,7 @@ from keras_selfdistill.utils.type_aliases import (
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BAKE(BYOT):
+class BAKE(AllExits):
     """Every exit also learns from predictions that similar samples agree on.
 
     *Self-distillation with Batch Knowledge Ensembling Improves ImageNet Classification*
@@ -65,27 +64,18 @@ class BAKE(BYOT):
         {'exit_1': 0.5, 'final': 1.0}
     """
 
-    head: ClassVar[str] = "separable"
     extra_term_names: ClassVar[tuple[str, ...]] = ("batch_ensemble_loss",)
-    tasks: ClassVar[tuple[str, ...]] = ("multiclass",)
+    term_weights: ClassVar[tuple[str, ...]] = ("ensemble_weight",)
 
     ensemble_weight: PerExit = 1.0
     omega: float = 0.5
     temperature: Scalar = 4.0
-    alpha: PerExit = 0.0
-    hint_weight: PerExit = 0.0
 
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
-        check_weight(self, "ensemble_weight", per_exit=True)
         if not is_number(self.omega) or not 0.0 <= self.omega < 1.0:
             refuse(self, "omega", "a number from 0 to below 1")
-
-    def weights(self, exit_names: Sequence[str]) -> dict[str, TermWeights]:
-        """Return the weights of every exit."""
-        self.per_exit("ensemble_weight", exit_names)  # Refused before any training.
-        return super().weights(exit_names)
 
     def make_state(self, base: keras.Model) -> None:
         """Check that a base has one feature for each sample; nothing is remembered."""

@@ -2,16 +2,15 @@
 
 import dataclasses
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
 from keras import ops
 
 from keras_selfdistill.losses.soft_target import soft_target_divergence
-from keras_selfdistill.recipes.base import TermWeights
-from keras_selfdistill.recipes.exit_losses.byot import BYOT
-from keras_selfdistill.recipes.fields import check_share, check_weight
+from keras_selfdistill.recipes.fields import check_share
+from keras_selfdistill.recipes.own_terms.all_exits import AllExits
 from keras_selfdistill.recipes.own_terms.copied_base import CopiedBase
 from keras_selfdistill.utils.config import PACKAGE
 from keras_selfdistill.utils.schedules import PerExit, Scalar
@@ -78,7 +77,7 @@ class MeanNetwork(CopiedBase):
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeanTeacher(BYOT):
+class MeanTeacher(AllExits):
     """Every exit also learns from a moving average of the base.
 
     *Mean teachers are better role models* (Tarvainen & Valpola, NIPS 2017, arXiv
@@ -128,26 +127,17 @@ class MeanTeacher(BYOT):
         {'exit_1': 1.0, 'final': 10.0}
     """
 
-    head: ClassVar[str] = "separable"
     extra_term_names: ClassVar[tuple[str, ...]] = ("mean_teacher_loss",)
-    tasks: ClassVar[tuple[str, ...]] = ("multiclass",)
+    term_weights: ClassVar[tuple[str, ...]] = ("mean_weight",)
 
     mean_weight: PerExit = 1.0
     decay: Scalar = 0.999
     temperature: Scalar = 1.0
-    alpha: PerExit = 0.0
-    hint_weight: PerExit = 0.0
 
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
-        check_weight(self, "mean_weight", per_exit=True)
         check_share(self, "decay")
-
-    def weights(self, exit_names: Sequence[str]) -> dict[str, TermWeights]:
-        """Return the weights of every exit."""
-        self.per_exit("mean_weight", exit_names)  # Refused before any training.
-        return super().weights(exit_names)
 
     def make_state(self, base: keras.Model) -> keras.Layer:
         """Return a copy of the base, which follows it."""

@@ -1,7 +1,7 @@
 """MixSKD: what exits predict of mixed samples and of their parts teaches both."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import keras
@@ -10,12 +10,10 @@ from keras import ops
 
 from keras_selfdistill.graph.flatten import flatten
 from keras_selfdistill.graph.nodes import model_nodes
-from keras_selfdistill.losses.label_loss import is_sparse
 from keras_selfdistill.losses.labels import as_one_hot
 from keras_selfdistill.losses.soft_target import soft_target_divergence
-from keras_selfdistill.recipes.base import TermWeights
-from keras_selfdistill.recipes.exit_losses.byot import BYOT
-from keras_selfdistill.recipes.fields import check_weight, refuse
+from keras_selfdistill.recipes.fields import refuse
+from keras_selfdistill.recipes.own_terms.all_exits import AllExits
 from keras_selfdistill.utils.config import PACKAGE
 from keras_selfdistill.utils.number_checks import is_number
 from keras_selfdistill.utils.schedules import PerExit
@@ -31,7 +29,7 @@ _QUANTILES = 1024
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MixSKD(BYOT):
+class MixSKD(AllExits):
     """Every exit also learns from mixed samples, and from what it says of their parts.
 
     *MixSKD: Self-Knowledge Distillation from Mixup* (Yang et al., ECCV 2022, arXiv
@@ -88,18 +86,18 @@ class MixSKD(BYOT):
         [[0.25, 0.75], [0.25, 0.75]]
     """
 
-    head: ClassVar[str] = "separable"
     extra_term_names: ClassVar[tuple[str, ...]] = (
         "mixed_label_loss",
         "interpolation_loss",
     )
-    tasks: ClassVar[tuple[str, ...]] = ("multiclass",)
+    term_weights: ClassVar[tuple[str, ...]] = (
+        "mixed_label_weight",
+        "interpolation_weight",
+    )
 
     mixup_alpha: float = 0.4
     mixed_label_weight: PerExit = 1.0
     interpolation_weight: PerExit = 1.0
-    alpha: PerExit = 0.0
-    hint_weight: PerExit = 0.0
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -107,14 +105,6 @@ class MixSKD(BYOT):
         finite = is_number(self.mixup_alpha)
         if not finite or not 0.0 < self.mixup_alpha < float("inf"):
             refuse(self, "mixup_alpha", "a finite number above 0")
-        check_weight(self, "mixed_label_weight", per_exit=True)
-        check_weight(self, "interpolation_weight", per_exit=True)
-
-    def weights(self, exit_names: Sequence[str]) -> dict[str, TermWeights]:
-        """Return the weights of every exit."""
-        for field in ("mixed_label_weight", "interpolation_weight"):
-            self.per_exit(field, exit_names)  # Refused before any training.
-        return super().weights(exit_names)
 
     def make_state(self, base: keras.Model) -> None:
         """Check that samples of a base can be mixed; nothing is remembered."""
@@ -156,7 +146,7 @@ class MixSKD(BYOT):
         for name, tensors in exits.items():
             logits = ops.cast(tensors["logits"], "float32")  # (batch, views, classes)
             parts, mixture = _mixed(logits[:, 0], share), logits[:, 1]
-            target = _mixed(_one_hot(labels, mixture), share)
+            target = _mixed(as_one_hot(labels, mixture), share)
             loss = -ops.sum(target * ops.log_softmax(mixture), axis=-1)
             label_losses.append(of_labels[name] * loss)
             divergence = self._divergence(parts, mixture)
@@ -220,12 +210,3 @@ def _as_float(samples: Tensor) -> Tensor:
     if keras.backend.is_float_dtype(keras.backend.standardize_dtype(samples.dtype)):
         return samples
     return ops.cast(samples, keras.config.floatx())
-
-
-def _one_hot(labels: Labels, logits: Tensor) -> Tensor:
-    """Return labels as distributions; one of zeros for a label that is no class."""
-    if not is_sparse(labels, logits):
-        return as_one_hot(labels, logits)
-    indices = ops.reshape(ops.cast(labels, "int32"), (-1, 1))
-    classes = ops.expand_dims(ops.arange(logits.shape[-1], dtype="int32"), 0)
-    return ops.cast(ops.equal(indices, classes), logits.dtype)
