@@ -7,8 +7,10 @@ from keras import layers, ops
 
 import keras_selfdistill as ksd
 from keras_selfdistill.recipes import BAKE
-from tests.conftest import long_on
+from tests.conftest import marks_long_on
 from tests.training.test_extra_terms import X, Y, assert_same_weights, build_base
+
+pytestmark = marks_long_on("jax", "tensorflow")
 
 ONE_HOT = np.eye(3)[Y]
 T, OMEGA = 2.0, 0.7
@@ -76,7 +78,6 @@ class PlainLoss(keras.losses.Loss):
         return label + 0.8 * T**2 * ops.sum(target * (ops.log(target) - log_q), axis=-1)
 
 
-@long_on("tensorflow", "jax")
 def test_training_is_that_on_targets_of_the_batch(tmp_path):
     recipe = BAKE(omega=OMEGA, temperature=T, ensemble_weight=0.8)
     model, plain = wrapped(recipe), build_base()

@@ -7,8 +7,10 @@ from keras import layers
 
 import keras_selfdistill as ksd
 from keras_selfdistill.recipes import MeanTeacher
-from tests.conftest import long_on
+from tests.conftest import marks_long_on
 from tests.training.test_extra_terms import X, Y, assert_same_weights, fit
+
+pytestmark = marks_long_on("jax", "tensorflow")
 
 ONE_HOT = np.eye(3)[Y]
 LOSS = "sparse_categorical_crossentropy"
@@ -98,7 +100,6 @@ class Reference:
         self.model.train_on_batch(x, mixed)
 
 
-@long_on("tensorflow", "jax")
 @pytest.mark.parametrize("batches", [1, 2], ids=["each batch", "two batches"])
 def test_training_is_that_on_mixtures_with_what_the_average_predicts(batches, tmp_path):
     """With `gradient_accumulation_steps=2` the weights change in every second step."""
@@ -146,7 +147,6 @@ def test_only_finite_training_steps_are_averaged():
     assert changed == [True] * len(before)
 
 
-@long_on("tensorflow")
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_averages_of_a_half_precise_base_are_in_full(policy, mixed_precision):
     mixed_precision(policy)
@@ -178,7 +178,6 @@ def test_weights_of_other_exits_are_refused(weight):
         wrapped(MeanTeacher(mean_weight=weight), ["first"])
 
 
-@long_on("tensorflow")
 def test_weight_and_decay_may_be_schedules_and_exits_teach_beside_it():
     rising = keras.optimizers.schedules.PolynomialDecay(0.0, 4, 8.0)
     steady = keras.optimizers.schedules.PolynomialDecay(0.0, 1, 0.0)

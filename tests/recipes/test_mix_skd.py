@@ -7,7 +7,9 @@ from keras import layers, ops
 
 import keras_selfdistill as ksd
 from keras_selfdistill.recipes import MixSKD
-from tests.conftest import long_on, to_numpy
+from tests.conftest import marks_long_on, to_numpy
+
+pytestmark = marks_long_on("jax", "tensorflow")
 
 LOSS = "sparse_categorical_crossentropy"
 CLASSES, T = 3, 2.0
@@ -122,7 +124,6 @@ class PlainLoss(keras.losses.Loss):
         return loss
 
 
-@long_on("tensorflow", "jax")
 def test_training_is_that_of_a_plain_model_on_samples_and_mixtures(tmp_path):
     """In one batch, also to batch normalisation."""
     recipe = MixSKD(mixup_alpha=0.5, temperature=T, interpolation_weight=0.7)
@@ -188,7 +189,6 @@ def test_evaluation_sees_no_mixtures():
     assert logs == pytest.approx(usual)
 
 
-@long_on("tensorflow", "jax")
 def test_integer_images_in_a_dict_are_mixed_as_numbers():
     pixels = RANDOM.integers(0, 256, (8, 4, 4, 1), "uint8")
     image = keras.Input((4, 4, 1), name="image")
@@ -205,7 +205,6 @@ def test_integer_images_in_a_dict_are_mixed_as_numbers():
     assert logs[0] == pytest.approx(logs[1])
 
 
-@long_on("tensorflow")
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_stays_finite(policy, mixed_precision):
     mixed_precision(policy)

@@ -7,8 +7,10 @@ from keras import layers, ops
 
 import keras_selfdistill as ksd
 from keras_selfdistill.recipes import PastSelf, TeacherFree
-from tests.conftest import to_numpy
+from tests.conftest import marks_long_on, to_numpy
 from tests.training.test_extra_terms import X, Y, assert_same_weights, build_base, fit
+
+pytestmark = marks_long_on("jax", "tensorflow")
 
 ONE_HOT = np.eye(3)[Y]
 MIXED = 0.7 * ONE_HOT + 0.3 * ONE_HOT[::-1]

@@ -7,7 +7,9 @@ from keras import layers
 
 import keras_selfdistill as ksd
 from keras_selfdistill.recipes import RotationExits
-from tests.conftest import long_on
+from tests.conftest import marks_long_on
+
+pytestmark = marks_long_on("jax", "tensorflow")
 
 LOSS = "sparse_categorical_crossentropy"
 CLASSES = 3
@@ -62,7 +64,6 @@ def softmax(logits):
     return raised / raised.sum(axis=-1, keepdims=True)
 
 
-@long_on("jax")
 def test_an_exit_predicts_the_marginal_of_class_and_rotation():
     model = wrapped()
     for name in ("exit_1", "exit_2"):
@@ -111,7 +112,6 @@ def test_losses_follow_the_formula(labels):
         assert logs["loss"] == pytest.approx(sum(logs[name] for name in expected))
 
 
-@long_on("tensorflow", "jax")
 def test_training_is_that_of_a_plain_model_on_all_views():
     """The authors' code in Keras: one batch of all views, its batch statistics too."""
     model, twin = wrapped(), wrapped()
@@ -142,7 +142,6 @@ def test_training_is_that_of_a_plain_model_on_all_views():
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-@long_on("jax")
 def test_exits_alone_train_the_base_and_metrics_count_one_view():
     nothing = keras.optimizers.schedules.PolynomialDecay(0.0, 1, 0.0)
     recipe = RotationExits(final_label_weight=nothing)
@@ -162,7 +161,6 @@ def test_exits_alone_train_the_base_and_metrics_count_one_view():
     assert moved == [True] * 6 + [False] * 4  # Not what follows the last tap.
 
 
-@long_on("tensorflow", "jax")
 def test_deployed_exits_predict_what_the_wrapper_does(tmp_path):
     model = wrapped()
     fit(model)
